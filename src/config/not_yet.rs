@@ -1,0 +1,79 @@
+//! Keys whose feature comes later: parsed, documented, and refused when they are set to anything
+//! but their default. When a feature arrives, its row goes.
+
+use serde_json::Value;
+
+use super::Config;
+
+/// A key, or all keys of a section.
+pub(super) struct NotYet {
+    key: &'static str,
+    /// What may be set all the same, besides the default.
+    pub(super) but: Option<&'static str>,
+}
+
+const NOT_YET: &[NotYet] = &[
+    NotYet { key: "auth.api_keys", but: None },
+    NotYet { key: "auth.jwt.algorithms", but: None },
+    NotYet { key: "auth.jwt.jwks_url", but: None },
+    NotYet { key: "auth.jwt.public_key_files", but: None },
+    NotYet { key: "buffer", but: None },
+    NotYet { key: "client.proxy_protocol", but: None },
+    NotYet { key: "client.tls_cert_file", but: None },
+    NotYet { key: "client.tls_key_file", but: None },
+    NotYet { key: "client.trusted_proxies", but: None },
+    NotYet { key: "cluster", but: None },
+    NotYet { key: "grpc", but: None },
+    NotYet { key: "kafka.receipts_topic", but: Some("") },
+    NotYet { key: "limits.delivery", but: None },
+    NotYet { key: "sessions.issued_ttl", but: None },
+];
+
+/// The row of a key, or a section as a whole, that waits for its feature.
+pub(super) fn not_yet(key: &str) -> Option<&'static NotYet> {
+    let covers = |row: &&NotYet| key.strip_prefix(row.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    NOT_YET.iter().find(covers)
+}
+
+/// The first key that is set to what is not available, in alphabetical order.
+pub(super) fn first(config: &Config) -> Option<String> {
+    let value = |config| serde_json::to_value(config).expect("a configuration is plain values");
+    differing("", &value(config), &value(&Config::default())).into_iter().find_map(|(key, value)| {
+        let row = not_yet(&key)?;
+        (row.but.is_none() || row.but != value.as_str()).then_some(key)
+    })
+}
+
+/// The keys whose values differ, as dotted paths. Secrets are masked, but there or not.
+fn differing(key: &str, value: &Value, default: &Value) -> Vec<(String, Value)> {
+    match (value, default) {
+        (Value::Object(table), Value::Object(defaults)) => table
+            .iter()
+            .flat_map(|(name, value)| {
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                differing(&key, value, defaults.get(name).unwrap_or(&Value::Null))
+            })
+            .collect(),
+        _ if value == default => Vec::new(),
+        _ => vec![(key.to_owned(), value.clone())],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::shape::Shape;
+
+    #[test]
+    fn every_row_names_a_key() {
+        for row in NOT_YET {
+            let shape = row.key.split('.').try_fold(Shape::config(), |shape, key| shape.get(key));
+            assert!(shape.is_some(), "{}", row.key);
+        }
+    }
+
+    #[test]
+    fn defaults_are_available() {
+        assert_eq!(first(&Config::default()), None);
+    }
+}

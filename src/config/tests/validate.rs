@@ -1,0 +1,167 @@
+//! Checking what types cannot say.
+
+use super::*;
+
+#[test]
+fn impossible_configuration_is_refused_by_name() {
+    for (toml, parts) in [
+        ("[admin]\nlisten = \"127.0.0.1:8000\"", &["client.listen and admin.listen", "8000", "notifier.toml"][..]),
+        ("[log]\nper_user_max = 0", &["log.per_user_max: is 0", "notifier.toml"]),
+        ("[log]\nretention = \"0s\"", &["log.retention: is 0"]),
+        ("[sessions]\nheartbeat = \"0s\"", &["sessions.heartbeat: is 0"]),
+        ("[sessions]\nwindow_items = 0", &["sessions.window_items: is 0"]),
+        ("[sessions]\nper_user_max = 0", &["sessions.per_user_max: is 0"]),
+        ("[drain]\ngoodbyes_per_second = 0", &["drain.goodbyes_per_second: is 0"]),
+        ("[limits]\nframe_bytes_max = 0", &["limits.frame_bytes_max: is 0"]),
+        ("[kafka]\nin_flight_events = 3", &["kafka.in_flight_events:", "at least 4"]),
+        (
+            "[kafka]\nin_flight_bytes = \"1000KiB\"",
+            &["kafka.in_flight_bytes:", "at least 4 times limits.payload_bytes_max"],
+        ),
+        (
+            "[sessions]\nwindow_bytes = \"255KiB\"",
+            &["sessions.window_bytes:", "limits.payload_bytes_max, which is 256KiB"],
+        ),
+        ("[log]\nmemory_bytes_max = 1", &["log.memory_bytes_max:"]),
+        ("[kafka]\ngroup = \"\"", &["kafka.group: is empty"]),
+        ("[kafka]\ntopic = \"\"", &["kafka.topic: is no topic's name"]),
+        ("[kafka]\ntopic = \"a b\"", &["kafka.topic: is no topic's name"]),
+        (
+            "[kafka]\ndead_letter_topic = \"notifier.events.v1\"",
+            &["kafka.dead_letter_topic:", "same topic as kafka.topic"],
+        ),
+        (
+            "[client]\nallowed_origins = [\"*\", \"app.example\"]",
+            &["client.allowed_origins[1]:", "\"app.example\" is no origin"],
+        ),
+        ("[client]\nallowed_origins = [\"https://a.example/\"]", &["client.allowed_origins[0]:"]),
+        ("[auth.jwt]\nissuer = \"\"", &["auth.jwt.issuer: is empty"]),
+        ("[types.a]\nttl = \"0s\"", &["types.a.ttl: is 0", "notifier.toml"]),
+        (
+            "[client]\ntls_cert_file = \"/nowhere/c.pem\"",
+            &["client.tls_cert_file: cannot read /nowhere/c.pem", "notifier.toml"],
+        ),
+        ("[grpc]\ntls_key_file = \"/\"", &["grpc.tls_key_file: cannot read /"]),
+        ("[cluster]\ntls_ca_file = \"/nowhere/ca\"", &["cluster.tls_ca_file: cannot read"]),
+        ("[auth.jwt]\npublic_key_files = [\"/nowhere/k\"]", &["auth.jwt.public_key_files: cannot read /nowhere/k"]),
+        (
+            "[kafka.properties]\nssl.ca.location = \"/nowhere/ca\"",
+            &["kafka.properties.ssl.ca.location: cannot read /nowhere/ca", "notifier.toml"],
+        ),
+        ("[kafka.properties]\nssl.key.location = \"/nowhere/k\"", &["kafka.properties.ssl.key.location: cannot read"]),
+    ] {
+        assert_says(&from_file(toml).expect(toml).validate().expect_err(toml), parts);
+    }
+}
+
+#[test]
+fn dangerous_kafka_properties_are_refused_by_name() {
+    for name in "bootstrap.servers metadata.broker.list group.id group.instance.id group.protocol enable.auto.commit \
+                 auto.commit.enable enable.auto.offset.store auto.offset.reset isolation.level enable.partition.eof \
+                 partition.assignment.strategy enable.idempotence acks request.required.acks statistics.interval.ms \
+                 plugin.library.paths transactional.id topic.acks topic.auto.offset.reset"
+        .split_whitespace()
+    {
+        let config = from_file(&format!("[kafka.properties]\n{name} = \"1\"")).expect(name);
+        assert_says(&config.validate().expect_err(name), &[&format!("kafka.properties.{name}:"), "is set by Notifier"]);
+    }
+    let config = from_file("[kafka.properties]\ngroup.id = \"x\"").expect("read");
+    assert_says(&config.validate().expect_err("refused"), &["use kafka.group"]);
+}
+
+#[test]
+fn harmless_settings_are_accepted() {
+    let file = Written::new("");
+    let ca = file.add("ca.pem", "x");
+    for toml in [
+        "[kafka.properties]\nqueued.max.messages.kbytes = 1024\nsecurity.protocol = \"SASL_SSL\"".to_owned(),
+        format!("[kafka.properties]\nssl.ca.location = \"{ca}\""),
+        "[kafka.properties]\nssl.ca.location = \"probe\"".to_owned(),
+        "[kafka]\nreceipts_topic = \"\"".to_owned(),
+        "[log]\ndedup_window = \"1h\"".to_owned(),
+        "[types.\"*\"]\ndurability = \"transient\"\npriority = \"low\"\nttl = \"1h\"".to_owned(),
+        // The port of a listener that is not in use.
+        "[client]\nlisten = \"0.0.0.0:8001\"".to_owned(),
+        "[client]\nlisten = \"127.0.0.1:8002\"\n[admin]\nlisten = \"127.0.0.2:8002\"".to_owned(),
+        "[client]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"".to_owned(),
+        "[limits]\nconnections_max = 0\nconnects_per_second = 0\nconnections_per_address = 0".to_owned(),
+        "[cluster]\nenabled = false\nshards = 1024\n[buffer]\nitems = 1000".to_owned(),
+        "[client]\nallowed_origins = [\"*\", \"http://localhost:3000\", \"https://app.example.com\"]".to_owned(),
+    ] {
+        if let Err(error) = from_file(&toml).expect(&toml).validate() {
+            panic!("{toml}: {error}");
+        }
+    }
+}
+
+#[test]
+fn features_that_come_later_are_refused() {
+    let file = Written::new("");
+    let pem = file.add("some.pem", "x");
+    for (key, toml) in [
+        ("cluster.enabled", "[cluster]\nenabled = true".to_owned()),
+        ("cluster.listen", "[cluster]\nlisten = \"127.0.0.1:8003\"".to_owned()),
+        ("cluster.advertise", "[cluster]\nadvertise = \"10.0.3.7:8003\"".to_owned()),
+        ("cluster.secret", "[cluster]\nsecret = \"x\"".to_owned()),
+        ("cluster.shards", "[cluster]\nshards = 16".to_owned()),
+        ("cluster.tls_ca_file", format!("[cluster]\ntls_ca_file = \"{pem}\"")),
+        ("grpc.listen", "[grpc]\nlisten = \"0.0.0.0:9001\"".to_owned()),
+        ("grpc.tls_cert_file", format!("[grpc]\ntls_cert_file = \"{pem}\"")),
+        ("client.tls_cert_file", format!("[client]\ntls_cert_file = \"{pem}\"\ntls_key_file = \"{pem}\"")),
+        ("client.trusted_proxies", "[client]\ntrusted_proxies = [\"10.0.0.0/8\"]".to_owned()),
+        ("client.proxy_protocol", "[client]\nproxy_protocol = true".to_owned()),
+        ("auth.jwt.public_key_files", format!("[auth.jwt]\npublic_key_files = [\"{pem}\"]")),
+        ("auth.jwt.jwks_url", "[auth.jwt]\njwks_url = \"https://idp\"".to_owned()),
+        ("auth.jwt.algorithms", "[auth.jwt]\nalgorithms = [\"HS256\", \"RS256\"]".to_owned()),
+        ("auth.api_keys", "[[auth.api_keys]]\nname = \"a\"\nsha256 = \"00\"\nscopes = [\"read\"]".to_owned()),
+        ("sessions.issued_ttl", "[sessions]\nissued_ttl = \"1h\"".to_owned()),
+        ("limits.delivery", "[[limits.delivery]]\npriority = \"normal\"".to_owned()),
+        ("buffer.items", "[buffer]\nitems = 1".to_owned()),
+        ("kafka.receipts_topic", "[kafka]\nreceipts_topic = \"receipts\"".to_owned()),
+    ] {
+        let error = from_file(&toml).expect(&toml).validate().expect_err(&toml);
+        assert_says(&error, &[&format!("{key}: not available in this version"), "notifier.toml"]);
+    }
+}
+
+#[test]
+fn variable_of_a_refused_value_is_named() {
+    let config = from_env(&[("NOTIFIER__CLUSTER__ENABLED", "true")]).expect("typed");
+    assert_says(
+        &config.validate().expect_err("refused"),
+        &["cluster.enabled:", "the variable NOTIFIER__CLUSTER__ENABLED"],
+    );
+}
+
+#[test]
+fn serve_needs_brokers_and_a_long_secret() {
+    for (brokers, secret, says) in [
+        ("", SECRET, Some("kafka.brokers: is not set")),
+        ("k:9092", "", Some("auth.jwt.hs256_secret: is not set")),
+        ("k:9092", &SECRET[1..], Some("auth.jwt.hs256_secret: the secret is too short; expected at least 32 bytes")),
+        ("k:9092", SECRET, None),
+    ] {
+        let mut config = Config::default();
+        config.kafka.brokers = brokers.to_owned();
+        config.auth.jwt.hs256_secret = Some(secret).filter(|secret| !secret.is_empty()).map(Secret::from);
+        config.validate().expect("other commands need neither");
+        match (config.validate_serve(), says) {
+            (Ok(()), None) => {}
+            (Err(error), Some(says)) => assert_says(&error, &[says]),
+            (result, says) => panic!("{result:?} instead of {says:?}"),
+        }
+    }
+}
+
+#[test]
+fn warnings_name_what_is_probably_not_meant() {
+    let warns = |toml: &str, key: &str| {
+        from_file(toml).expect(toml).warnings().iter().filter(|warning| warning.starts_with(key)).count()
+    };
+    assert_eq!(warns("", "auth.jwt.issuer"), 1);
+    assert_eq!(warns("", "auth.jwt.audience"), 1);
+    assert_eq!(warns("", "[store]"), 0);
+    assert_eq!(warns("[store]\nurl = \"sqlite:x.db\"", "[store]"), 1);
+    assert_eq!(warns("[client]\nallowed_origins = [\"*\"]", "client.allowed_origins"), 1);
+    assert_eq!(warns("[auth.jwt]\nissuer = \"i\"\naudience = \"a\"", "auth.jwt"), 0);
+}
