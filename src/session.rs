@@ -1,0 +1,469 @@
+//! The session actor: one per connected session, linked under its user's actor. It decides what its client
+//! gets next: what follows in the log while it is behind, what arrives while it is not. It knows no protocol
+//! and no socket: frames go to an [`Outlet`].
+
+pub mod window;
+
+use std::{sync::Arc, time::Duration};
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, SpawnErr};
+use tokio::time::Instant;
+
+use self::window::Window;
+use crate::{
+    event::{Event, Notification},
+    ids::{DeviceId, Sequence, SessionId, UserId},
+    store::{Entry, Page, PageLimit, Store},
+    wire::{Close, CloseCode, Control, Frame, Gap},
+};
+
+/// How a session is spoken to.
+pub type SessionRef = ActorRef<Msg>;
+
+/// Notifications of one page of the log.
+const PAGE: PageLimit = PageLimit { items: 64, bytes: 256 * 1024 };
+/// How long to wait for a store that does not answer before asking again.
+const READ_RETRY: Duration = Duration::from_millis(500);
+
+/// What every session of a node shares.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Bounds of what is sent and not acknowledged.
+    pub window: window::Limits,
+    /// How long a session may take nothing while something waits for it.
+    pub slow_deadline: Duration,
+    /// How long an acknowledgement may take.
+    pub ack_deadline: Duration,
+    /// Announced to clients; the edge sends the heartbeats.
+    pub heartbeat: Duration,
+    /// Announced to clients: the ceiling of their wait before connecting again.
+    pub reconnect: Duration,
+}
+
+/// Where a session's frames go: a connection, here or on another node. Calls never block.
+pub trait Outlet: Send + Sync {
+    /// Passes one frame on. Frames of an attachment that is not the latest are [`Pushed::Gone`].
+    fn push(&self, attachment: u64, outgoing: &Outgoing<'_>) -> Pushed;
+    /// The session decided to end the connection.
+    fn close(&self, attachment: u64, close: Close);
+    /// The session serves the connection from here on, with what follows the number; `false`: it is gone.
+    fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool;
+    /// Whoever held the attachment is gone without a close: attach again.
+    fn lost(&self, attachment: u64);
+}
+
+/// One frame with what an outlet wants to know of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// The encoded frame.
+    pub frame: &'a Frame,
+    /// What it is.
+    pub kind: Kind<'a>,
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind<'a> {
+    /// A notification with its place in the log, if it has one.
+    Notification(Option<Sequence>, &'a Event),
+    /// A control frame that says that numbers up to this one are accounted for, if it does.
+    Control(&'static str, Option<Sequence>),
+}
+
+/// What an outlet did with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// Taken: written, or queued within the bounds.
+    Taken,
+    /// Not taken: too much waits. [`Msg::Drained`] follows when there is room again.
+    Full,
+    /// Not taken: this attachment does not count any more.
+    Gone,
+}
+
+/// One attempt to connect an outlet with a session. If it is dropped, the outlet hears that it is lost, so
+/// that a crash anywhere between connection and session is noticed.
+pub struct Attachment {
+    outlet: Arc<dyn Outlet>,
+    number: u64,
+}
+
+impl Attachment {
+    /// The `number`-th attachment of this outlet.
+    #[must_use]
+    pub fn new(outlet: Arc<dyn Outlet>, number: u64) -> Self {
+        Self { outlet, number }
+    }
+
+    /// Ends the connection, before or instead of a session.
+    pub fn close(&self, close: Close) {
+        self.outlet.close(self.number, close);
+    }
+
+    fn push(&self, outgoing: &Outgoing<'_>) -> Pushed {
+        self.outlet.push(self.number, outgoing)
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.outlet.lost(self.number);
+    }
+}
+
+/// What a session can be told.
+pub enum Msg {
+    /// A notification for this session.
+    Deliver(Notification, Frame),
+    /// What the log holds after the last number sent; `None`: the store did not answer.
+    Page(Option<Page>),
+    /// The client took everything up to this number.
+    Acknowledged(Sequence),
+    /// The outlet has room again.
+    Drained,
+    /// A deadline may have passed.
+    CheckDeadlines,
+    /// End the connection and stop.
+    Close(Close),
+    /// The connection is gone.
+    Disconnected,
+}
+
+/// What a session tells its user's actor.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The client acknowledged up to this number.
+    Acknowledged {
+        /// The cursor that rises.
+        device: Option<DeviceId>,
+        /// The number.
+        seq: Sequence,
+    },
+}
+
+/// Where a session begins.
+pub struct Start {
+    /// The last number the client has.
+    pub after: Sequence,
+    /// The last number the client has acknowledged.
+    pub acknowledged: Sequence,
+    /// Sent before everything else; none when the client has seen it on this connection.
+    pub hello: Option<Frame>,
+    /// Sent after that.
+    pub gap: Option<Gap>,
+    /// The log's last number: below it, there is something to read first.
+    pub head: Sequence,
+}
+
+/// What a session is made of.
+pub struct Args {
+    /// Its id.
+    pub id: SessionId,
+    /// Whose it is.
+    pub user: UserId,
+    /// The device, if the client named one.
+    pub device: Option<DeviceId>,
+    /// Where frames go.
+    pub attachment: Attachment,
+    /// Where it begins.
+    pub start: Start,
+    /// Whether the protocol lets the client acknowledge in-band: the window counts what is unacknowledged.
+    pub counts_acknowledgements: bool,
+    /// The log.
+    pub store: Arc<dyn Store>,
+    /// Bounds and times.
+    pub config: Arc<Config>,
+    /// Who wants to know.
+    pub outcomes: DerivedActorRef<Outcome>,
+}
+
+/// Starts a session under its user's actor.
+///
+/// # Errors
+/// When the supervisor is already stopping.
+pub async fn spawn(args: Args, supervisor: ActorCell) -> Result<SessionRef, SpawnErr> {
+    let (session, _) = Actor::spawn_linked(None, Session, args, supervisor).await?;
+    Ok(session)
+}
+
+struct Session;
+
+struct State {
+    id: SessionId,
+    user: UserId,
+    device: Option<DeviceId>,
+    attachment: Attachment,
+    window: Window,
+    /// The last number that the client has, by frame or by gap.
+    sent: Sequence,
+    /// The highest number known to exist.
+    newest: Sequence,
+    reading: bool,
+    /// The outlet refused a frame and will say when it has room.
+    outlet_full: bool,
+    stalled_since: Option<Instant>,
+    timer_armed: bool,
+    store: Arc<dyn Store>,
+    config: Arc<Config>,
+    outcomes: DerivedActorRef<Outcome>,
+    _counted: metric::Active,
+}
+
+impl Actor for Session {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Args;
+
+    async fn pre_start(&self, myself: SessionRef, args: Args) -> Result<State, ActorProcessingErr> {
+        let Args { id, user, device, attachment, start, counts_acknowledgements, store, config, outcomes } = args;
+        let mut window = Window::new(config.window, counts_acknowledgements);
+        window.resume(start.acknowledged, start.after, Instant::now());
+        let mut state = State {
+            id,
+            user,
+            device,
+            attachment,
+            window,
+            sent: start.after,
+            newest: start.head,
+            reading: false,
+            outlet_full: false,
+            stalled_since: None,
+            timer_armed: false,
+            store,
+            config,
+            outcomes,
+            _counted: metric::Active::one(),
+        };
+        if !state.attachment.outlet.attached(state.attachment.number, myself.clone(), start.after) {
+            myself.stop(None);
+            return Ok(state);
+        }
+        if let Some(hello) = &start.hello {
+            state.attachment.push(&Outgoing { frame: hello, kind: Kind::Control("$hello", None) });
+        }
+        if let Some(gap) = start.gap {
+            state.gap(gap, start.after);
+        }
+        state.catch_up(&myself);
+        Ok(state)
+    }
+
+    async fn handle(&self, myself: SessionRef, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        match msg {
+            Msg::Deliver(notification, frame) => state.deliver(&myself, &notification, &frame),
+            Msg::Page(page) => state.page(&myself, page),
+            Msg::Acknowledged(seq) => state.acknowledged(&myself, seq),
+            Msg::Drained => state.drained(&myself),
+            Msg::CheckDeadlines => state.check_deadlines(&myself),
+            Msg::Close(close) => state.close(&myself, close),
+            Msg::Disconnected => myself.stop(None),
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn deliver(&mut self, myself: &SessionRef, notification: &Notification, frame: &Frame) {
+        match notification.seq {
+            None => self.transient(&notification.event, frame),
+            Some(seq) => {
+                self.newest = self.newest.max(seq);
+                // Anything but the very next number is read from the log, so that no number is ever jumped.
+                if seq == self.sent + 1 && !self.reading && self.has_room() {
+                    self.send(seq, &notification.event, frame);
+                } else {
+                    self.catch_up(myself);
+                }
+            }
+        }
+        self.watch_deadlines(myself);
+    }
+
+    fn transient(&mut self, event: &Event, frame: &Frame) {
+        fault(event, &self.attachment);
+        let outgoing = Outgoing { frame, kind: Kind::Notification(None, event) };
+        if self.attachment.push(&outgoing) == Pushed::Full {
+            // The outlet counts it as dropped: transient ones never wait.
+            self.outlet_full = true;
+        }
+    }
+
+    /// Sends one numbered notification; whether it was taken.
+    fn send(&mut self, seq: Sequence, event: &Event, frame: &Frame) -> bool {
+        fault(event, &self.attachment);
+        let outgoing = Outgoing { frame, kind: Kind::Notification(Some(seq), event) };
+        match self.attachment.push(&outgoing) {
+            Pushed::Taken => {
+                self.sent = seq;
+                self.window.on_sent(seq, frame.len(), Instant::now());
+                true
+            }
+            Pushed::Full => {
+                self.outlet_full = true;
+                false
+            }
+            Pushed::Gone => false,
+        }
+    }
+
+    fn gap(&mut self, gap: Gap, covers: Sequence) -> bool {
+        let frame = Frame::control(&Control::Gap(gap));
+        let outgoing = Outgoing { frame: &frame, kind: Kind::Control("$gap", Some(covers)) };
+        match self.attachment.push(&outgoing) {
+            Pushed::Taken => {
+                self.sent = self.sent.max(covers);
+                true
+            }
+            Pushed::Full => {
+                self.outlet_full = true;
+                false
+            }
+            Pushed::Gone => false,
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        !self.outlet_full && self.window.has_room()
+    }
+
+    /// Asks the log for what follows, when something does, there is room, and nobody has asked yet.
+    fn catch_up(&mut self, myself: &SessionRef) {
+        if self.reading || self.sent >= self.newest || !self.has_room() {
+            return;
+        }
+        self.reading = true;
+        let (store, user, after, myself) = (self.store.clone(), self.user.clone(), self.sent, myself.clone());
+        tokio::spawn(async move {
+            let page = store.read(&user, after, PAGE).await;
+            if let Err(error) = &page {
+                tracing::warn!(%error, "reading the log failed, trying again");
+                tokio::time::sleep(READ_RETRY).await;
+            }
+            let _ = myself.cast(Msg::Page(page.ok()));
+        });
+    }
+
+    fn page(&mut self, myself: &SessionRef, page: Option<Page>) {
+        self.reading = false;
+        for entry in page.iter().flat_map(|page| &page.entries) {
+            let taken = match entry {
+                Entry::Gap(gap) => self.gap(*gap, gap.to),
+                Entry::Notification(notification) => {
+                    let seq = notification.seq.expect("what the log holds has a number");
+                    self.has_room() && self.send(seq, &notification.event, &Frame::notification(notification))
+                }
+            };
+            if !taken {
+                break;
+            }
+        }
+        self.catch_up(myself);
+        self.watch_deadlines(myself);
+    }
+
+    fn acknowledged(&mut self, myself: &SessionRef, seq: Sequence) {
+        // The connection has checked that the number was sent.
+        if self.window.on_acknowledged(seq) {
+            let _ = self.outcomes.send_message(Outcome::Acknowledged { device: self.device.clone(), seq });
+            self.progress(myself);
+        }
+    }
+
+    fn drained(&mut self, myself: &SessionRef) {
+        self.outlet_full = false;
+        self.progress(myself);
+    }
+
+    fn progress(&mut self, myself: &SessionRef) {
+        self.stalled_since = None;
+        self.catch_up(myself);
+        self.watch_deadlines(myself);
+    }
+
+    /// Keeps one timer going while there is a deadline that could pass.
+    fn watch_deadlines(&mut self, myself: &SessionRef) {
+        let waits = self.outlet_full || (self.sent < self.newest && !self.window.has_room());
+        let now = Instant::now();
+        if waits {
+            self.stalled_since.get_or_insert(now);
+        }
+        if self.timer_armed {
+            return;
+        }
+        if let Some(at) = self.next_deadline() {
+            self.timer_armed = true;
+            let _ = myself.send_after(at.saturating_duration_since(now), || Msg::CheckDeadlines);
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let stalled = self.stalled_since.map(|since| since + self.config.slow_deadline);
+        let unacknowledged = self.window.oldest_unacknowledged().map(|since| since + self.config.ack_deadline);
+        stalled.into_iter().chain(unacknowledged).min()
+    }
+
+    fn check_deadlines(&mut self, myself: &SessionRef) {
+        self.timer_armed = false;
+        if self.next_deadline().is_none_or(|at| at > Instant::now()) {
+            return self.watch_deadlines(myself);
+        }
+        metric::slow_consumer();
+        tracing::info!(session = %self.id, "slow consumer closed");
+        self.close(myself, Close::come_back(CloseCode::SlowConsumer, "slow consumer", self.config.reconnect));
+    }
+
+    fn close(&mut self, myself: &SessionRef, close: Close) {
+        self.attachment.close(close);
+        myself.stop(None);
+    }
+}
+
+/// Test builds only: an event of type `fault.session` crashes the first session of a connection that sends it.
+#[cfg_attr(not(feature = "faults"), expect(unused_variables, reason = "release builds have no faults"))]
+fn fault(event: &Event, attachment: &Attachment) {
+    #[cfg(feature = "faults")]
+    assert!(&*event.notification_type != "fault.session" || attachment.number > 1, "fault.session");
+}
+
+/// The session's metrics.
+pub mod metric {
+    use std::sync::LazyLock;
+
+    use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+
+    const SLOW_CONSUMERS: &str = "notifier_slow_consumers_total";
+    const SESSIONS: &str = "notifier_sessions";
+
+    static SLOW: LazyLock<Counter> = LazyLock::new(|| counter!(SLOW_CONSUMERS));
+    static ACTIVE: LazyLock<Gauge> = LazyLock::new(|| gauge!(SESSIONS, "state" => "active"));
+
+    /// Registers names and meanings.
+    pub fn describe() {
+        describe_counter!(SLOW_CONSUMERS, "Sessions closed because they read or acknowledged too slowly");
+        describe_gauge!(SESSIONS, "Sessions of connected clients, by whether an actor runs for them");
+        SLOW.increment(0);
+        ACTIVE.set(0.0);
+        gauge!(SESSIONS, "state" => "dormant").set(0.0);
+    }
+
+    pub(super) fn slow_consumer() {
+        SLOW.increment(1);
+    }
+
+    /// Counts a running session actor for as long as it lives, however it ends.
+    pub(super) struct Active;
+
+    impl Active {
+        pub(super) fn one() -> Self {
+            ACTIVE.increment(1.0);
+            Self
+        }
+    }
+
+    impl Drop for Active {
+        fn drop(&mut self) {
+            ACTIVE.decrement(1.0);
+        }
+    }
+}

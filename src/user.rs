@@ -1,0 +1,483 @@
+//! The user actor: owns one user's sessions and the order of what they get. Events come from the shard only;
+//! durable ones are stored first and pushed when their number is known. It knows neither Kafka nor sockets.
+
+use std::{sync::Arc, time::Duration};
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, SpawnErr, SupervisionEvent};
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use crate::{
+    event::{Event, InFlight, Notification},
+    ids::{DeviceId, Sequence, SessionId, Since, UserId},
+    session::{self, Attachment, SessionRef, Start},
+    store::{
+        Appended, Opened, Store,
+        writer::{Stored, Writer},
+    },
+    wire::{self, Close, CloseCode, Frame, Gap, GapReason},
+};
+
+/// How a user is spoken to.
+pub type UserRef = ActorRef<Msg>;
+
+/// How long to wait for a store that does not answer before asking again.
+const OPEN_RETRY: Duration = Duration::from_millis(500);
+
+/// What every user of a node shares.
+#[derive(Clone)]
+pub struct Config {
+    /// What their sessions share.
+    pub session: Arc<session::Config>,
+    /// Sessions a user; a further one takes the place of the oldest.
+    pub sessions_max: usize,
+    /// A user without sessions and without traffic goes to sleep after this long.
+    pub idle_after: Duration,
+    /// The log.
+    pub store: Arc<dyn Store>,
+    /// The way into it.
+    pub writer: Writer,
+}
+
+/// What a user can be told. The shard counts the first two.
+pub enum Msg {
+    /// Events for this user, in order.
+    Events(SmallVec<[InFlight; 1]>),
+    /// A connection wants a session.
+    Attach(Box<Attach>),
+    /// The store knows where that session begins.
+    Opened(Box<Attach>, Opened),
+    /// The store answered an append.
+    Stored(Stored),
+    /// A session has something to say.
+    Session(session::Outcome),
+    /// The user may have nothing to do any more.
+    CheckIdle,
+}
+
+impl From<Stored> for Msg {
+    fn from(stored: Stored) -> Self {
+        Self::Stored(stored)
+    }
+}
+
+impl TryFrom<Msg> for Stored {
+    type Error = ();
+    fn try_from(msg: Msg) -> Result<Self, ()> {
+        if let Msg::Stored(stored) = msg { Ok(stored) } else { Err(()) }
+    }
+}
+
+impl From<session::Outcome> for Msg {
+    fn from(outcome: session::Outcome) -> Self {
+        Self::Session(outcome)
+    }
+}
+
+impl TryFrom<Msg> for session::Outcome {
+    type Error = ();
+    fn try_from(msg: Msg) -> Result<Self, ()> {
+        if let Msg::Session(outcome) = msg { Ok(outcome) } else { Err(()) }
+    }
+}
+
+/// A connection's wish for a session.
+pub struct Attach {
+    /// Whose it is.
+    pub user: UserId,
+    /// The session's id; it stays the same over all attachments of a connection.
+    pub session: SessionId,
+    /// The device, if the client named one.
+    pub device: Option<DeviceId>,
+    /// Where the session begins.
+    pub from: Origin,
+    /// Whether the protocol lets the client acknowledge in-band.
+    pub counts_acknowledgements: bool,
+    /// Where frames go.
+    pub attachment: Attachment,
+}
+
+/// Where a session begins.
+pub enum Origin {
+    /// After the cursor.
+    Cursor,
+    /// After what the client says it has seen.
+    Since(Since),
+    /// A connection that has had a session goes on where it was.
+    Connection {
+        /// The last number passed on.
+        passed: Sequence,
+        /// The last one acknowledged.
+        acknowledged: Sequence,
+    },
+}
+
+/// What a user tells its shard.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Nothing to do, after this many messages of the shard's: may I stop?
+    Idle {
+        /// Who asks.
+        user: UserId,
+        /// Messages handled.
+        handled: u64,
+    },
+}
+
+/// What a user is made of.
+pub struct Args {
+    /// Who it is.
+    pub user: UserId,
+    /// What all users share.
+    pub config: Arc<Config>,
+    /// The shard.
+    pub outcomes: DerivedActorRef<Outcome>,
+}
+
+/// Starts a user under its shard.
+///
+/// # Errors
+/// When the supervisor is already stopping.
+pub async fn spawn(args: Args, supervisor: ActorCell) -> Result<UserRef, SpawnErr> {
+    let (user, _) = Actor::spawn_linked(None, User, args, supervisor).await?;
+    Ok(user)
+}
+
+struct User;
+
+struct State {
+    user: UserId,
+    config: Arc<Config>,
+    outcomes: DerivedActorRef<Outcome>,
+    /// Oldest first.
+    sessions: SmallVec<[Attached; 1]>,
+    /// Messages of the shard's.
+    handled: u64,
+    /// Appends and openings under way.
+    pending: usize,
+    last_activity: Instant,
+    timer_armed: bool,
+    _counted: metric::Active,
+}
+
+struct Attached {
+    id: SessionId,
+    actor: SessionRef,
+}
+
+impl Actor for User {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Args;
+
+    async fn pre_start(&self, _: UserRef, args: Args) -> Result<State, ActorProcessingErr> {
+        let Args { user, config, outcomes } = args;
+        Ok(State {
+            user,
+            config,
+            outcomes,
+            sessions: SmallVec::new(),
+            handled: 0,
+            pending: 0,
+            last_activity: Instant::now(),
+            timer_armed: false,
+            _counted: metric::Active::one(),
+        })
+    }
+
+    async fn handle(&self, myself: UserRef, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        match msg {
+            Msg::Events(events) => {
+                state.handled += 1;
+                events.into_iter().for_each(|in_flight| state.event(&myself, in_flight));
+            }
+            Msg::Attach(attach) => {
+                state.handled += 1;
+                state.attach(&myself, attach);
+            }
+            Msg::Opened(attach, opened) => state.opened(&myself, *attach, opened).await?,
+            Msg::Stored(stored) => state.stored(stored),
+            Msg::Session(outcome) => state.session(outcome),
+            Msg::CheckIdle => {
+                state.timer_armed = false;
+                state.check_idle();
+            }
+        }
+        state.watch_idleness(&myself);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: UserRef,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(session, error) => {
+                // Its state is gone, and with it its attachment: the connection attaches again.
+                metric::restarted("session");
+                tracing::error!(user = %state.user, %error, "session actor crashed");
+                state.ended(&session);
+            }
+            SupervisionEvent::ActorTerminated(session, ..) => state.ended(&session),
+            _ => {}
+        }
+        state.watch_idleness(&myself);
+        Ok(())
+    }
+}
+
+impl State {
+    fn event(&mut self, myself: &UserRef, mut in_flight: InFlight) {
+        self.last_activity = Instant::now();
+        in_flight.permit.begin();
+        fault(&in_flight.event);
+        if in_flight.event.is_stored() {
+            self.pending += 1;
+            self.config.writer.append(in_flight, myself.get_derived());
+        } else {
+            self.transient(&in_flight.event);
+            in_flight.permit.settle();
+        }
+    }
+
+    fn transient(&self, event: &Arc<Event>) {
+        let Some(session) = &event.session else {
+            metric::event(if self.sessions.is_empty() { metric::Event::Away } else { metric::Event::Delivered });
+            return self.push(None, event);
+        };
+        let wanted = SessionId::parse(session);
+        match self.sessions.iter().find(|attached| Some(attached.id) == wanted) {
+            None => metric::event(metric::Event::NoSession),
+            Some(attached) => {
+                metric::event(metric::Event::Delivered);
+                let notification = Notification { seq: None, event: event.clone() };
+                let frame = Frame::notification(&notification);
+                let _ = attached.actor.cast(session::Msg::Deliver(notification, frame));
+            }
+        }
+    }
+
+    /// Gives a notification to every session, encoded once.
+    fn push(&self, seq: Option<Sequence>, event: &Arc<Event>) {
+        let Some((last, others)) = self.sessions.split_last() else { return };
+        let notification = Notification { seq, event: event.clone() };
+        let frame = Frame::notification(&notification);
+        for attached in others {
+            let _ = attached.actor.cast(session::Msg::Deliver(notification.clone(), frame.clone()));
+        }
+        let _ = last.actor.cast(session::Msg::Deliver(notification, frame));
+    }
+
+    fn stored(&mut self, stored: Stored) {
+        self.pending -= 1;
+        self.last_activity = Instant::now();
+        let Stored { in_flight, outcome } = stored;
+        match outcome {
+            Appended::Stored(seq) => {
+                metric::event(metric::Event::Stored);
+                self.push(Some(seq), &in_flight.event);
+            }
+            // A row of an earlier attempt: whoever has not seen its number yet gets it now.
+            Appended::Duplicate(seq) => {
+                metric::event(metric::Event::Duplicate);
+                self.push(Some(seq), &in_flight.event);
+            }
+            Appended::Expired => metric::event(metric::Event::Expired),
+        }
+        in_flight.permit.settle();
+    }
+
+    fn attach(&mut self, myself: &UserRef, attach: Box<Attach>) {
+        self.last_activity = Instant::now();
+        self.pending += 1;
+        let (store, myself) = (self.config.store.clone(), myself.clone());
+        tokio::spawn(async move {
+            let opened = loop {
+                match store.open(&attach.user, attach.device.as_ref()).await {
+                    Ok(opened) => break opened,
+                    Err(error) => tracing::warn!(%error, "opening a log failed, trying again"),
+                }
+                tokio::time::sleep(OPEN_RETRY).await;
+            };
+            let _ = myself.cast(Msg::Opened(attach, opened));
+        });
+    }
+
+    async fn opened(&mut self, myself: &UserRef, attach: Attach, opened: Opened) -> Result<(), ActorProcessingErr> {
+        self.pending -= 1;
+        // A session of an earlier attachment of the same connection has nobody to talk to any more.
+        if let Some(at) = self.sessions.iter().position(|old| old.id == attach.session) {
+            self.sessions.remove(at).actor.stop(None);
+        }
+        let is_new = !matches!(attach.from, Origin::Connection { .. });
+        if is_new && self.sessions.len() >= self.config.sessions_max {
+            let oldest = self.sessions.remove(0);
+            let close = Close::new(CloseCode::Replaced, "replaced by a newer session");
+            let _ = oldest.actor.cast(session::Msg::Close(close));
+        }
+        let start = self.start(&attach, opened);
+        let args = session::Args {
+            id: attach.session,
+            user: self.user.clone(),
+            device: attach.device,
+            attachment: attach.attachment,
+            start,
+            counts_acknowledgements: attach.counts_acknowledgements,
+            store: self.config.store.clone(),
+            config: self.config.session.clone(),
+            outcomes: myself.get_derived(),
+        };
+        let actor = session::spawn(args, myself.get_cell()).await?;
+        self.sessions.push(Attached { id: attach.session, actor });
+        Ok(())
+    }
+
+    fn start(&self, attach: &Attach, opened: Opened) -> Start {
+        let Opened { head, cursor } = opened;
+        let hello = |cursor| {
+            let config = &self.config.session;
+            let epoch = self.config.store.epoch();
+            Some(wire::hello(attach.session, &self.user, &epoch, (head, cursor), (config.heartbeat, config.reconnect)))
+        };
+        match &attach.from {
+            Origin::Connection { passed, acknowledged } => {
+                Start { after: *passed, acknowledged: *acknowledged, hello: None, gap: None, head }
+            }
+            Origin::Cursor => Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: None, head },
+            Origin::Since(since) if *since.epoch == *self.config.store.epoch() && since.seq <= head => {
+                self.config.writer.acknowledge(self.user.clone(), attach.device.clone(), since.seq);
+                let hello = hello(cursor.max(since.seq));
+                Start { after: since.seq, acknowledged: since.seq, hello, gap: None, head }
+            }
+            Origin::Since(_) => {
+                let gap = Gap { from: 1, to: cursor, reason: GapReason::Epoch };
+                Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: Some(gap), head }
+            }
+        }
+    }
+
+    fn session(&mut self, outcome: session::Outcome) {
+        match outcome {
+            session::Outcome::Acknowledged { device, seq } => {
+                self.config.writer.acknowledge(self.user.clone(), device, seq);
+            }
+        }
+    }
+
+    fn ended(&mut self, session: &ActorCell) {
+        self.sessions.retain(|attached| attached.actor.get_id() != session.get_id());
+        self.last_activity = Instant::now();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.sessions.is_empty() && self.pending == 0
+    }
+
+    /// Keeps one timer going while there is no session.
+    fn watch_idleness(&mut self, myself: &UserRef) {
+        if self.is_idle() && !self.timer_armed {
+            self.timer_armed = true;
+            let at = self.last_activity + self.config.idle_after;
+            let _ = myself.send_after(at.saturating_duration_since(Instant::now()), || Msg::CheckIdle);
+        }
+    }
+
+    fn check_idle(&self) {
+        if self.is_idle() && self.last_activity.elapsed() >= self.config.idle_after {
+            let _ = self.outcomes.send_message(Outcome::Idle { user: self.user.clone(), handled: self.handled });
+        }
+    }
+}
+
+/// Test builds only: an event of type `fault.user` crashes its user's actor.
+#[cfg_attr(not(feature = "faults"), expect(unused_variables, reason = "release builds have no faults"))]
+fn fault(event: &Event) {
+    #[cfg(feature = "faults")]
+    assert!(&*event.notification_type != "fault.user", "fault.user");
+}
+
+/// The metrics of users and of the actors below them.
+pub mod metric {
+    use std::sync::LazyLock;
+
+    use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+
+    const EVENTS: &str = "notifier_events_total";
+    const RESTARTS: &str = "notifier_actor_restarts_total";
+    const USERS: &str = "notifier_users_active";
+
+    static EVENT: LazyLock<[Counter; 6]> = LazyLock::new(|| Event::ALL.map(|e| counter!(EVENTS, "outcome" => e.as_str())));
+    static ACTIVE: LazyLock<Gauge> = LazyLock::new(|| gauge!(USERS));
+
+    /// What became of an event.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Event {
+        /// In the log, with a number.
+        Stored,
+        /// Found in the log: it had come before.
+        Duplicate,
+        /// Its time to live had ended.
+        Expired,
+        /// Transient, handed to at least one session.
+        Delivered,
+        /// Transient, and no session is open.
+        Away,
+        /// For one session that is not there.
+        NoSession,
+    }
+
+    impl Event {
+        const ALL: [Self; 6] =
+            [Self::Stored, Self::Duplicate, Self::Expired, Self::Delivered, Self::Away, Self::NoSession];
+
+        fn as_str(self) -> &'static str {
+            match self {
+                Self::Stored => "stored",
+                Self::Duplicate => "duplicate",
+                Self::Expired => "expired",
+                Self::Delivered => "delivered",
+                Self::Away => "away",
+                Self::NoSession => "no_session",
+            }
+        }
+    }
+
+    /// Registers names and meanings.
+    pub fn describe() {
+        describe_counter!(EVENTS, "Events that reached their user's actor, by what became of them");
+        describe_counter!(RESTARTS, "Actors that crashed, by actor and reason");
+        describe_gauge!(USERS, "Users with a running actor");
+        LazyLock::force(&EVENT);
+        ACTIVE.set(0.0);
+        for actor in ["session", "user", "shard"] {
+            counter!(RESTARTS, "actor" => actor, "reason" => "crash").increment(0);
+        }
+    }
+
+    pub(super) fn event(outcome: Event) {
+        EVENT[outcome as usize].increment(1);
+    }
+
+    /// An actor crashed and what it stood for starts anew.
+    pub fn restarted(actor: &'static str) {
+        counter!(RESTARTS, "actor" => actor, "reason" => "crash").increment(1);
+    }
+
+    /// Counts a running user actor for as long as it lives, however it ends.
+    pub(super) struct Active;
+
+    impl Active {
+        pub(super) fn one() -> Self {
+            ACTIVE.increment(1.0);
+            Self
+        }
+    }
+
+    impl Drop for Active {
+        fn drop(&mut self) {
+            ACTIVE.decrement(1.0);
+        }
+    }
+}
