@@ -1,0 +1,166 @@
+//! Kafka → router. One thread polls the partitions that are assigned here, another decides which those are and
+//! looks after positions; dead letters go out from the runtime. Nothing above this module knows that Kafka exists.
+
+mod consumer;
+pub mod dead_letter;
+pub mod decode;
+mod inbox;
+pub mod ledger;
+mod partitions;
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use rdkafka::ClientConfig;
+
+use self::{consumer::Poller, decode::Defaults, inbox::Inbox, ledger::Credits, partitions::Partitions};
+use crate::{health::Health, shard::Shards};
+
+/// Which topics, and within which bounds.
+#[derive(Clone)]
+pub struct Config {
+    /// Properties of consumers (`kafka::consumer_config`).
+    pub consumer: ClientConfig,
+    /// Properties of the dead letters' producer (`kafka::producer_config`).
+    pub producer: ClientConfig,
+    /// Where to find the brokers, for messages.
+    pub brokers: String,
+    /// The topic of events.
+    pub topic: String,
+    /// The topic of what cannot be delivered.
+    pub dead_letter_topic: String,
+    /// Where a partition without a committed position begins when the node starts.
+    pub from_latest: bool,
+    /// How often to look for new partitions.
+    pub partition_refresh: Duration,
+    /// Bounds of what is read and not settled.
+    pub credits: Credits,
+    /// The longest payload that is delivered, in bytes.
+    pub payload_bytes_max: usize,
+    /// What an event's type says of its options.
+    pub defaults: Defaults,
+}
+
+/// Which partitions this node reads. Somebody else decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Assignment {
+    /// All that the topic has.
+    All,
+    /// Only these.
+    Only(BTreeSet<i32>),
+}
+
+impl Assignment {
+    fn has(&self, partition: i32) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(partitions) => partitions.contains(&partition),
+        }
+    }
+}
+
+/// Running ingest.
+pub struct Ingest {
+    control: mpsc::Sender<Control>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the thread that looks after partitions can be told.
+enum Control {
+    Assign(Assignment),
+    /// The connection may be gone: look.
+    Check,
+    /// Settle, commit and release all partitions, until then at the latest.
+    Stop(Instant),
+}
+
+/// A client error after which nothing works: the process must end.
+pub type Fatal = tokio::sync::mpsc::UnboundedSender<String>;
+
+/// Starts to read; partitions flow as soon as a broker answers.
+///
+/// # Errors
+/// When librdkafka refuses a property.
+pub fn start(config: Config, shards: Shards, health: &Health, fatal: Fatal) -> Result<Ingest, rdkafka::error::KafkaError> {
+    let (control, orders) = mpsc::channel();
+    let inbox = Arc::new(Inbox::default());
+    let consumer = consumer::create(&config, &inbox, fatal, control.clone())?;
+    let dead_letters = dead_letter::start(&config)?;
+    metric::describe();
+    health.not_ready(HEALTH_PART, format!("no broker answers at {}", config.brokers));
+    let progress = health.watch_loop("kafka poll thread", Duration::from_secs(30));
+    let partitions = Partitions::new(config.clone(), consumer.clone(), inbox.clone(), health.clone());
+    let poller = Poller::new(config, consumer, inbox, shards, dead_letters, progress);
+    let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+    let threads = vec![
+        thread("kafka-poll").spawn(move || poller.run()).expect("the system starts threads"),
+        thread("kafka-partitions").spawn(move || partitions.run(&orders)).expect("the system starts threads"),
+    ];
+    Ok(Ingest { control, threads: Mutex::new(threads) })
+}
+
+/// The health part that says whether partitions are read.
+const HEALTH_PART: &str = "kafka";
+
+impl Ingest {
+    /// Sets which partitions this node reads. Those that it no longer reads are released in good order.
+    pub fn assign(&self, assignment: Assignment) {
+        let _ = self.control.send(Control::Assign(assignment));
+    }
+
+    /// Stops reading, waits until what was read is settled, commits, and releases the partitions; at the
+    /// deadline it leaves the rest to the next reader. Not cancel safe.
+    pub async fn drain(&self, deadline: Instant) {
+        let _ = self.control.send(Control::Stop(deadline));
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| _ = thread.join()));
+        let grace = deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(1);
+        if tokio::time::timeout(grace, joined).await.is_err() {
+            tracing::warn!("kafka did not let go in time; positions that were not committed are read again");
+        }
+    }
+}
+
+/// Metrics of ingest.
+mod metric {
+    use metrics::{counter, describe_counter, describe_gauge, gauge};
+
+    use crate::ingest::dead_letter::Reason;
+
+    const LAG_RECORDS: &str = "notifier_ingest_lag_records";
+    const LAG_SECONDS: &str = "notifier_ingest_lag_seconds";
+    const UNSETTLED: &str = "notifier_unsettled_events";
+    const DEAD_LETTERS: &str = "notifier_dead_letters_total";
+
+    pub(super) fn describe() {
+        describe_gauge!(LAG_RECORDS, "Records of a partition that are written and not settled");
+        describe_gauge!(LAG_SECONDS, "Age of a partition's oldest record that is not settled");
+        describe_gauge!(UNSETTLED, "Events that were read and are not settled");
+        describe_counter!(DEAD_LETTERS, "Records sent to the dead-letter topic, by reason");
+        gauge!(UNSETTLED).set(0.0);
+        for reason in Reason::ALL {
+            counter!(DEAD_LETTERS, "reason" => reason.as_str()).increment(0);
+        }
+    }
+
+    pub(super) fn lag(partition: i32, records: i64, seconds: f64) {
+        let partition = partition.to_string();
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        gauge!(LAG_RECORDS, "partition" => partition.clone()).set(records as f64);
+        gauge!(LAG_SECONDS, "partition" => partition).set(seconds);
+    }
+
+    pub(super) fn unsettled(events: usize) {
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        gauge!(UNSETTLED).set(events as f64);
+    }
+
+    pub(super) fn dead_letter(reason: Reason) {
+        counter!(DEAD_LETTERS, "reason" => reason.as_str()).increment(1);
+    }
+}

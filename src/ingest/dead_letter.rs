@@ -1,0 +1,187 @@
+//! Records that cannot be delivered: written to the dead-letter topic with their key, value and headers as they
+//! were, and settled only when Kafka has confirmed that.
+
+use std::{sync::Arc, time::Duration};
+
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    config::FromClientConfig,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaResult, RDKafkaErrorCode},
+    message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
+    producer::{FutureProducer, FutureRecord},
+    util::Timeout,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    Config,
+    decode::Reason as RejectReason,
+    inbox::{Command, Inbox},
+    metric,
+};
+use crate::{
+    backoff::Backoff,
+    settlement::{Permit, RecordRef},
+};
+
+/// Why a record is a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It cannot be decoded or breaks a rule.
+    Rejected(RejectReason),
+    /// Its user's actor crashed on it again and again.
+    Poison,
+}
+
+impl Reason {
+    /// Every reason there is.
+    pub const ALL: [Self; RejectReason::ALL.len() + 1] = {
+        let mut all = [Self::Poison; RejectReason::ALL.len() + 1];
+        let mut i = 0;
+        while i < RejectReason::ALL.len() {
+            all[i] = Self::Rejected(RejectReason::ALL[i]);
+            i += 1;
+        }
+        all
+    };
+
+    /// The metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected(reason) => reason.as_str(),
+            Self::Poison => "poison",
+        }
+    }
+}
+
+/// A record on its way to the dead-letter topic.
+pub(super) struct DeadLetter {
+    pub(super) permit: Permit,
+    pub(super) message: OwnedMessage,
+    pub(super) reason: Reason,
+    pub(super) detail: String,
+}
+
+/// The way to the dead-letter topic. Bounded by the ledger's credits: each letter holds its record's permit.
+#[derive(Clone)]
+pub(super) struct DeadLetters(mpsc::UnboundedSender<DeadLetter>);
+
+impl DeadLetters {
+    pub(super) fn send(&self, letter: DeadLetter) {
+        let _ = self.0.send(letter);
+    }
+}
+
+/// Starts the task that writes dead letters; it ends with the last sender.
+pub(super) fn start(config: &Config) -> KafkaResult<DeadLetters> {
+    let mut properties = config.producer.clone();
+    // A record that was small enough for its own topic must not fail here first; the topic decides.
+    properties.set("message.max.bytes", "100000000");
+    let producer = FutureProducer::from_config(&properties)?;
+    let topic: Arc<str> = config.dead_letter_topic.as_str().into();
+    let (sender, mut letters) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(letter) = letters.recv().await {
+            let (producer, topic) = (producer.clone(), topic.clone());
+            tokio::spawn(async move { deliver(&producer, &topic, letter).await });
+        }
+    });
+    Ok(DeadLetters(sender))
+}
+
+async fn deliver(producer: &FutureProducer, topic: &str, letter: DeadLetter) {
+    let DeadLetter { permit, message, reason, detail } = letter;
+    let (partition, offset) = (message.partition(), message.offset());
+    tracing::warn!(partition, offset, reason = reason.as_str(), detail, "dead letter");
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let mut value = message.payload();
+    loop {
+        let headers = headers(&message, &detail, value.is_none());
+        let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(headers);
+        record.key = message.key();
+        record.payload = value;
+        match producer.send(record, Timeout::Never).await {
+            Ok(_) => break,
+            Err((error, _)) if is_too_large(&error) && value.is_some() => {
+                tracing::warn!(partition, offset, "the dead-letter topic refuses the value's size: sent without it");
+                value = None;
+            }
+            Err((error, _)) => {
+                tracing::warn!(partition, offset, %error, topic, "writing a dead letter failed, trying again");
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+        }
+    }
+    metric::dead_letter(reason);
+    permit.settle();
+}
+
+fn is_too_large(error: &rdkafka::error::KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize | RDKafkaErrorCode::InvalidRecord)
+    )
+}
+
+/// The record's own headers, then why and whence.
+fn headers(message: &OwnedMessage, detail: &str, without_value: bool) -> OwnedHeaders {
+    let mut headers = OwnedHeaders::new();
+    for header in message.headers().iter().flat_map(|headers| headers.iter()) {
+        headers = headers.insert(header);
+    }
+    let timestamp = message.timestamp().to_millis().unwrap_or(-1).to_string();
+    let origin = [
+        ("notifier-error", detail),
+        ("notifier-origin-topic", message.topic()),
+        ("notifier-origin-partition", &message.partition().to_string()),
+        ("notifier-origin-offset", &message.offset().to_string()),
+        ("notifier-origin-timestamp", &timestamp),
+    ];
+    for (key, value) in origin {
+        headers = headers.insert(Header { key, value: Some(value) });
+    }
+    match message.payload() {
+        Some(value) if without_value => {
+            headers.insert(Header { key: "notifier-value-omitted", value: Some(&format!("{} bytes", value.len())) })
+        }
+        _ => headers,
+    }
+}
+
+/// Reads a poisonous event's record once more, as it was written, and hands it to the poll thread. On a thread
+/// of its own: it is rare, and waiting for the broker must not hold up the others.
+pub(super) fn read_again(config: &Config, inbox: &Arc<Inbox>, record: RecordRef) {
+    let (config, inbox) = (config.clone(), inbox.clone());
+    let read = move || {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            match read_record(&config, record) {
+                Ok(message) => {
+                    let detail = "poison: the event crashed its user's actor again and again".to_owned();
+                    return inbox.command(Command::Bury { record, message, reason: Reason::Poison, detail });
+                }
+                Err(error) => {
+                    tracing::warn!(partition = record.partition, offset = record.offset, %error, "reading again failed");
+                    std::thread::sleep(backoff.next_wait());
+                }
+            }
+        }
+    };
+    std::thread::Builder::new().name("kafka-read-again".into()).spawn(read).expect("the system starts threads");
+}
+
+fn read_record(config: &Config, record: RecordRef) -> KafkaResult<OwnedMessage> {
+    let mut properties = config.consumer.clone();
+    properties.set("statistics.interval.ms", "0");
+    let consumer = BaseConsumer::from_config(&properties)?;
+    let mut assignment = TopicPartitionList::new();
+    assignment.add_partition_offset(&config.topic, record.partition, Offset::Offset(record.offset))?;
+    consumer.assign(&assignment)?;
+    loop {
+        if let Some(message) = consumer.poll(Duration::from_secs(30)).transpose()? {
+            return Ok(message.detach());
+        }
+    }
+}

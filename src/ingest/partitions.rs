@@ -1,0 +1,255 @@
+//! The thread that looks after partitions: which there are, which of them this node reads, where each begins,
+//! and the last commit of one that is let go. It may block on the broker; the poll thread never does.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Offset,
+    consumer::{CommitMode, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
+};
+
+use super::{
+    Assignment, Config, Control, HEALTH_PART,
+    consumer::{EventConsumer, list},
+    decode::Decoder,
+    inbox::{Command, Inbox},
+};
+use crate::health::Health;
+
+/// How long one question to the broker may take.
+const ASK: Duration = Duration::from_secs(10);
+/// How often to ask while something is wrong.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long the last commit of a released partition is tried; a new cluster's coordinator takes 1–2 s.
+const LAST_COMMIT: Duration = Duration::from_secs(10);
+
+pub(super) struct Partitions {
+    config: Config,
+    consumer: Arc<EventConsumer>,
+    inbox: Arc<Inbox>,
+    health: Health,
+    wanted: Assignment,
+    held: BTreeSet<i32>,
+    /// Where partitions stood that were let go, in case the commit did not get through.
+    released: BTreeMap<i32, i64>,
+    /// The first look round is over: partitions that appear later are new.
+    knows_topic: bool,
+    connected: bool,
+    warned_of_dead_letter_topic: bool,
+}
+
+/// Why partitions cannot be read now; the text goes into readiness.
+#[derive(Debug, thiserror::Error)]
+enum Obstacle {
+    #[error("no broker answers at {brokers}")]
+    NoBroker { brokers: String },
+    #[error("topic {topic} (kafka.topic) does not exist")]
+    NoTopic { topic: String },
+    #[error("asking the broker failed: {0}")]
+    Broker(#[from] KafkaError),
+}
+
+impl Partitions {
+    pub(super) fn new(config: Config, consumer: Arc<EventConsumer>, inbox: Arc<Inbox>, health: Health) -> Self {
+        Self {
+            config,
+            consumer,
+            inbox,
+            health,
+            wanted: Assignment::All,
+            held: BTreeSet::new(),
+            released: BTreeMap::new(),
+            knows_topic: false,
+            connected: false,
+            warned_of_dead_letter_topic: false,
+        }
+    }
+
+    pub(super) fn run(mut self, orders: &mpsc::Receiver<Control>) {
+        let mut last_obstacle = None;
+        loop {
+            let wait = match self.look() {
+                Ok(()) => {
+                    if last_obstacle.take().is_some() {
+                        tracing::info!(topic = self.config.topic, "kafka is back");
+                    }
+                    self.health.ready(HEALTH_PART);
+                    self.config.partition_refresh
+                }
+                Err(obstacle) => {
+                    let text = obstacle.to_string();
+                    self.health.not_ready(HEALTH_PART, text.clone());
+                    if last_obstacle.as_ref() != Some(&text) {
+                        tracing::warn!("{text}; asking again every {ASK_AGAIN:?}");
+                    }
+                    last_obstacle = Some(text);
+                    ASK_AGAIN
+                }
+            };
+            match orders.recv_timeout(wait) {
+                Ok(Control::Assign(wanted)) => self.wanted = wanted,
+                Ok(Control::Check) | Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Ok(Control::Stop(deadline)) => return self.stop(deadline),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return self.stop(Instant::now()),
+            }
+        }
+    }
+
+    /// Compares what is wanted with what is held, and moves towards it.
+    fn look(&mut self) -> Result<(), Obstacle> {
+        let there = self.ask_for_partitions()?;
+        let wanted: BTreeSet<i32> = there.into_iter().filter(|p| self.wanted.has(*p)).collect();
+        let surplus: Vec<i32> = self.held.difference(&wanted).copied().collect();
+        self.release(&surplus, None);
+        let missing: Vec<i32> = wanted.difference(&self.held).copied().collect();
+        for (partition, start) in self.starts(&missing)? {
+            tracing::info!(partition, start, "partition assigned");
+            self.inbox.command(Command::Assign { partition, start });
+            self.held.insert(partition);
+        }
+        self.knows_topic = true;
+        Ok(())
+    }
+
+    fn ask_for_partitions(&mut self) -> Result<Vec<i32>, Obstacle> {
+        let Config { topic, brokers, .. } = &self.config;
+        let no_broker = || Obstacle::NoBroker { brokers: brokers.clone() };
+        if !self.connected {
+            let cluster = self.consumer.client().fetch_cluster_id(ASK_AGAIN).ok_or_else(no_broker)?;
+            let decoder = Decoder::new(&cluster, topic, self.config.payload_bytes_max, self.config.defaults.clone());
+            self.inbox.command(Command::Decode(decoder));
+            self.connected = true;
+        }
+        let metadata = self.consumer.fetch_metadata(Some(topic), ASK).map_err(|error| match error {
+            KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::OperationTimedOut) => {
+                no_broker()
+            }
+            other => other.into(),
+        })?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let partitions: Vec<i32> = found.iter().flat_map(|found| found.partitions()).map(|p| p.id()).collect();
+        if partitions.is_empty() {
+            return Err(Obstacle::NoTopic { topic: topic.clone() });
+        }
+        self.check_dead_letter_topic();
+        Ok(partitions)
+    }
+
+    fn check_dead_letter_topic(&mut self) {
+        if self.warned_of_dead_letter_topic {
+            return;
+        }
+        self.warned_of_dead_letter_topic = true;
+        let topic = &self.config.dead_letter_topic;
+        if let Ok(metadata) = self.consumer.fetch_metadata(Some(topic), ASK)
+            && metadata.topics().iter().all(|found| found.partitions().is_empty())
+        {
+            tracing::warn!(topic, "the dead-letter topic does not exist: records that cannot be delivered stay unsettled");
+        }
+    }
+
+    /// Where each of these partitions begins.
+    fn starts(&self, partitions: &[i32]) -> Result<Vec<(i32, i64)>, Obstacle> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let topic = &self.config.topic;
+        let asked = list(topic, partitions.iter().map(|p| (*p, 0)));
+        let committed = self.consumer.committed_offsets(asked, ASK)?;
+        let mut starts = Vec::with_capacity(partitions.len());
+        for &partition in partitions {
+            let (low, high) = self.consumer.fetch_watermarks(topic, partition, ASK)?;
+            let stored = committed.find_partition(topic, partition).map(|found| found.offset());
+            let stored = if let Some(Offset::Offset(offset)) = stored { Some(offset) } else { None };
+            let known = stored.max(self.released.get(&partition).copied());
+            let from_latest = self.config.from_latest && !self.knows_topic;
+            starts.push((partition, start(partition, known, (low, high), from_latest)));
+        }
+        Ok(starts)
+    }
+
+    /// Takes partitions away in good order: stop, settle, let go, commit.
+    fn release(&mut self, partitions: &[i32], deadline: Option<Instant>) {
+        if partitions.is_empty() {
+            return;
+        }
+        let (done, released) = mpsc::channel();
+        for &partition in partitions {
+            self.inbox.command(Command::Release { partition, done: done.clone() });
+        }
+        drop(done);
+        let mut positions = BTreeMap::new();
+        let left = || deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+        while let Ok((partition, position)) = released.recv_timeout(left().min(Duration::from_secs(86_400))) {
+            tracing::info!(partition, position, "partition released");
+            self.held.remove(&partition);
+            positions.insert(partition, position);
+        }
+        self.commit(&positions);
+        self.released.extend(positions);
+    }
+
+    fn commit(&self, positions: &BTreeMap<i32, i64>) {
+        if positions.is_empty() {
+            return;
+        }
+        let offsets = list(&self.config.topic, positions.iter().map(|(p, at)| (*p, *at)));
+        let give_up_at = Instant::now() + LAST_COMMIT;
+        while let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync) {
+            if Instant::now() >= give_up_at {
+                return tracing::error!(%error, "the last positions were not committed; what lies behind is read again");
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn stop(mut self, deadline: Instant) {
+        let held: Vec<i32> = self.held.iter().copied().collect();
+        self.release(&held, Some(deadline));
+        let (done, rest) = mpsc::channel();
+        self.inbox.command(Command::Stop { done });
+        let rest: BTreeMap<i32, i64> = rest.iter().collect();
+        if !rest.is_empty() {
+            tracing::warn!(partitions = ?rest.keys(), "not everything was settled in time");
+        }
+        self.commit(&rest);
+    }
+}
+
+/// The contract's rule: the stored position; one that the log does not have any more, or not yet, is replaced.
+fn start(partition: i32, known: Option<i64>, (low, high): (i64, i64), from_latest: bool) -> i64 {
+    match known {
+        None if from_latest => high,
+        None => low,
+        Some(position) if position > high => {
+            tracing::error!(partition, position, high, "the log ends before our position: beginning again at its start");
+            low
+        }
+        Some(position) if position < low => {
+            tracing::error!(partition, position, low, "records were deleted before they were read");
+            low
+        }
+        Some(position) => position,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_begins_at_its_position_when_the_log_has_it() {
+        let log = (10, 20);
+        assert_eq!(start(0, Some(15), log, false), 15);
+        assert_eq!(start(0, Some(20), log, true), 20);
+        assert_eq!(start(0, None, log, false), 10);
+        assert_eq!(start(0, None, log, true), 20);
+        assert_eq!(start(0, Some(21), log, true), 10, "a position beyond the end is another log's");
+        assert_eq!(start(0, Some(3), log, true), 10);
+    }
+}

@@ -1,0 +1,45 @@
+//! librdkafka clients with the properties that the promises depend on, and what the operator adds to them.
+
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
+
+use crate::config;
+
+fn client(kafka: &config::Kafka) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set("client.id", "notifier");
+    for (name, value) in kafka.properties.iter() {
+        client.set(name, value);
+    }
+    client.set("bootstrap.servers", &kafka.brokers);
+    client.set_log_level(RDKafkaLogLevel::Warning);
+    client
+}
+
+/// An idempotent producer: acknowledged by all in-sync replicas, no duplicates, no reordering.
+#[must_use]
+pub fn producer_config(kafka: &config::Kafka) -> ClientConfig {
+    let mut client = client(kafka);
+    client.set("enable.idempotence", "true").set("acks", "all");
+    client
+}
+
+/// A consumer of committed records that never commits or stores an offset by itself.
+#[must_use]
+pub fn consumer_config(kafka: &config::Kafka) -> ClientConfig {
+    let mut client = client(kafka);
+    // With split queues this counts per partition; the default of 64 MiB would be the node's memory.
+    client.set("queued.max.messages.kbytes", "4096");
+    client.set("fetch.queue.backoff.ms", "20");
+    client.set("fetch.message.max.bytes", "524288");
+    for (name, value) in kafka.properties.iter() {
+        client.set(name, value);
+    }
+    client
+        .set("group.id", &kafka.group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "earliest")
+        .set("isolation.level", "read_committed")
+        .set("statistics.interval.ms", "1000");
+    client
+}
