@@ -1,0 +1,214 @@
+//! Sockets in: the accept loop, admission, authentication, HTTP, and a small task for every connected client.
+//! Knows users and sessions, and neither Kafka nor the store.
+
+mod admission;
+pub mod auth;
+mod connection;
+mod http;
+mod problem;
+mod protocol;
+mod registry;
+mod relay;
+mod routes;
+mod websocket;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{net::TcpListener, task::JoinHandle};
+
+pub use self::{admission::Limits, routes::DevRoutes};
+use self::{admission::Admission, auth::Authenticator, registry::Registry, relay::QueueLimits};
+use crate::{ids::LogEpoch, shard::Shards};
+
+/// How the edge behaves.
+#[derive(Clone)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Origins besides the same host; `*`: all.
+    pub allowed_origins: Vec<String>,
+    /// What tokens are checked against.
+    pub auth: auth::Config,
+    /// Who gets in.
+    pub limits: Limits,
+    /// The longest message of a client, in bytes.
+    pub frame_bytes_max: usize,
+    /// The longest request body, in bytes.
+    pub request_bytes_max: usize,
+    /// What may wait for a socket.
+    pub queue_items_max: usize,
+    /// The same in bytes.
+    pub queue_bytes_max: usize,
+    /// How often a sign of life is sent.
+    pub heartbeat: Duration,
+    /// How long clients wait at the most before they connect again.
+    pub reconnect: Duration,
+    /// The log's epoch.
+    pub epoch: LogEpoch,
+    /// What only `notifier dev` serves.
+    pub dev: Option<Arc<dyn DevRoutes>>,
+}
+
+/// What every connection of a node shares.
+struct Shared {
+    config: Config,
+    shards: Shards,
+    authenticator: Authenticator,
+    admission: Admission,
+    registry: Arc<Registry>,
+}
+
+impl Shared {
+    fn queue_limits(&self) -> QueueLimits {
+        QueueLimits { items: self.config.queue_items_max, bytes: self.config.queue_bytes_max }
+    }
+}
+
+/// A running edge.
+pub struct Edge {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    accepting: JoinHandle<()>,
+    sweeping: JoinHandle<()>,
+}
+
+/// Begins to accept clients.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub fn start(config: Config, shards: Shards) -> io::Result<Edge> {
+    metric::describe();
+    let listener = listen(config.listen)?;
+    let address = listener.local_addr()?;
+    let registry = Arc::new(Registry::new(config.heartbeat));
+    let shared = Arc::new(Shared {
+        authenticator: Authenticator::new(&config.auth),
+        admission: Admission::new(config.limits.clone()),
+        registry: registry.clone(),
+        shards,
+        config,
+    });
+    let accepting = tokio::spawn(http::accept(listener, shared.clone()));
+    let sweeping = tokio::spawn(registry.sweep());
+    Ok(Edge { shared, address, accepting, sweeping })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    // A reconnect storm must not be refused by the kernel before admission can answer it.
+    socket.listen(4096)?;
+    TcpListener::from_std(socket.into())
+}
+
+impl Edge {
+    /// Where clients connect: the port is known even when 0 was asked for.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts nobody any more, and says goodbye to everyone at `per_second`; returns when all have left, or at
+    /// the deadline. Not cancel safe.
+    pub async fn drain(self, per_second: u32, deadline: Instant) {
+        self.accepting.abort();
+        // Twice the usual wait: everyone comes back at once otherwise.
+        let spread = self.shared.config.reconnect * 2;
+        self.shared.registry.goodbye(per_second, spread, deadline).await;
+        self.sweeping.abort();
+    }
+}
+
+/// Metrics of the edge.
+mod metric {
+    use std::sync::LazyLock;
+
+    use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+    const CONNECTIONS: &str = "notifier_connections";
+    const DELIVERIES: &str = "notifier_deliveries_total";
+    const LATENCY: &str = "notifier_delivery_latency_seconds";
+    const REJECTED: &str = "notifier_rejected_connections_total";
+    const STAGE: &str = "notifier_stage_seconds";
+    const CAPACITY: &str = "notifier_capacity_ratio";
+
+    static SENT: LazyLock<[Counter; 2]> = LazyLock::new(|| deliveries("sent"));
+    static DROPPED: LazyLock<[Counter; 2]> = LazyLock::new(|| deliveries("dropped"));
+    static SECONDS: LazyLock<Histogram> = LazyLock::new(|| histogram!(LATENCY));
+    static HANDSHAKE: LazyLock<Histogram> = LazyLock::new(|| histogram!(STAGE, "stage" => "handshake"));
+
+    const PROTOCOLS: [&str; 2] = ["websocket", "sse"];
+
+    /// What became of a delivery that was not sent.
+    pub(super) enum Delivery {
+        /// Transient, and too much waited for the socket.
+        Dropped,
+    }
+
+    fn deliveries(outcome: &'static str) -> [Counter; 2] {
+        PROTOCOLS.map(|protocol| counter!(DELIVERIES, "protocol" => protocol, "outcome" => outcome))
+    }
+
+    fn index(protocol: &str) -> usize {
+        usize::from(protocol != PROTOCOLS[0])
+    }
+
+    pub(super) fn describe() {
+        describe_gauge!(CONNECTIONS, "Open connections of clients");
+        describe_counter!(DELIVERIES, "Notifications handed to a client's socket, or dropped before it");
+        describe_histogram!(LATENCY, "Time from the record's timestamp to the write to the client's socket");
+        describe_counter!(REJECTED, "Connections that were not let in, by reason");
+        describe_histogram!(STAGE, "Time that a stage took");
+        describe_gauge!(CAPACITY, "How much of a limited resource is used, 0 to 1");
+        for protocol in PROTOCOLS {
+            gauge!(CONNECTIONS, "protocol" => protocol).set(0.0);
+        }
+        LazyLock::force(&SENT);
+        LazyLock::force(&DROPPED);
+        LazyLock::force(&SECONDS);
+        LazyLock::force(&HANDSHAKE);
+        for reason in super::admission::Refusal::ALL {
+            counter!(REJECTED, "reason" => reason.as_str()).increment(0);
+        }
+        capacity(0.0);
+    }
+
+    pub(super) fn connected(protocol: &'static str, by: f64) {
+        gauge!(CONNECTIONS, "protocol" => protocol).increment(by);
+    }
+
+    /// A notification is in the socket, so long after its record was written.
+    pub(super) fn delivered(protocol: &str, latency_ms: i64) {
+        SENT[index(protocol)].increment(1);
+        #[expect(clippy::cast_precision_loss, reason = "a latency is far below 2^52 ms")]
+        SECONDS.record(latency_ms.max(0) as f64 / 1000.0);
+    }
+
+    pub(super) fn delivery(protocol: &str, delivery: Delivery) {
+        match delivery {
+            Delivery::Dropped => DROPPED[index(protocol)].increment(1),
+        }
+    }
+
+    pub(super) fn rejected(reason: super::admission::Refusal) {
+        counter!(REJECTED, "reason" => reason.as_str()).increment(1);
+    }
+
+    pub(super) fn handshake(time: std::time::Duration) {
+        HANDSHAKE.record(time.as_secs_f64());
+    }
+
+    pub(super) fn capacity(connections: f64) {
+        gauge!(CAPACITY, "resource" => "connections").set(connections);
+    }
+}

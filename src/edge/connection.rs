@@ -1,0 +1,201 @@
+//! The connection's task: owns the reading side of the socket, keeps an attachment to a session going, and says
+//! goodbye. Small, because every connected client has one.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Shared,
+    protocol::Protocol,
+    relay::{Relay, Todo},
+    websocket::{Incoming, WebSocket},
+};
+use crate::{
+    backoff::Backoff,
+    ids::Since,
+    session::Attachment,
+    user::{Attach, Origin},
+    wire::{Acknowledge, Close, CloseCode},
+};
+
+/// How long a client has to take the goodbye and to answer it.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// Attachments lost in a row without any progress before the client is sent away.
+const LOST_MAX: u32 = 8;
+
+/// Runs a connection until it ends, and cleans up after it.
+pub(super) async fn run(relay: Arc<Relay>, shared: Arc<Shared>, since: Option<Since>, already_read: Vec<u8>) {
+    let registry = shared.registry.clone();
+    let _registered = registry.register(&relay);
+    let mut connection = Connection {
+        incoming: match relay.protocol {
+            Protocol::WebSocket => Some(Box::new(WebSocket::new(already_read, shared.config.frame_bytes_max))),
+            Protocol::Sse(_) => None,
+        },
+        relay,
+        shared,
+        lost: Lost { backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(2)), passed: 0, in_a_row: 0 },
+    };
+    connection.relay.write_start(connection.shared.config.reconnect);
+    connection.attach(since.map_or(Origin::Cursor, Origin::Since));
+    if let Err(error) = connection.serve().await {
+        tracing::debug!(session = %connection.relay.client.session, %error, "connection lost");
+    }
+    connection.relay.end();
+}
+
+struct Connection {
+    relay: Arc<Relay>,
+    shared: Arc<Shared>,
+    incoming: Option<Box<WebSocket>>,
+    lost: Lost,
+}
+
+/// Attachments that were lost.
+struct Lost {
+    backoff: Backoff,
+    passed: u64,
+    in_a_row: u32,
+}
+
+impl Connection {
+    async fn serve(&mut self) -> io::Result<()> {
+        loop {
+            self.relay.ready().await?;
+            let Todo { attach, close, ended } = self.relay.todo()?;
+            if ended {
+                return Ok(());
+            }
+            if let Some(close) = close {
+                return self.goodbye(&close).await;
+            }
+            if attach {
+                self.attach_again().await;
+            }
+            if !self.read()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads what the client said; `false`: it has left.
+    fn read(&mut self) -> io::Result<bool> {
+        loop {
+            match self.next()? {
+                None => return Ok(true),
+                Some(Incoming::Heard) => self.relay.heard(),
+                Some(Incoming::Left) => return Ok(false),
+                Some(Incoming::Text(text)) => {
+                    self.relay.heard();
+                    let known = Acknowledge::parse(&text).is_some_and(|ack| self.relay.acknowledge(ack.ack));
+                    if !known {
+                        self.relay.close(Close::new(CloseCode::BadFrame, "not an acknowledgement of what was sent"));
+                        return Ok(true);
+                    }
+                }
+                Some(Incoming::Broken(close)) => {
+                    self.relay.close(close);
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    fn next(&mut self) -> io::Result<Option<Incoming>> {
+        match &mut self.incoming {
+            Some(websocket) => websocket.next(&self.relay),
+            None => discard(&self.relay),
+        }
+    }
+
+    /// Asks the shard for a session.
+    fn attach(&self, origin: Origin) {
+        let (number, ..) = self.relay.next_attachment();
+        self.attach_as(number, origin);
+    }
+
+    fn attach_as(&self, number: u64, from: Origin) {
+        let client = &self.relay.client;
+        self.shared.shards.attach(Box::new(Attach {
+            user: client.user.clone(),
+            session: client.session,
+            device: client.device.clone(),
+            from,
+            counts_acknowledgements: self.relay.protocol.counts_acknowledgements(),
+            attachment: Attachment::new(Arc::new(self.relay.clone()), number),
+        }));
+    }
+
+    /// The session's actor, or one above it, is gone; the client notices nothing.
+    async fn attach_again(&mut self) {
+        let passed = self.relay.passed();
+        if passed > self.lost.passed {
+            self.lost.in_a_row = 0;
+            self.lost.backoff.reset();
+        }
+        self.lost.passed = passed;
+        self.lost.in_a_row += 1;
+        if self.lost.in_a_row > LOST_MAX {
+            let wait = self.shared.config.reconnect;
+            return self.relay.close(Close::come_back(CloseCode::TryAgainLater, "the session cannot be served", wait));
+        }
+        tokio::time::sleep(self.lost.backoff.next_wait()).await;
+        let (number, passed, acknowledged) = self.relay.next_attachment();
+        // A connection that was never served has no numbers yet: it starts as it first did, and is greeted.
+        let from = if self.relay.is_greeted() { Origin::Connection { passed, acknowledged } } else { Origin::Cursor };
+        self.attach_as(number, from);
+    }
+
+    /// Sends the goodbye, and waits a little for the client to take it and to answer.
+    async fn goodbye(&mut self, close: &Close) -> io::Result<()> {
+        let until = Instant::now() + GOODBYE;
+        if !matches!(close.code, CloseCode::ProtocolError | CloseCode::NotUtf8 | CloseCode::TooBig) {
+            self.relay.write_goodbye(close);
+        }
+        match &mut self.incoming {
+            Some(websocket) => websocket.close(&self.relay, close)?,
+            None => self.relay.write_end(),
+        }
+        let relay = self.relay.clone();
+        let finish = async {
+            loop {
+                self.relay.ready().await?;
+                if self.relay.todo()?.ended || !self.read_on()? {
+                    return Ok(());
+                }
+            }
+        };
+        match tokio::time::timeout_at(until.into(), finish).await {
+            Ok(result) => result,
+            Err(_) => {
+                tracing::debug!(session = %relay.client.session, "the client did not take the goodbye in time");
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads on only to see the end: the client's close, or that all is written where there is no such answer.
+    fn read_on(&mut self) -> io::Result<bool> {
+        loop {
+            match self.next()? {
+                None => return Ok(self.incoming.is_some() || !self.relay.is_flushed()),
+                Some(Incoming::Left) => return Ok(false),
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// A client of server-sent events has nothing to say; only its end matters.
+pub(super) fn discard(relay: &Relay) -> io::Result<Option<Incoming>> {
+    let mut nowhere = [0; 512];
+    match relay.socket.try_read(&mut nowhere) {
+        Ok(0) => Ok(Some(Incoming::Left)),
+        Ok(_) => Ok(Some(Incoming::Heard)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}

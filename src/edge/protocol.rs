@@ -1,0 +1,179 @@
+//! The protocols as codecs: how frames, heartbeats and goodbyes look on the wire. What a session is, is the
+//! same for all of them.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+
+use crate::{
+    ids::LogEpoch,
+    session::{Kind, Outgoing},
+    wire::{Close, Control, Frame, position},
+};
+
+/// How a client is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// RFC 6455, subprotocol `notifier.v1.json`.
+    WebSocket,
+    /// WHATWG HTML, "Server-sent events".
+    Sse(Sse),
+}
+
+/// What a client of server-sent events asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sse {
+    /// HTTP/1.1: the body is sent in chunks. HTTP/1.0: as it is, until the connection ends.
+    pub(super) chunked: bool,
+    /// `?events=type`: the notification's type is the event's name.
+    pub(super) named: bool,
+}
+
+impl Protocol {
+    /// The metric's label.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Sse(_) => "sse",
+        }
+    }
+
+    /// Whether clients acknowledge on the connection itself.
+    pub(super) fn counts_acknowledgements(self) -> bool {
+        self == Self::WebSocket
+    }
+
+    /// Whether a peer that is there answers a heartbeat.
+    pub(super) fn answers_heartbeats(self) -> bool {
+        self == Self::WebSocket
+    }
+
+    /// A heartbeat: a ping without payload (RFC 6455, 5.5.2), or a comment.
+    pub(super) fn heartbeat(self) -> &'static [u8] {
+        match self {
+            Self::WebSocket => &[0x89, 0x00],
+            Self::Sse(Sse { chunked: true, .. }) => b"3\r\n:\n\n\r\n",
+            Self::Sse(Sse { chunked: false, .. }) => b":\n\n",
+        }
+    }
+
+    /// One frame as bytes.
+    pub(super) fn encode(self, epoch: &LogEpoch, outgoing: &Outgoing<'_>) -> Bytes {
+        match self {
+            Self::WebSocket => outgoing.frame.websocket(),
+            Self::Sse(sse) => sse.encode(epoch, outgoing),
+        }
+    }
+
+    /// The last frame before a close. WebSocket's close frame follows it.
+    pub(super) fn goodbye(self, epoch: &LogEpoch, close: &Close) -> Bytes {
+        let frame = Frame::control(&Control::Bye(close.bye()));
+        self.encode(epoch, &Outgoing { frame: &frame, kind: Kind::Control("$bye", None) })
+    }
+}
+
+impl Sse {
+    fn encode(self, epoch: &LogEpoch, outgoing: &Outgoing<'_>) -> Bytes {
+        let json = outgoing.frame.json();
+        let mut out = Vec::with_capacity(json.len() + 96);
+        match outgoing.kind {
+            Kind::Control(name, _) => field(&mut out, "event", name.as_bytes()),
+            Kind::Notification(seq, event) => {
+                if self.named {
+                    field(&mut out, "event", event.notification_type.as_bytes());
+                }
+                if let Some(seq) = seq {
+                    field(&mut out, "id", position(epoch, seq).as_bytes());
+                }
+            }
+        }
+        // A payload may hold line breaks between its values; each line is a field of its own.
+        json.split(|byte| matches!(byte, b'\n' | b'\r')).for_each(|line| field(&mut out, "data", line));
+        out.push(b'\n');
+        self.chunk(&out)
+    }
+
+    /// The first bytes of a stream: how long to wait before connecting again.
+    pub(super) fn retry(self, millis: u128) -> Bytes {
+        self.chunk(format!("retry: {millis}\n\n").as_bytes())
+    }
+
+    /// RFC 9112, 7.1.
+    fn chunk(self, body: &[u8]) -> Bytes {
+        if !self.chunked {
+            return Bytes::copy_from_slice(body);
+        }
+        let mut out = BytesMut::with_capacity(body.len() + 12);
+        out.put_slice(format!("{:x}\r\n", body.len()).as_bytes());
+        out.put_slice(body);
+        out.put_slice(b"\r\n");
+        out.freeze()
+    }
+
+    /// The end of the body.
+    pub(super) fn end(self) -> &'static [u8] {
+        if self.chunked { b"0\r\n\r\n" } else { b"" }
+    }
+}
+
+fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        event::{Event, Notification, Options},
+        ids::{NotificationId, UserId},
+    };
+
+    fn event(payload: &str) -> Arc<Event> {
+        Arc::new(Event {
+            user: UserId::new("u").unwrap(),
+            session: None,
+            id: NotificationId::new("i").unwrap(),
+            notification_type: "t".into(),
+            payload: payload.into(),
+            options: Options::default(),
+            created_at: 0,
+            recorded_at: 0,
+        })
+    }
+
+    fn encoded(sse: Sse, seq: Option<u64>, payload: &str) -> String {
+        let notification = Notification { seq, event: event(payload) };
+        let frame = Frame::notification(&notification);
+        let outgoing = Outgoing { frame: &frame, kind: Kind::Notification(seq, &notification.event) };
+        let epoch = LogEpoch::random();
+        let text = String::from_utf8(sse.encode(&epoch, &outgoing).to_vec()).unwrap();
+        text.replace(&*epoch, "EPOCH")
+    }
+
+    const PLAIN: Sse = Sse { chunked: false, named: false };
+
+    #[test]
+    fn a_notification_has_an_id_when_it_has_a_number_and_no_event_name() {
+        let numbered = encoded(PLAIN, Some(7), "1");
+        assert!(numbered.starts_with("id: EPOCH-7\ndata: {\"target\":") && numbered.ends_with("}\n\n"), "{numbered}");
+        assert!(encoded(PLAIN, None, "1").starts_with("data: "));
+        assert!(encoded(Sse { named: true, ..PLAIN }, Some(7), "1").starts_with("event: t\nid: EPOCH-7\n"));
+    }
+
+    #[test]
+    fn line_breaks_in_a_payload_become_data_lines() {
+        let text = encoded(PLAIN, None, "{\n\"a\":\r\n1}");
+        assert_eq!(text.lines().filter(|line| line.starts_with("data: ")).count(), 4, "{text}");
+        assert_eq!(text.matches("\n\n").count(), 1);
+    }
+
+    #[test]
+    fn chunks_say_their_length() {
+        let sse = Sse { chunked: true, named: false };
+        assert_eq!(&sse.retry(1500)[..], b"d\r\nretry: 1500\n\n\r\n");
+        assert_eq!(Protocol::Sse(sse).heartbeat(), &sse.chunk(b":\n\n")[..]);
+    }
+}

@@ -1,0 +1,362 @@
+//! The shared half of a connection: the socket with what waits to be written, and what was passed on and
+//! acknowledged. A session pushes frames straight into the socket from its own task; only what the socket does
+//! not take at once goes through the connection's task. Outlives every session actor that serves it.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::{net::TcpStream, sync::Notify};
+
+use super::{
+    metric::{self, Delivery},
+    protocol::Protocol,
+};
+use crate::{
+    event::{UnixMillis, unix_millis_now},
+    ids::{DeviceId, LogEpoch, Sequence, SessionId, UserId},
+    session::{self, Kind, Outgoing, Outlet, Pushed, SessionRef},
+    wire::Close,
+};
+
+/// What a client can make us queue with its pings, in bytes.
+const CONTROL_BYTES_MAX: usize = 4096;
+
+/// Bounds of what waits for the socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueLimits {
+    pub(super) items: usize,
+    pub(super) bytes: usize,
+}
+
+/// Who is connected.
+pub(super) struct Client {
+    pub(super) session: SessionId,
+    pub(super) user: UserId,
+    pub(super) device: Option<DeviceId>,
+    /// When the token ends, leeway included; in ms.
+    pub(super) expires_at: UnixMillis,
+}
+
+/// The shared half of a connection.
+pub(super) struct Relay {
+    pub(super) client: Client,
+    pub(super) protocol: Protocol,
+    pub(super) socket: TcpStream,
+    limits: QueueLimits,
+    epoch: LogEpoch,
+    state: Mutex<State>,
+    /// Wakes the connection's task.
+    woken: Notify,
+    /// The client said something since the last heartbeat.
+    heard: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    /// The number of the latest attachment; frames of others are dropped.
+    attachment: u64,
+    session: Option<SessionRef>,
+    /// The last number passed on.
+    passed: Sequence,
+    acknowledged: Sequence,
+    greeted: bool,
+    queue: VecDeque<Chunk>,
+    queued_bytes: usize,
+    /// A session was told that the queue is full and waits for room.
+    refused: bool,
+    lost: bool,
+    close: Option<Close>,
+    ended: bool,
+}
+
+struct Chunk {
+    bytes: Bytes,
+    /// Of a notification: when its record was written.
+    recorded_at: Option<UnixMillis>,
+}
+
+/// What the connection's task has to do.
+#[derive(Debug, Default)]
+pub(super) struct Todo {
+    /// Nobody serves the connection: attach again.
+    pub(super) attach: bool,
+    /// Say goodbye.
+    pub(super) close: Option<Close>,
+    /// The socket is gone.
+    pub(super) ended: bool,
+}
+
+impl Relay {
+    pub(super) fn new(client: Client, protocol: Protocol, socket: TcpStream, limits: QueueLimits, epoch: LogEpoch) -> Self {
+        Self {
+            client,
+            protocol,
+            socket,
+            limits,
+            epoch,
+            state: Mutex::default(),
+            woken: Notify::new(),
+            heard: AtomicBool::new(true),
+        }
+    }
+
+    /// Begins another attachment; earlier ones do not count any more. The number, and the last numbers passed
+    /// on and acknowledged.
+    pub(super) fn next_attachment(&self) -> (u64, Sequence, Sequence) {
+        let mut state = self.state.lock();
+        state.attachment += 1;
+        state.session = None;
+        state.lost = false;
+        state.refused = false;
+        (state.attachment, state.passed, state.acknowledged)
+    }
+
+    /// The last number passed on.
+    pub(super) fn passed(&self) -> Sequence {
+        self.state.lock().passed
+    }
+
+    /// Takes an acknowledgement from the client; `false`: it names what was never sent.
+    pub(super) fn acknowledge(&self, seq: Sequence) -> bool {
+        let mut state = self.state.lock();
+        if seq > state.passed {
+            return false;
+        }
+        if seq > state.acknowledged {
+            state.acknowledged = seq;
+            if let Some(session) = &state.session {
+                let _ = session.cast(session::Msg::Acknowledged(seq));
+            }
+        }
+        true
+    }
+
+    /// Ends the connection with a goodbye. The first close counts.
+    pub(super) fn close(&self, close: Close) {
+        self.state.lock().close.get_or_insert(close);
+        self.woken.notify_one();
+    }
+
+    /// The socket is gone, or must go without a goodbye.
+    pub(super) fn end(&self) {
+        let mut state = self.state.lock();
+        state.ended = true;
+        state.queue = VecDeque::new();
+        if let Some(session) = state.session.take() {
+            let _ = session.cast(session::Msg::Disconnected);
+        }
+        self.woken.notify_one();
+    }
+
+    pub(super) fn heard(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    /// One heartbeat; ends the connection when the client answered nothing since the last one.
+    pub(super) fn beat(&self) {
+        if self.protocol.answers_heartbeats() && !self.heard.swap(false, Ordering::Relaxed) {
+            tracing::debug!(session = %self.client.session, "the peer is silent");
+            return self.end();
+        }
+        let mut state = self.state.lock();
+        if state.queue.is_empty() {
+            self.enqueue(&mut state, Bytes::from_static(self.protocol.heartbeat()), None);
+        }
+    }
+
+    /// Waits until there is something to do, or the socket can be read or written.
+    ///
+    /// # Errors
+    /// When the socket is gone. Cancel safe.
+    pub(super) async fn ready(&self) -> io::Result<()> {
+        let interest = if self.state.lock().queue.is_empty() {
+            tokio::io::Interest::READABLE
+        } else {
+            tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE
+        };
+        tokio::select! {
+            biased;
+            () = self.woken.notified() => Ok(()),
+            ready = self.socket.ready(interest) => ready.map(drop),
+        }
+    }
+
+    /// What there is to do, beside reading; writes what the socket takes.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub(super) fn todo(&self) -> io::Result<Todo> {
+        let mut state = self.state.lock();
+        self.write_queue(&mut state)?;
+        let close = state.close.clone();
+        let attach = state.lost && close.is_none() && !state.ended;
+        state.lost &= !attach;
+        Ok(Todo { attach, close, ended: state.ended })
+    }
+
+    /// Whether a session has ever served the connection.
+    pub(super) fn is_greeted(&self) -> bool {
+        self.state.lock().greeted
+    }
+
+    /// Queues what the protocol wants before the first frame.
+    pub(super) fn write_start(&self, reconnect: Duration) {
+        if let Protocol::Sse(sse) = self.protocol {
+            self.enqueue(&mut self.state.lock(), sse.retry(reconnect.as_millis()), None);
+        }
+    }
+
+    /// Queues the last frame before a close.
+    pub(super) fn write_goodbye(&self, close: &Close) {
+        let mut state = self.state.lock();
+        self.enqueue(&mut state, self.protocol.goodbye(&self.epoch, close), None);
+    }
+
+    /// Queues the end of a body, where the protocol has one.
+    pub(super) fn write_end(&self) {
+        if let Protocol::Sse(sse) = self.protocol {
+            self.enqueue(&mut self.state.lock(), Bytes::from_static(sse.end()), None);
+        }
+    }
+
+    /// Whether all that was queued is written.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.state.lock().queue.is_empty()
+    }
+
+    /// Queues bytes of the protocol itself, whole frames only.
+    ///
+    /// # Errors
+    /// `WouldBlock` when too much of that waits already.
+    pub(super) fn write_control(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.state.lock();
+        if state.queued_bytes > self.limits.bytes + CONTROL_BYTES_MAX {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.enqueue(&mut state, Bytes::copy_from_slice(bytes), None);
+        Ok(bytes.len())
+    }
+
+    /// Writes to the socket, or queues what it does not take.
+    fn enqueue(&self, state: &mut State, mut bytes: Bytes, recorded_at: Option<UnixMillis>) {
+        if state.ended {
+            return;
+        }
+        if state.queue.is_empty() {
+            match self.socket.try_write(&bytes) {
+                Ok(written) if written == bytes.len() => return self.written(recorded_at),
+                Ok(written) => drop(bytes.split_to(written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The connection's task meets the same error and ends the connection.
+                Err(_) => {}
+            }
+        }
+        state.queued_bytes += bytes.len();
+        state.queue.push_back(Chunk { bytes, recorded_at });
+        self.woken.notify_one();
+    }
+
+    fn write_queue(&self, state: &mut State) -> io::Result<()> {
+        while let Some(chunk) = state.queue.front_mut() {
+            match self.socket.try_write(&chunk.bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    state.queued_bytes -= written;
+                    if written < chunk.bytes.len() {
+                        drop(chunk.bytes.split_to(written));
+                        continue;
+                    }
+                    self.written(chunk.recorded_at);
+                    state.queue.pop_front();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let has_room = state.queue.len() * 2 <= self.limits.items && state.queued_bytes * 2 <= self.limits.bytes;
+        if state.refused && has_room {
+            state.refused = false;
+            if let Some(session) = &state.session {
+                let _ = session.cast(session::Msg::Drained);
+            }
+        }
+        if state.queue.is_empty() && state.queue.capacity() > 0 {
+            state.queue = VecDeque::new();
+        }
+        Ok(())
+    }
+
+    fn written(&self, recorded_at: Option<UnixMillis>) {
+        if let Some(recorded_at) = recorded_at {
+            metric::delivered(self.protocol.name(), unix_millis_now() - recorded_at);
+        }
+    }
+}
+
+impl Outlet for Arc<Relay> {
+    fn push(&self, attachment: u64, outgoing: &Outgoing<'_>) -> Pushed {
+        let mut state = self.state.lock();
+        if state.attachment != attachment || state.ended || state.close.is_some() {
+            return Pushed::Gone;
+        }
+        let (covers, recorded_at) = match outgoing.kind {
+            Kind::Notification(seq, event) => (seq, Some(event.recorded_at)),
+            Kind::Control(_, covers) => (covers, None),
+        };
+        if covers.is_some_and(|seq| seq <= state.passed) && recorded_at.is_some() {
+            return Pushed::Gone;
+        }
+        if state.queue.len() >= self.limits.items || state.queued_bytes >= self.limits.bytes {
+            state.refused = true;
+            if covers.is_none() && recorded_at.is_some() {
+                metric::delivery(self.protocol.name(), Delivery::Dropped);
+            }
+            return Pushed::Full;
+        }
+        let bytes = self.protocol.encode(&self.epoch, outgoing);
+        if let Some(seq) = covers {
+            state.passed = state.passed.max(seq);
+        }
+        self.enqueue(&mut state, bytes, recorded_at);
+        Pushed::Taken
+    }
+
+    fn close(&self, attachment: u64, close: Close) {
+        if self.state.lock().attachment == attachment {
+            Relay::close(self, close);
+        }
+    }
+
+    fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool {
+        let mut state = self.state.lock();
+        if state.attachment != attachment || state.ended || state.close.is_some() {
+            return false;
+        }
+        // What the client had before it came counts as passed on: it may acknowledge that.
+        state.passed = state.passed.max(begins_after);
+        // What was acknowledged while nobody served the connection.
+        let _ = session.cast(session::Msg::Acknowledged(state.acknowledged));
+        state.session = Some(session);
+        state.greeted = true;
+        true
+    }
+
+    fn lost(&self, attachment: u64) {
+        let mut state = self.state.lock();
+        if state.attachment == attachment && state.close.is_none() && !state.ended {
+            state.session = None;
+            state.lost = true;
+            drop(state);
+            self.woken.notify_one();
+        }
+    }
+}
