@@ -1,0 +1,119 @@
+//! The commands. Each is a file; what they share is which configuration they read and how they fail.
+
+mod check_config;
+mod dev;
+mod send;
+mod serve;
+mod tail;
+mod token;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::config::{self, Config};
+
+/// Delivers notifications from Kafka to every open session of a user.
+#[derive(Parser)]
+#[command(name = "notifier", version, max_term_width = 100)]
+struct Cli {
+    /// The configuration file [default: .notifier/notifier.toml, if `notifier dev` has written it]
+    #[arg(long, short, global = true, value_name = "FILE", env = "NOTIFIER_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Dev(dev::Args),
+    Serve(serve::Args),
+    Send(send::Args),
+    Tail(tail::Args),
+    Token(token::Args),
+    CheckConfig(check_config::Args),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  notifier completions bash > /etc/bash_completion.d/notifier")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Bad usage: exit code 2 instead of 1. The text names the flag or key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// Runs the command that the process was started with.
+pub async fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("notifier: {error:#}");
+            let is_usage = error.chain().any(|cause| cause.is::<Usage>() || cause.is::<config::Error>());
+            ExitCode::from(if is_usage { 2 } else { 1 })
+        }
+    }
+}
+
+impl Cli {
+    async fn run(self) -> anyhow::Result<()> {
+        let file = self.config;
+        match self.command {
+            Command::Dev(args) => dev::run(args, file.as_deref()).await,
+            Command::Serve(args) => serve::run(args, file.as_deref()).await,
+            Command::Send(args) => send::run(args, &load(file.as_deref())?.kafka).await,
+            Command::Tail(args) => tail::run(args, &load(file.as_deref())?).await,
+            Command::Token(args) => token::run(args, &load(file.as_deref())?),
+            Command::CheckConfig(args) => check_config::run(&args, file.as_deref()),
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Self::command(), "notifier", &mut std::io::stdout());
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The file that `notifier dev` writes into its data directory.
+const DEV_FILE: &str = "notifier.toml";
+/// The data directory of `notifier dev`, unless it is told another.
+const DEV_DIRECTORY: &str = ".notifier";
+
+/// The configuration for a command: the given file, else the one that `notifier dev` wrote here, if it is there.
+fn load(file: Option<&Path>) -> Result<Config, config::Error> {
+    let written_by_dev = Path::new(DEV_DIRECTORY).join(DEV_FILE);
+    let file = file.or_else(|| Some(&*written_by_dev).filter(|file| file.is_file()));
+    let config = load_from(file)?;
+    config.validate()?;
+    Ok(config)
+}
+
+fn load_from(file: Option<&Path>) -> Result<Config, config::Error> {
+    // Names and values that are not UTF-8 cannot be ours.
+    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    config::load(file, variables)
+}
+
+/// Resolves with the first SIGTERM or SIGINT; a second one ends the process at once.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be listened to");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be listened to");
+    let mut next = async move || {
+        tokio::select! {
+            _ = terminate.recv() => 143,
+            _ = interrupt.recv() => 130,
+        }
+    };
+    next().await;
+    tokio::spawn(async move {
+        let code = next().await;
+        tracing::warn!("second signal: ending at once");
+        std::process::exit(code);
+    });
+}

@@ -1,0 +1,42 @@
+//! `notifier check-config`: what a node would run with.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use crate::{cli, config, kafka};
+
+/// Check the configuration and print it as it takes effect, secrets masked
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  notifier check-config --config /etc/notifier.toml")]
+pub struct Args {
+    /// Print the reference of all keys as Markdown instead
+    #[arg(long)]
+    reference: bool,
+    /// Print JSON instead of TOML
+    #[arg(long)]
+    json: bool,
+}
+
+/// Checks and prints.
+///
+/// # Errors
+/// Names the first key that is wrong.
+pub fn run(args: &Args, file: Option<&Path>) -> anyhow::Result<()> {
+    if args.reference {
+        print!("{}", config::reference());
+        return Ok(());
+    }
+    let config = cli::load(file)?;
+    // librdkafka knows its properties best.
+    let refused = |error: rdkafka::error::KafkaError| cli::Usage(format!("kafka.properties: {error}"));
+    kafka::consumer_config(&config.kafka).create_native_config().map_err(refused)?;
+    config.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    if args.json {
+        let effective: toml::Table = config::effective(&config).parse().context("the configuration is TOML")?;
+        println!("{}", serde_json::to_string_pretty(&effective)?);
+    } else {
+        print!("{}", config::effective(&config));
+    }
+    Ok(())
+}

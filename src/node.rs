@@ -1,0 +1,320 @@
+//! One node: starts its parts in order, supervises the shard actors, and takes everything down in order under
+//! one deadline.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use metrics_exporter_prometheus::PrometheusHandle;
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::{
+    admin::{self, Admin},
+    config::{self, Config},
+    edge::{self, DevRoutes, Edge},
+    event::Options,
+    health::Health,
+    ingest::{self, Ingest, ledger::Credits},
+    kafka, session,
+    shard::{self, Shards},
+    store::{
+        Store,
+        memory::{self, MemoryStore},
+        writer::Writer,
+    },
+    user,
+};
+
+/// Shard actors of a node. They share the shards: enough to use every core, few enough that a message to one
+/// carries the events of many users.
+const SHARD_ACTORS: usize = 8;
+/// Calls to the store that may be under way at once.
+const WRITE_LANES: u16 = 4;
+/// How long clients wait at the most before they connect again.
+const RECONNECT: Duration = Duration::from_millis(1500);
+/// Records between a partition's position and the last one read.
+const SPAN_MAX: usize = 100_000;
+/// The runtime must turn at least this often to count as alive.
+const RUNTIME_AGE_MAX: Duration = Duration::from_secs(15);
+/// The health part that says whether the node wants clients.
+const HEALTH_PART: &str = "node";
+
+/// A running node.
+pub struct Node {
+    health: Health,
+    root: ActorRef<()>,
+    ingest: Arc<Ingest>,
+    edge: Edge,
+    admin_address: SocketAddr,
+    tasks: Vec<JoinHandle<()>>,
+    fatal: mpsc::UnboundedReceiver<String>,
+    drain: config::Drain,
+}
+
+/// What tokens are checked against, as configured.
+#[must_use]
+pub fn auth_config(config: &Config) -> edge::auth::Config {
+    let jwt = &config.auth.jwt;
+    edge::auth::Config {
+        hs256_secret: jwt.hs256_secret.as_ref().map(|secret| secret.expose().as_bytes().into()),
+        leeway: jwt.leeway,
+        issuer: jwt.issuer.clone(),
+        audience: jwt.audience.clone(),
+    }
+}
+
+impl Node {
+    /// Starts everything. Clients are served from here on; Kafka is read as soon as a broker answers.
+    ///
+    /// # Errors
+    /// When an address is taken or librdkafka refuses a property.
+    pub async fn start(config: &Config, dev: Option<Arc<dyn DevRoutes>>, metrics: PrometheusHandle) -> anyhow::Result<Self> {
+        raise_descriptor_limit();
+        let health = Health::default();
+        health.not_ready(HEALTH_PART, "starting");
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new(memory::Config {
+            retention: config.log.retention,
+            per_user_max: config.log.per_user_max,
+            dedup_window: config.log.dedup_window,
+            bytes_max: config.log.memory_bytes_max,
+        }));
+        let epoch = store.epoch();
+        let writer = Writer::start(&store, WRITE_LANES, &health);
+        let user_config = user_config(config, store, writer);
+        let shard_count = u16::try_from(config.cluster.shards).context("cluster.shards is too large")?;
+        let (fatal_sender, fatal) = mpsc::unbounded_channel();
+        let (root, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
+
+        let edge = edge::start(edge_config(config, epoch, dev), shards.clone())
+            .with_context(|| format!("client.listen: cannot listen on {}", config.client.listen))?;
+        let ingest = ingest::start(ingest_config(config), shards, &health, fatal_sender).context("kafka.properties")?;
+        let ingest = Arc::new(ingest);
+        let admin = Admin { health: health.clone(), metrics };
+        let (admin_address, admin) = admin::start(config.admin.listen, admin, faults(&ingest))
+            .await
+            .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
+        health.ready(HEALTH_PART);
+        let tasks = vec![admin, tokio::spawn(runtime_heartbeat(health.clone()))];
+        Ok(Self { health, root, ingest, edge, admin_address, tasks, fatal, drain: config.drain.clone() })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn client_address(&self) -> SocketAddr {
+        self.edge.address()
+    }
+
+    /// Where operators look.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// The node's health.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Serves until `stop` resolves, then drains.
+    ///
+    /// # Errors
+    /// When something failed that the process cannot go on without.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tokio::select! {
+            () = stop => {}
+            failure = self.fatal.recv() => anyhow::bail!(failure.unwrap_or_else(|| "the node's root is gone".into())),
+        }
+        self.drain().await;
+        Ok(())
+    }
+
+    /// Not ready → Kafka settled and let go → clients told when to come back → closed.
+    async fn drain(self) {
+        let began = Instant::now();
+        let deadline = began + self.drain.deadline;
+        tracing::info!(deadline = ?self.drain.deadline, "draining");
+        self.health.not_ready(HEALTH_PART, "draining");
+        // Half of the time at the most for Kafka: clients must hear goodbye in any case.
+        self.ingest.drain(began + self.drain.deadline / 2).await;
+        self.edge.drain(self.drain.goodbyes_per_second, deadline).await;
+        self.root.stop(None);
+        self.tasks.iter().for_each(JoinHandle::abort);
+        tracing::info!(seconds = began.elapsed().as_secs_f64(), "drained");
+    }
+}
+
+fn user_config(config: &Config, store: Arc<dyn Store>, writer: Writer) -> Arc<user::Config> {
+    let sessions = &config.sessions;
+    Arc::new(user::Config {
+        session: Arc::new(session::Config {
+            window: session::window::Limits { items: sessions.window_items, bytes: sessions.window_bytes },
+            slow_deadline: sessions.slow_deadline,
+            ack_deadline: config.log.ack_deadline,
+            heartbeat: sessions.heartbeat,
+            reconnect: RECONNECT,
+        }),
+        sessions_max: sessions.per_user_max,
+        idle_after: sessions.idle_after,
+        store,
+        writer,
+    })
+}
+
+fn edge_config(config: &Config, epoch: crate::ids::LogEpoch, dev: Option<Arc<dyn DevRoutes>>) -> edge::Config {
+    let limits = &config.limits;
+    edge::Config {
+        listen: config.client.listen,
+        allowed_origins: config.client.allowed_origins.clone(),
+        auth: auth_config(config),
+        limits: edge::Limits {
+            connects_per_second: limits.connects_per_second,
+            connections_max: limits.connections_max,
+            handshakes_max: limits.handshakes_max,
+            handshakes_per_address: limits.handshakes_per_address,
+            connections_per_address: limits.connections_per_address,
+            handshake_deadline: limits.handshake_deadline,
+        },
+        frame_bytes_max: limits.frame_bytes_max,
+        request_bytes_max: limits.request_bytes_max,
+        queue_items_max: config.sessions.window_items,
+        queue_bytes_max: config.sessions.window_bytes,
+        heartbeat: config.sessions.heartbeat,
+        reconnect: RECONNECT,
+        epoch,
+        dev,
+    }
+}
+
+fn ingest_config(config: &Config) -> ingest::Config {
+    let kafka = &config.kafka;
+    let types = config.types.clone();
+    ingest::Config {
+        consumer: kafka::consumer_config(kafka),
+        producer: kafka::producer_config(kafka),
+        brokers: kafka.brokers.clone(),
+        topic: kafka.topic.clone(),
+        dead_letter_topic: kafka.dead_letter_topic.clone(),
+        from_latest: kafka.start == config::Start::Latest,
+        partition_refresh: kafka.partition_refresh,
+        credits: Credits {
+            events: kafka.in_flight_events,
+            bytes: kafka.in_flight_bytes,
+            partition_events: (kafka.in_flight_events / 4).max(1),
+            partition_bytes: (kafka.in_flight_bytes / 4).max(1),
+            span: SPAN_MAX,
+        },
+        payload_bytes_max: config.limits.payload_bytes_max,
+        defaults: Arc::new(move |notification_type| {
+            let config::ResolvedOptions { durability, priority, ttl } = types.options(notification_type);
+            Options { durability, priority, collapse_key: None, ttl }
+        }),
+    }
+}
+
+/// Every client is a descriptor; the soft limit is often a thousand.
+fn raise_descriptor_limit() {
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+async fn runtime_heartbeat(health: Health) {
+    let progress = health.watch_loop("runtime", RUNTIME_AGE_MAX);
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        progress.turn();
+    }
+}
+
+/// The root of all actors: a crashed shard actor gets a successor.
+struct Root;
+
+struct RootState {
+    config: Arc<user::Config>,
+    shards: Shards,
+    fatal: ingest::Fatal,
+}
+
+async fn start_root(config: Arc<user::Config>, shard_count: u16, fatal: ingest::Fatal) -> anyhow::Result<(ActorRef<()>, Shards)> {
+    let (sender, shards) = tokio::sync::oneshot::channel();
+    let (root, _) = Actor::spawn(None, Root, (config, shard_count, fatal, sender)).await?;
+    Ok((root, shards.await?))
+}
+
+impl Actor for Root {
+    type Msg = ();
+    type State = RootState;
+    type Arguments = (Arc<user::Config>, u16, ingest::Fatal, tokio::sync::oneshot::Sender<Shards>);
+
+    async fn pre_start(&self, myself: ActorRef<()>, args: Self::Arguments) -> Result<RootState, ActorProcessingErr> {
+        let (config, shard_count, fatal, started) = args;
+        let mut actors = Vec::with_capacity(SHARD_ACTORS);
+        for _ in 0..SHARD_ACTORS {
+            actors.push(shard::spawn(config.clone(), myself.get_cell()).await?);
+        }
+        let shards = Shards::new(actors, shard_count);
+        let _ = started.send(shards.clone());
+        Ok(RootState { config, shards, fatal })
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<()>,
+        event: SupervisionEvent,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        let SupervisionEvent::ActorFailed(crashed, error) = event else { return Ok(()) };
+        let Some(index) = state.shards.index_of(crashed.get_id()) else { return Ok(()) };
+        user::metric::restarted("shard");
+        tracing::error!(index, %error, "shard actor crashed");
+        match shard::spawn(state.config.clone(), myself.get_cell()).await {
+            Ok(successor) => state.shards.replace(index, successor),
+            Err(error) => _ = state.fatal.send(format!("a shard actor could not be started again: {error}")),
+        }
+        Ok(())
+    }
+}
+
+/// Test builds only: `POST /faults/assignment` takes partitions away and gives them back.
+#[cfg(feature = "faults")]
+fn faults(ingest: &Arc<Ingest>) -> axum::Router {
+    use axum::{Json, http::StatusCode, routing::post};
+
+    use crate::ingest::Assignment;
+
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Everything {
+        All,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Wanted {
+        All(Everything),
+        Only(std::collections::BTreeSet<i32>),
+    }
+    #[derive(serde::Deserialize)]
+    struct Body {
+        partitions: Wanted,
+    }
+    let ingest = ingest.clone();
+    let assign = async move |Json(body): Json<Body>| {
+        ingest.assign(match body.partitions {
+            Wanted::All(Everything::All) => Assignment::All,
+            Wanted::Only(partitions) => Assignment::Only(partitions),
+        });
+        StatusCode::NO_CONTENT
+    };
+    axum::Router::new().route("/faults/assignment", post(assign))
+}
+
+#[cfg(not(feature = "faults"))]
+fn faults(_: &Arc<Ingest>) -> axum::Router {
+    axum::Router::new()
+}
