@@ -1,0 +1,313 @@
+//! One node: a configuration file, a process, its two ports.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use toml::{Table, Value as Toml};
+
+use super::{
+    Feed,
+    http::{self, Request, Response},
+    metrics::Metrics,
+    process::{Finished, Process, command},
+    sse::SseClient,
+    token,
+    wait::{DEADLINE, eventually},
+    ws::{Connect, WsClient},
+};
+
+/// The program under test.
+pub const NOTIFIER: &str = env!("CARGO_BIN_EXE_notifier");
+
+/// How long one request to the admin port may take before it counts as not answered.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Consecutive free ports, below the range that outgoing connections take theirs from: a node that
+/// is restarted finds its port again.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    const FIRST: u16 = 10_000;
+    const SPAN: u16 = 22_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = u16::try_from(std::process::id().wrapping_mul(37) % u32::from(SPAN)).expect("< SPAN");
+    let length = u16::try_from(N).expect("a few ports");
+    for _ in 0..SPAN / length {
+        let step = NEXT.fetch_add(length, Ordering::Relaxed);
+        let start = FIRST + own.wrapping_add(step) % (SPAN - length);
+        let ports: [u16; N] = std::array::from_fn(|index| start + index as u16);
+        let free = |port: &u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
+        if ports.iter().all(free) {
+            return ports;
+        }
+    }
+    panic!("no {N} free ports in a row");
+}
+
+/// A configuration that a test changes before the node starts.
+pub struct Builder {
+    config: Table,
+    environment: Vec<(String, String)>,
+    client: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Builder {
+    /// Sets a key by its dotted path, e.g. `sessions.heartbeat`.
+    pub fn set(mut self, path: &str, value: impl Into<Toml>) -> Self {
+        set(&mut self.config, path, value.into());
+        self
+    }
+
+    /// Sets a librdkafka property.
+    pub fn property(mut self, name: &str, value: &str) -> Self {
+        let kafka = self.config["kafka"].as_table_mut().expect("a table");
+        let properties = kafka.entry("properties").or_insert_with(|| Table::new().into());
+        properties.as_table_mut().expect("a table").insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets an environment variable of the process.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// The environment variables set so far.
+    pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// The client port's address.
+    pub fn client(&self) -> SocketAddr {
+        self.client
+    }
+
+    /// Starts the node and waits until it is ready.
+    pub async fn start(self) -> Node {
+        let node = self.start_unready();
+        node.ready().await;
+        node
+    }
+
+    /// Starts the node and does not wait.
+    pub fn start_unready(self) -> Node {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let config_path = self.write(dir.path());
+        let Self { environment, client, admin, .. } = self;
+        let mut node = Node { client, admin, config_path, environment, _dir: dir, process: None };
+        node.start_again();
+        node
+    }
+
+    /// Starts a node that must end by itself.
+    pub async fn fails(self) -> Finished {
+        let mut node = self.start_unready();
+        let process = node.process.take().expect("started");
+        process.finish(DEADLINE).await
+    }
+
+    /// Writes the file into `dir`.
+    pub fn write(&self, dir: &Path) -> PathBuf {
+        let path = dir.join("notifier.toml");
+        let text = toml::to_string(&self.config).expect("a table");
+        std::fs::write(&path, text).expect("a writable directory");
+        path
+    }
+}
+
+/// A `notifier serve` process.
+pub struct Node {
+    client: SocketAddr,
+    admin: SocketAddr,
+    config_path: PathBuf,
+    environment: Vec<(String, String)>,
+    _dir: TempDir,
+    process: Option<Process>,
+}
+
+impl Node {
+    /// A node on that feed with the tests' defaults.
+    pub fn builder(feed: &Feed) -> Builder {
+        let [client, admin] = free_ports().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let builder = Builder { config: Table::new(), environment: Vec::new(), client, admin };
+        builder
+            .set("node.id", "test")
+            .set("client.listen", client.to_string())
+            .set("admin.listen", admin.to_string())
+            .set("kafka.brokers", feed.kafka.bootstrap.as_str())
+            .set("kafka.topic", feed.topic.as_str())
+            .set("kafka.group", feed.group.as_str())
+            .set("kafka.dead_letter_topic", feed.dead_letter_topic.as_str())
+            .set("kafka.receipts_topic", "")
+            .set("auth.jwt.hs256_secret", token::SECRET)
+    }
+
+    /// A ready node with nothing special.
+    pub async fn start(feed: &Feed) -> Self {
+        Self::builder(feed).start().await
+    }
+
+    /// Starts the process (again) with the same configuration.
+    pub fn start_again(&mut self) {
+        assert!(self.process.is_none(), "the node runs already");
+        let mut command = command(NOTIFIER);
+        command.args(["serve", "--config"]).arg(&self.config_path);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        self.process = Some(Process::spawn("notifier serve", command));
+    }
+
+    /// Waits for readiness.
+    pub async fn ready(&self) {
+        eventually("readiness", async || {
+            let answer = self.try_admin("/readyz").await?;
+            (answer.status() == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the node runs and says that it is not ready, with `part` in its answer.
+    pub async fn unready(&self, part: &str) {
+        eventually(&format!("readiness that names {part}"), async || {
+            let answer = self.try_admin("/readyz").await?;
+            (answer.status() == 503 && answer.body.contains(part)).then_some(())
+        })
+        .await;
+    }
+
+    /// The clients' address.
+    pub fn addr(&self) -> SocketAddr {
+        self.client
+    }
+
+    pub fn ws_url(&self) -> String {
+        format!("ws://{}/v1/connect", self.client)
+    }
+
+    pub fn http_url(&self) -> String {
+        format!("http://{}", self.client)
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the node runs")
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.process.as_ref().expect("the node runs").stderr()
+    }
+
+    /// A good token for `user`.
+    pub fn token(&self, user: &str) -> String {
+        token::valid(user)
+    }
+
+    /// A handshake with a good token.
+    pub fn ws(&self, user: &str) -> Connect {
+        Connect::bearer(self.client, &self.token(user))
+    }
+
+    /// An open WebSocket of `user`.
+    pub async fn connect(&self, user: &str) -> WsClient {
+        self.ws(user).open().await
+    }
+
+    /// An open event stream of `user`; `query` as in `device=a`.
+    pub async fn stream(&self, user: &str, query: &str) -> SseClient {
+        let authorization = format!("Bearer {}", self.token(user));
+        SseClient::open(self.client, query, &[("Authorization", &authorization)]).await
+    }
+
+    /// A request to the client port.
+    pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
+        http::send(self.client, Request { method, path, headers, body }).await
+    }
+
+    /// A GET on the admin port; `None` when nobody answers.
+    pub async fn try_admin(&self, path: &str) -> Option<Response> {
+        let request = Request { method: "GET", path, headers: &[], body: "" };
+        let answer = http::try_send(self.admin, request);
+        tokio::time::timeout(ADMIN_TIMEOUT, answer).await.ok().flatten()
+    }
+
+    /// A GET on the admin port.
+    pub async fn admin(&self, path: &str) -> Response {
+        http::get(self.admin, path).await
+    }
+
+    /// The metrics page.
+    pub async fn metrics(&self) -> Metrics {
+        let answer = self.admin("/metrics").await;
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        Metrics::new(answer.body)
+    }
+
+    /// Waits until a metric's sum reaches a value.
+    pub async fn metric_reaches(&self, name: &str, value: f64) {
+        let what = format!("{name} >= {value}");
+        eventually(&what, async || (self.metrics().await.sum(name) >= value).then_some(())).await;
+    }
+
+    /// Waits until `count` events were taken in and none is unsettled.
+    pub async fn settled(&self, count: usize) {
+        eventually(&format!("{count} events settled"), async || {
+            let metrics = self.metrics().await;
+            let taken = metrics.sum("notifier_events_total") >= count as f64;
+            (taken && metrics.sum("notifier_unsettled_events") == 0.0).then_some(())
+        })
+        .await;
+    }
+
+    /// Takes Kafka partitions away or gives them back; returns when the node has begun to.
+    pub async fn assign(&self, partitions: Value) {
+        let body = json!({ "partitions": partitions }).to_string();
+        let headers = [("Content-Type", "application/json")];
+        let path = "/faults/assignment";
+        let request = Request { method: "POST", path, headers: &headers, body: &body };
+        let answer = http::send(self.admin, request).await;
+        assert_eq!(answer.status(), 204, "{answer:?}");
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub async fn stop(&mut self) -> Finished {
+        let process = self.process.take().expect("the node runs");
+        process.signal("TERM");
+        process.finish(DEADLINE).await
+    }
+
+    /// SIGTERM, and starts it again on the same ports.
+    pub async fn restart(&mut self) {
+        self.stop().await.ok();
+        self.start_again();
+        self.ready().await;
+    }
+
+    /// The process as it stands, to be waited for by the test.
+    pub fn into_process(mut self) -> (Process, Self) {
+        (self.process.take().expect("the node runs"), self)
+    }
+
+    /// Another command of the program, with this node's configuration.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = command(NOTIFIER);
+        command.args(arguments).arg("--config").arg(&self.config_path);
+        command
+    }
+}
+
+fn set(table: &mut Table, path: &str, value: Toml) {
+    match path.split_once('.') {
+        None => {
+            table.insert(path.into(), value);
+        }
+        Some((section, rest)) => {
+            let inner = table.entry(section).or_insert_with(|| Table::new().into());
+            set(inner.as_table_mut().expect("a section"), rest, value);
+        }
+    }
+}
