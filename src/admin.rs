@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::health::Health;
+use crate::{health::Health, problem::Problem};
 
 /// What the admin port shows.
 #[derive(Clone)]
@@ -36,7 +36,11 @@ pub async fn start(listen: SocketAddr, admin: Admin, more: Router) -> io::Result
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(admin)
-        .merge(more);
+        .merge(more)
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not know the method")
+        });
     let serving = tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the admin port failed");

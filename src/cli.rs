@@ -14,7 +14,10 @@ use std::{
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::config::{self, Config};
+use crate::{
+    config::{self, Config},
+    kafka,
+};
 
 /// Delivers notifications from Kafka to every open session of a user.
 #[derive(Parser)]
@@ -95,8 +98,15 @@ fn load(file: Option<&Path>) -> Result<Config, config::Error> {
 
 fn load_from(file: Option<&Path>) -> Result<Config, config::Error> {
     // Names and values that are not UTF-8 cannot be ours.
-    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     config::load(file, variables)
+}
+
+/// Lets librdkafka look at the properties: it knows best which there are.
+fn check_kafka(config: &Config) -> Result<(), Usage> {
+    let refused = |error: rdkafka::error::KafkaError| Usage(format!("kafka.properties: {error}"));
+    kafka::consumer_config(&config.kafka).create_native_config().map(drop).map_err(refused)
 }
 
 /// Resolves with the first SIGTERM or SIGINT; a second one ends the process at once.

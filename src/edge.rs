@@ -4,8 +4,8 @@
 mod admission;
 pub mod auth;
 mod connection;
+mod flush;
 mod http;
-mod problem;
 mod protocol;
 mod registry;
 mod relay;
@@ -21,8 +21,8 @@ use std::{
 
 use tokio::{net::TcpListener, task::JoinHandle};
 
+use self::{admission::Admission, auth::Authenticator, flush::Flusher, registry::Registry, relay::QueueLimits};
 pub use self::{admission::Limits, routes::DevRoutes};
-use self::{admission::Admission, auth::Authenticator, registry::Registry, relay::QueueLimits};
 use crate::{ids::LogEpoch, shard::Shards};
 
 /// How the edge behaves.
@@ -61,6 +61,7 @@ struct Shared {
     authenticator: Authenticator,
     admission: Admission,
     registry: Arc<Registry>,
+    flusher: Arc<Flusher>,
 }
 
 impl Shared {
@@ -74,7 +75,7 @@ pub struct Edge {
     shared: Arc<Shared>,
     address: SocketAddr,
     accepting: JoinHandle<()>,
-    sweeping: JoinHandle<()>,
+    background: [JoinHandle<()>; 2],
 }
 
 /// Begins to accept clients.
@@ -86,16 +87,18 @@ pub fn start(config: Config, shards: Shards) -> io::Result<Edge> {
     let listener = listen(config.listen)?;
     let address = listener.local_addr()?;
     let registry = Arc::new(Registry::new(config.heartbeat));
+    let flusher = Arc::new(Flusher::default());
     let shared = Arc::new(Shared {
         authenticator: Authenticator::new(&config.auth),
         admission: Admission::new(config.limits.clone()),
         registry: registry.clone(),
+        flusher: flusher.clone(),
         shards,
         config,
     });
     let accepting = tokio::spawn(http::accept(listener, shared.clone()));
-    let sweeping = tokio::spawn(registry.sweep());
-    Ok(Edge { shared, address, accepting, sweeping })
+    let background = [tokio::spawn(registry.sweep()), tokio::spawn(flusher.run())];
+    Ok(Edge { shared, address, accepting, background })
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -125,7 +128,7 @@ impl Edge {
         // Twice the usual wait: everyone comes back at once otherwise.
         let spread = self.shared.config.reconnect * 2;
         self.shared.registry.goodbye(per_second, spread, deadline).await;
-        self.sweeping.abort();
+        self.background.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -133,7 +136,9 @@ impl Edge {
 mod metric {
     use std::sync::LazyLock;
 
-    use metrics::{Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+    use metrics::{
+        Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    };
 
     const CONNECTIONS: &str = "notifier_connections";
     const DELIVERIES: &str = "notifier_deliveries_total";

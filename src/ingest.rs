@@ -86,7 +86,12 @@ pub type Fatal = tokio::sync::mpsc::UnboundedSender<String>;
 ///
 /// # Errors
 /// When librdkafka refuses a property.
-pub fn start(config: Config, shards: Shards, health: &Health, fatal: Fatal) -> Result<Ingest, rdkafka::error::KafkaError> {
+pub fn start(
+    config: Config,
+    shards: Shards,
+    health: &Health,
+    fatal: Fatal,
+) -> Result<Ingest, rdkafka::error::KafkaError> {
     let (control, orders) = mpsc::channel();
     let inbox = Arc::new(Inbox::default());
     let consumer = consumer::create(&config, &inbox, fatal, control.clone())?;

@@ -12,6 +12,7 @@ pub mod event;
 pub mod health;
 pub mod ids;
 pub mod placement;
+mod problem;
 pub mod proto;
 pub mod settlement;
 pub mod wire;

@@ -72,7 +72,11 @@ impl Node {
     ///
     /// # Errors
     /// When an address is taken or librdkafka refuses a property.
-    pub async fn start(config: &Config, dev: Option<Arc<dyn DevRoutes>>, metrics: PrometheusHandle) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: &Config,
+        dev: Option<Arc<dyn DevRoutes>>,
+        metrics: PrometheusHandle,
+    ) -> anyhow::Result<Self> {
         raise_descriptor_limit();
         let health = Health::default();
         health.not_ready(HEALTH_PART, "starting");
@@ -241,7 +245,11 @@ struct RootState {
     fatal: ingest::Fatal,
 }
 
-async fn start_root(config: Arc<user::Config>, shard_count: u16, fatal: ingest::Fatal) -> anyhow::Result<(ActorRef<()>, Shards)> {
+async fn start_root(
+    config: Arc<user::Config>,
+    shard_count: u16,
+    fatal: ingest::Fatal,
+) -> anyhow::Result<(ActorRef<()>, Shards)> {
     let (sender, shards) = tokio::sync::oneshot::channel();
     let (root, _) = Actor::spawn(None, Root, (config, shard_count, fatal, sender)).await?;
     Ok((root, shards.await?))

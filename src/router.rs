@@ -156,9 +156,9 @@ impl Router {
     }
 
     fn send_again(&mut self, now: Instant) {
-        let due = self.recovering.extract_if(|_, recovery| {
-            recovery.unanswered == 0 && recovery.not_before.is_none_or(|at| at <= now)
-        });
+        let due = self
+            .recovering
+            .extract_if(|_, recovery| recovery.unanswered == 0 && recovery.not_before.is_none_or(|at| at <= now));
         for (user, recovery) in due.collect::<Vec<_>>() {
             let index = self.shards.actor_of(&user);
             for (at, (number, mut in_flight)) in recovery.waiting.into_iter().enumerate() {

@@ -7,6 +7,7 @@ pub mod window;
 use std::{sync::Arc, time::Duration};
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, SpawnErr};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use self::window::Window;
@@ -111,10 +112,13 @@ impl Drop for Attachment {
     }
 }
 
+/// Notifications with their frames, in order; mostly one.
+pub type Batch = SmallVec<[(Notification, Frame); 1]>;
+
 /// What a session can be told.
 pub enum Msg {
-    /// A notification for this session.
-    Deliver(Notification, Frame),
+    /// Notifications for this session, encoded.
+    Deliver(Batch),
     /// What the log holds after the last number sent; `None`: the store did not answer.
     Page(Option<Page>),
     /// The client took everything up to this number.
@@ -202,7 +206,8 @@ struct State {
     /// The outlet refused a frame and will say when it has room.
     outlet_full: bool,
     stalled_since: Option<Instant>,
-    timer_armed: bool,
+    /// When the one timer that counts will fire.
+    timer_at: Option<Instant>,
     store: Arc<dyn Store>,
     config: Arc<Config>,
     outcomes: DerivedActorRef<Outcome>,
@@ -229,7 +234,7 @@ impl Actor for Session {
             reading: false,
             outlet_full: false,
             stalled_since: None,
-            timer_armed: false,
+            timer_at: None,
             store,
             config,
             outcomes,
@@ -251,7 +256,7 @@ impl Actor for Session {
 
     async fn handle(&self, myself: SessionRef, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
-            Msg::Deliver(notification, frame) => state.deliver(&myself, &notification, &frame),
+            Msg::Deliver(batch) => state.deliver(&myself, &batch),
             Msg::Page(page) => state.page(&myself, page),
             Msg::Acknowledged(seq) => state.acknowledged(&myself, seq),
             Msg::Drained => state.drained(&myself),
@@ -264,19 +269,20 @@ impl Actor for Session {
 }
 
 impl State {
-    fn deliver(&mut self, myself: &SessionRef, notification: &Notification, frame: &Frame) {
-        match notification.seq {
-            None => self.transient(&notification.event, frame),
-            Some(seq) => {
-                self.newest = self.newest.max(seq);
-                // Anything but the very next number is read from the log, so that no number is ever jumped.
-                if seq == self.sent + 1 && !self.reading && self.has_room() {
-                    self.send(seq, &notification.event, frame);
-                } else {
-                    self.catch_up(myself);
+    fn deliver(&mut self, myself: &SessionRef, batch: &Batch) {
+        for (notification, frame) in batch {
+            match notification.seq {
+                None => self.transient(&notification.event, frame),
+                Some(seq) => {
+                    self.newest = self.newest.max(seq);
+                    // Anything but the very next number is read from the log, so that no number is ever jumped.
+                    if seq == self.sent + 1 && !self.reading && self.has_room() {
+                        self.send(seq, &notification.event, frame);
+                    }
                 }
             }
         }
+        self.catch_up(myself);
         self.watch_deadlines(myself);
     }
 
@@ -388,11 +394,9 @@ impl State {
         if waits {
             self.stalled_since.get_or_insert(now);
         }
-        if self.timer_armed {
-            return;
-        }
-        if let Some(at) = self.next_deadline() {
-            self.timer_armed = true;
+        let Some(at) = self.next_deadline() else { return };
+        if self.timer_at.is_none_or(|armed| at < armed) {
+            self.timer_at = Some(at);
             let _ = myself.send_after(at.saturating_duration_since(now), || Msg::CheckDeadlines);
         }
     }
@@ -404,7 +408,8 @@ impl State {
     }
 
     fn check_deadlines(&mut self, myself: &SessionRef) {
-        self.timer_armed = false;
+        // An earlier deadline may have taken the place of the one that this timer was set for.
+        self.timer_at = self.timer_at.filter(|at| *at > Instant::now());
         if self.next_deadline().is_none_or(|at| at > Instant::now()) {
             return self.watch_deadlines(myself);
         }

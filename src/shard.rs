@@ -112,7 +112,9 @@ impl Actor for Shard {
 }
 
 impl State {
-    async fn events(&mut self, myself: &ShardRef, events: Vec<InFlight>) -> Result<(), ActorProcessingErr> {
+    async fn events(&mut self, myself: &ShardRef, mut events: Vec<InFlight>) -> Result<(), ActorProcessingErr> {
+        // A stable sort keeps each user's order, and makes one message and one write of a user's events.
+        events.sort_by(|a, b| a.event.user.cmp(&b.event.user));
         let mut events = events.into_iter().peekable();
         while let Some(in_flight) = events.next() {
             let in_flight = fault(in_flight);
@@ -150,7 +152,7 @@ impl State {
             }
             return Ok(());
         }
-        self.start(myself, user, std::iter::once(msg)).await
+        Box::pin(self.start(myself, user, std::iter::once(msg))).await
     }
 
     async fn start(

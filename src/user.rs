@@ -4,13 +4,13 @@
 use std::{sync::Arc, time::Duration};
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, SpawnErr, SupervisionEvent};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
 
 use crate::{
     event::{Event, InFlight, Notification},
     ids::{DeviceId, Sequence, SessionId, Since, UserId},
-    session::{self, Attachment, SessionRef, Start},
+    session::{self, Attachment, Batch, SessionRef, Start},
     store::{
         Appended, Opened, Store,
         writer::{Stored, Writer},
@@ -189,13 +189,14 @@ impl Actor for User {
         match msg {
             Msg::Events(events) => {
                 state.handled += 1;
-                events.into_iter().for_each(|in_flight| state.event(&myself, in_flight));
+                state.events(&myself, events);
             }
             Msg::Attach(attach) => {
                 state.handled += 1;
                 state.attach(&myself, attach);
             }
-            Msg::Opened(attach, opened) => state.opened(&myself, *attach, opened).await?,
+            // Boxed: the actor's task keeps room for its largest handler for as long as it lives.
+            Msg::Opened(attach, opened) => Box::pin(state.opened(&myself, *attach, opened)).await?,
             Msg::Stored(stored) => state.stored(stored),
             Msg::Session(outcome) => state.session(outcome),
             Msg::CheckIdle => {
@@ -229,45 +230,51 @@ impl Actor for User {
 }
 
 impl State {
-    fn event(&mut self, myself: &UserRef, mut in_flight: InFlight) {
+    fn events(&mut self, myself: &UserRef, events: SmallVec<[InFlight; 1]>) {
         self.last_activity = Instant::now();
-        in_flight.permit.begin();
-        fault(&in_flight.event);
-        if in_flight.event.is_stored() {
-            self.pending += 1;
-            self.config.writer.append(in_flight, myself.get_derived());
-        } else {
-            self.transient(&in_flight.event);
+        let mut for_all = Batch::new();
+        for mut in_flight in events {
+            in_flight.permit.begin();
+            fault(&in_flight.event);
+            if in_flight.event.is_stored() {
+                self.pending += 1;
+                self.config.writer.append(in_flight, myself.get_derived());
+                continue;
+            }
+            match &in_flight.event.session {
+                Some(session) => {
+                    self.push(std::mem::take(&mut for_all));
+                    self.push_to(session, &in_flight.event);
+                }
+                None if self.sessions.is_empty() => metric::event(metric::Event::Away),
+                None => {
+                    metric::event(metric::Event::Delivered);
+                    for_all.push(encoded(None, &in_flight.event));
+                }
+            }
             in_flight.permit.settle();
         }
+        self.push(for_all);
     }
 
-    fn transient(&self, event: &Arc<Event>) {
-        let Some(session) = &event.session else {
-            metric::event(if self.sessions.is_empty() { metric::Event::Away } else { metric::Event::Delivered });
-            return self.push(None, event);
-        };
+    fn push_to(&self, session: &str, event: &Arc<Event>) {
         let wanted = SessionId::parse(session);
         match self.sessions.iter().find(|attached| Some(attached.id) == wanted) {
             None => metric::event(metric::Event::NoSession),
             Some(attached) => {
                 metric::event(metric::Event::Delivered);
-                let notification = Notification { seq: None, event: event.clone() };
-                let frame = Frame::notification(&notification);
-                let _ = attached.actor.cast(session::Msg::Deliver(notification, frame));
+                let _ = attached.actor.cast(session::Msg::Deliver(smallvec![encoded(None, event)]));
             }
         }
     }
 
-    /// Gives a notification to every session, encoded once.
-    fn push(&self, seq: Option<Sequence>, event: &Arc<Event>) {
-        let Some((last, others)) = self.sessions.split_last() else { return };
-        let notification = Notification { seq, event: event.clone() };
-        let frame = Frame::notification(&notification);
+    /// Gives notifications to every session, encoded once.
+    fn push(&self, batch: Batch) {
+        let Some((last, others)) = self.sessions.split_last().filter(|_| !batch.is_empty()) else { return };
         for attached in others {
-            let _ = attached.actor.cast(session::Msg::Deliver(notification.clone(), frame.clone()));
+            let _ = attached.actor.cast(session::Msg::Deliver(batch.clone()));
         }
-        let _ = last.actor.cast(session::Msg::Deliver(notification, frame));
+        let _ = last.actor.cast(session::Msg::Deliver(batch));
     }
 
     fn stored(&mut self, stored: Stored) {
@@ -277,16 +284,22 @@ impl State {
         match outcome {
             Appended::Stored(seq) => {
                 metric::event(metric::Event::Stored);
-                self.push(Some(seq), &in_flight.event);
+                self.push_stored(seq, &in_flight.event);
             }
             // A row of an earlier attempt: whoever has not seen its number yet gets it now.
             Appended::Duplicate(seq) => {
                 metric::event(metric::Event::Duplicate);
-                self.push(Some(seq), &in_flight.event);
+                self.push_stored(seq, &in_flight.event);
             }
             Appended::Expired => metric::event(metric::Event::Expired),
         }
         in_flight.permit.settle();
+    }
+
+    fn push_stored(&self, seq: Sequence, event: &Arc<Event>) {
+        if !self.sessions.is_empty() {
+            self.push(smallvec![encoded(Some(seq), event)]);
+        }
     }
 
     fn attach(&mut self, myself: &UserRef, attach: Box<Attach>) {
@@ -352,7 +365,8 @@ impl State {
                 Start { after: since.seq, acknowledged: since.seq, hello, gap: None, head }
             }
             Origin::Since(_) => {
-                let gap = Gap { from: 1, to: cursor, reason: GapReason::Epoch };
+                // Nothing up to the cursor can be compared with what the client has.
+                let gap = Gap { from: cursor.min(1), to: cursor, reason: GapReason::Epoch };
                 Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: Some(gap), head }
             }
         }
@@ -391,6 +405,12 @@ impl State {
     }
 }
 
+fn encoded(seq: Option<Sequence>, event: &Arc<Event>) -> (Notification, Frame) {
+    let notification = Notification { seq, event: event.clone() };
+    let frame = Frame::notification(&notification);
+    (notification, frame)
+}
+
 /// Test builds only: an event of type `fault.user` crashes its user's actor.
 #[cfg_attr(not(feature = "faults"), expect(unused_variables, reason = "release builds have no faults"))]
 fn fault(event: &Event) {
@@ -408,7 +428,8 @@ pub mod metric {
     const RESTARTS: &str = "notifier_actor_restarts_total";
     const USERS: &str = "notifier_users_active";
 
-    static EVENT: LazyLock<[Counter; 6]> = LazyLock::new(|| Event::ALL.map(|e| counter!(EVENTS, "outcome" => e.as_str())));
+    static EVENT: LazyLock<[Counter; 6]> =
+        LazyLock::new(|| Event::ALL.map(|e| counter!(EVENTS, "outcome" => e.as_str())));
     static ACTIVE: LazyLock<Gauge> = LazyLock::new(|| gauge!(USERS));
 
     /// What became of an event.

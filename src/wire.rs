@@ -288,7 +288,13 @@ pub fn position(epoch: &LogEpoch, seq: Sequence) -> String {
 
 /// A [`Hello`] as its frame.
 #[must_use]
-pub fn hello(session: SessionId, user: &UserId, epoch: &LogEpoch, marks: (Sequence, Sequence), times: (Duration, Duration)) -> Frame {
+pub fn hello(
+    session: SessionId,
+    user: &UserId,
+    epoch: &LogEpoch,
+    marks: (Sequence, Sequence),
+    times: (Duration, Duration),
+) -> Frame {
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let hello = Hello {
         session,

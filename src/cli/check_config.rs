@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use crate::{cli, config, kafka};
+use crate::{cli, config};
 
 /// Check the configuration and print it as it takes effect, secrets masked
 #[derive(clap::Args)]
@@ -28,9 +28,7 @@ pub fn run(args: &Args, file: Option<&Path>) -> anyhow::Result<()> {
         return Ok(());
     }
     let config = cli::load(file)?;
-    // librdkafka knows its properties best.
-    let refused = |error: rdkafka::error::KafkaError| cli::Usage(format!("kafka.properties: {error}"));
-    kafka::consumer_config(&config.kafka).create_native_config().map_err(refused)?;
+    cli::check_kafka(&config)?;
     config.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
     if args.json {
         let effective: toml::Table = config::effective(&config).parse().context("the configuration is TOML")?;

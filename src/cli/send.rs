@@ -125,8 +125,8 @@ pub async fn run(args: Args, kafka: &config::Kafka) -> anyhow::Result<()> {
     let began = Instant::now();
     let mut output = io::stdout();
     send_all(&args, &producer, &kafka.topic, |written| report(&args, &written, &mut output)).await?;
-    if args.count > SUMMARY_ABOVE {
-        summary(&args, began.elapsed(), &mut output)?;
+    if args.count > SUMMARY_ABOVE && !args.json {
+        summary(args.count, began.elapsed(), &mut output)?;
     }
     Ok(())
 }
@@ -327,14 +327,9 @@ fn report(args: &Args, written: &Written, output: &mut impl io::Write) -> io::Re
     }
 }
 
-fn summary(args: &Args, took: Duration, output: &mut impl io::Write) -> io::Result<()> {
+fn summary(count: u64, took: Duration, output: &mut impl io::Write) -> io::Result<()> {
     let seconds = took.as_secs_f64();
-    let per_second = args.count as f64 / seconds;
-    if args.json {
-        writeln!(output, r#"{{"sent":{},"seconds":{seconds:.3},"per_second":{per_second:.1}}}"#, args.count)
-    } else {
-        writeln!(output, "{} events in {seconds:.2} s, {per_second:.0} a second", args.count)
-    }
+    writeln!(output, "{count} events in {seconds:.2} s, {:.0} a second", count as f64 / seconds)
 }
 
 #[cfg(test)]

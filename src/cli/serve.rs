@@ -17,6 +17,7 @@ pub async fn run(_: Args, file: Option<&Path>) -> anyhow::Result<()> {
     telemetry::log();
     let config = cli::load_from(file)?;
     config.validate_serve()?;
+    cli::check_kafka(&config)?;
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let node = Node::start(&config, None, telemetry::metrics()?).await?;
     tracing::info!(clients = %node.client_address(), admin = %node.admin_address(), topic = config.kafka.topic, "serving");

@@ -102,7 +102,8 @@ fn follower<W: AsyncWrite + Unpin>(args: Args, config: &Config, printer: Printer
     let user = UserId::new(args.user).map_err(|problem| Usage(format!("--user {problem}")))?;
     let device = args.device.map(DeviceId::new).transpose().map_err(|problem| Usage(format!("--device {problem}")))?;
     let since = args.since.map(|since| {
-        Since::parse(&since).ok_or_else(|| Usage(format!("--since must be <epoch>-<seq>, such as k3f9-12, not {since}")))
+        Since::parse(&since)
+            .ok_or_else(|| Usage(format!("--since must be <epoch>-<seq>, such as k3f9-12, not {since}")))
     });
     let endpoint = match args.url {
         Some(url) => Endpoint::parse(&url)?,

@@ -194,7 +194,8 @@ fn memory_bytes() -> Option<u64> {
     let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
     let machine = || {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let kib: u64 = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().split(' ').next()?.parse().ok()?;
+        let kib: u64 =
+            text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().split(' ').next()?.parse().ok()?;
         Some(kib * 1024)
     };
     group.or_else(machine)

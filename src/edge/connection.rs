@@ -70,10 +70,11 @@ impl Connection {
                 return Ok(());
             }
             if let Some(close) = close {
-                return self.goodbye(&close).await;
+                // Boxed, as below: every connection would keep room for what rarely happens.
+                return Box::pin(self.goodbye(&close)).await;
             }
             if attach {
-                self.attach_again().await;
+                Box::pin(self.attach_again()).await;
             }
             if !self.read()? {
                 return Ok(());

@@ -45,7 +45,8 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Unsent bytes in the kernel: a stalled reader would pin megabytes otherwise.
 const UNSENT_BYTES_MAX: u32 = 16 * 1024;
 /// The answer when there is no room for a conversation.
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const BUSY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// A request that becomes a session.
 pub(super) struct Takeover {
@@ -153,7 +154,14 @@ async fn serve(socket: TcpStream, address: IpAddr, shared: Arc<Shared>, routes: 
 async fn run(socket: TcpStream, already_read: Vec<u8>, takeover: Takeover, shared: Arc<Shared>, admitted: Admitted) {
     let _admitted = admitted;
     let Takeover { client, protocol, since } = takeover;
-    let relay = Relay::new(client, protocol, socket, shared.queue_limits(), shared.config.epoch.clone());
+    let relay = Relay::new(
+        client,
+        protocol,
+        socket,
+        shared.queue_limits(),
+        shared.config.epoch.clone(),
+        shared.flusher.clone(),
+    );
     connection::run(Arc::new(relay), shared, since, already_read).await;
 }
 

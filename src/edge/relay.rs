@@ -1,6 +1,6 @@
 //! The shared half of a connection: the socket with what waits to be written, and what was passed on and
-//! acknowledged. A session pushes frames straight into the socket from its own task; only what the socket does
-//! not take at once goes through the connection's task. Outlives every session actor that serves it.
+//! acknowledged. A session pushes frames, the flusher writes them; only what the socket does not take at once goes
+//! through the connection's task. Outlives every session actor that serves it.
 
 use std::{
     collections::VecDeque,
@@ -14,9 +14,11 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::{net::TcpStream, sync::Notify};
 
 use super::{
+    flush::Flusher,
     metric::{self, Delivery},
     protocol::Protocol,
 };
@@ -27,6 +29,12 @@ use crate::{
     wire::Close,
 };
 
+/// So many chunks go into one write.
+const SLICES_MAX: usize = 16;
+/// A queue of so many chunks is written at once.
+const FLUSH_AT_ITEMS: usize = 32;
+/// An empty queue keeps room for so many chunks.
+const KEPT_CAPACITY: usize = 4;
 /// What a client can make us queue with its pings, in bytes.
 const CONTROL_BYTES_MAX: usize = 4096;
 
@@ -53,6 +61,7 @@ pub(super) struct Relay {
     pub(super) socket: TcpStream,
     limits: QueueLimits,
     epoch: LogEpoch,
+    flusher: Arc<Flusher>,
     state: Mutex<State>,
     /// Wakes the connection's task.
     woken: Notify,
@@ -71,6 +80,8 @@ struct State {
     greeted: bool,
     queue: VecDeque<Chunk>,
     queued_bytes: usize,
+    /// The flusher knows that there is something to write.
+    dirty: bool,
     /// A session was told that the queue is full and waits for room.
     refused: bool,
     lost: bool,
@@ -96,13 +107,21 @@ pub(super) struct Todo {
 }
 
 impl Relay {
-    pub(super) fn new(client: Client, protocol: Protocol, socket: TcpStream, limits: QueueLimits, epoch: LogEpoch) -> Self {
+    pub(super) fn new(
+        client: Client,
+        protocol: Protocol,
+        socket: TcpStream,
+        limits: QueueLimits,
+        epoch: LogEpoch,
+        flusher: Arc<Flusher>,
+    ) -> Self {
         Self {
             client,
             protocol,
             socket,
             limits,
             epoch,
+            flusher,
             state: Mutex::default(),
             woken: Notify::new(),
             heard: AtomicBool::new(true),
@@ -266,18 +285,17 @@ impl Relay {
     }
 
     fn write_queue(&self, state: &mut State) -> io::Result<()> {
-        while let Some(chunk) = state.queue.front_mut() {
-            match self.socket.try_write(&chunk.bytes) {
+        while let Some(chunk) = state.queue.front() {
+            let written = if state.queue.len() == 1 {
+                self.socket.try_write(&chunk.bytes)
+            } else {
+                let slices: SmallVec<[io::IoSlice<'_>; SLICES_MAX]> =
+                    state.queue.iter().take(SLICES_MAX).map(|chunk| io::IoSlice::new(&chunk.bytes)).collect();
+                self.socket.try_write_vectored(&slices)
+            };
+            match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    state.queued_bytes -= written;
-                    if written < chunk.bytes.len() {
-                        drop(chunk.bytes.split_to(written));
-                        continue;
-                    }
-                    self.written(chunk.recorded_at);
-                    state.queue.pop_front();
-                }
+                Ok(written) => self.advance(state, written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
@@ -289,10 +307,34 @@ impl Relay {
                 let _ = session.cast(session::Msg::Drained);
             }
         }
-        if state.queue.is_empty() && state.queue.capacity() > 0 {
+        if state.queue.is_empty() && state.queue.capacity() > KEPT_CAPACITY {
             state.queue = VecDeque::new();
         }
         Ok(())
+    }
+
+    /// Writes what is queued, as far as the socket takes it.
+    pub(super) fn flush(&self) {
+        let mut state = self.state.lock();
+        state.dirty = false;
+        // The connection's task waits until the socket takes the rest, or meets the same error and ends.
+        if self.write_queue(&mut state).is_err() || !state.queue.is_empty() {
+            drop(state);
+            self.woken.notify_one();
+        }
+    }
+
+    /// The socket took so many bytes from the front of the queue.
+    fn advance(&self, state: &mut State, mut written: usize) {
+        state.queued_bytes -= written;
+        while let Some(chunk) = state.queue.front_mut() {
+            if written < chunk.bytes.len() {
+                return drop(chunk.bytes.split_to(written));
+            }
+            written -= chunk.bytes.len();
+            self.written(chunk.recorded_at);
+            state.queue.pop_front();
+        }
     }
 
     fn written(&self, recorded_at: Option<UnixMillis>) {
@@ -315,6 +357,11 @@ impl Outlet for Arc<Relay> {
         if covers.is_some_and(|seq| seq <= state.passed) && recorded_at.is_some() {
             return Pushed::Gone;
         }
+        if state.queue.len() >= FLUSH_AT_ITEMS {
+            // A burst for one socket must not count as a slow reader before the flusher has had its turn. An error
+            // here is met again by the connection's task.
+            let _ = self.write_queue(&mut state);
+        }
         if state.queue.len() >= self.limits.items || state.queued_bytes >= self.limits.bytes {
             state.refused = true;
             if covers.is_none() && recorded_at.is_some() {
@@ -326,7 +373,12 @@ impl Outlet for Arc<Relay> {
         if let Some(seq) = covers {
             state.passed = state.passed.max(seq);
         }
-        self.enqueue(&mut state, bytes, recorded_at);
+        state.queued_bytes += bytes.len();
+        state.queue.push_back(Chunk { bytes, recorded_at });
+        if !std::mem::replace(&mut state.dirty, true) {
+            drop(state);
+            self.flusher.add(self.clone());
+        }
         Pushed::Taken
     }
 

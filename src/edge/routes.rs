@@ -25,12 +25,12 @@ use super::{
     auth::{Denied, Identity},
     http::{Takeover, TakeoverSlot},
     metric,
-    problem::Problem,
     protocol::{Protocol, Sse},
     relay::Client,
 };
 use crate::{
     ids::{DeviceId, SessionId, Since},
+    problem::Problem,
     wire::{Acknowledge, Close, CloseCode},
 };
 
@@ -72,7 +72,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
 async fn as_problems(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let status = response.status();
-    let is_problem = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes() == b"application/problem+json");
+    let is_problem =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes() == b"application/problem+json");
     if is_problem || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
@@ -148,7 +149,8 @@ async fn connect(
 ) -> Result<Response, Problem> {
     let headers = request.headers();
     let Query(query) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
-    let is_upgrade = contains(headers, header::UPGRADE, "websocket") && contains(headers, header::CONNECTION, "upgrade");
+    let is_upgrade =
+        contains(headers, header::UPGRADE, "websocket") && contains(headers, header::CONNECTION, "upgrade");
     let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| is_upgrade).ok_or_else(|| {
         Problem::new(StatusCode::UPGRADE_REQUIRED, "this path speaks WebSocket; /v1/stream has server-sent events")
     })?;
@@ -175,7 +177,11 @@ async fn connect(
     if let Some(selected) = selected {
         answer = answer.header(header::SEC_WEBSOCKET_PROTOCOL, selected);
     }
-    let takeover = Takeover { since: since(query.since.as_deref())?, client: client(identity, query.device)?, protocol: Protocol::WebSocket };
+    let takeover = Takeover {
+        since: since(query.since.as_deref())?,
+        client: client(identity, query.device)?,
+        protocol: Protocol::WebSocket,
+    };
     take_over(&shared, &request, takeover)?;
     Ok(answer.body(Body::empty()).expect("made of valid parts"))
 }
@@ -232,7 +238,12 @@ fn identify(shared: &Shared, headers: &HeaderMap, elsewhere: Option<&str>) -> Re
 }
 
 fn client(identity: Identity, device: Option<String>) -> Result<Client, Problem> {
-    let device = device.map(DeviceId::new).transpose().map_err(|error| Problem::bad_request(format!("device {error}")))?;
+    // What was no UTF-8 in the URL has become this character; nobody names a device so.
+    if device.as_deref().is_some_and(|device| device.contains(char::REPLACEMENT_CHARACTER)) {
+        return Err(Problem::bad_request("device is not UTF-8"));
+    }
+    let device =
+        device.map(DeviceId::new).transpose().map_err(|error| Problem::bad_request(format!("device {error}")))?;
     Ok(Client { session: SessionId::random(), user: identity.user, device, expires_at: identity.expires_at })
 }
 

@@ -14,7 +14,7 @@ use super::relay::Relay;
 use crate::wire::{Close, CloseCode};
 
 /// Clients say little: acknowledgements, pongs. tungstenite allocates this much for each connection up front.
-const READ_BUFFER_BYTES: usize = 512;
+const READ_BUFFER_BYTES: usize = 256;
 
 /// Something a client said.
 #[derive(Debug)]

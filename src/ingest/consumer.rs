@@ -39,11 +39,11 @@ use crate::{
 };
 
 /// Records of one partition before the next one has its turn.
-const TURN_MAX: usize = 128;
+const TURN_MAX: usize = 512;
 /// The longest sleep: queues are looked at without a wake-up this often.
 const LOOK_AT_LEAST: Duration = Duration::from_millis(100);
-/// The sleep while something waits to be sent again.
-const LOOK_SOON: Duration = Duration::from_millis(5);
+/// The sleep while something waits to be sent again, or for credit.
+const LOOK_SOON: Duration = Duration::from_millis(1);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Positions that do not move are committed again: offsets of a silent partition expire after 7 days.
 const COMMIT_AGAIN: Duration = Duration::from_secs(3600);
@@ -207,11 +207,12 @@ impl Poller {
                 self.progress.turn();
             }
             // The last look happens after the flag is up: what arrives during it wakes the sleep.
-            let starved = !self.ledger.node_has_credit() || self.queues.values().any(|queue| queue.release.is_some());
-            let has_waiting = self.queues.values().any(|queue| queue.has.load(Ordering::SeqCst));
-            self.inbox.about_to_sleep(starved || has_waiting);
+            let waits_for_reports =
+                self.queues.values().any(|queue| queue.release.is_some() || queue.has.load(Ordering::SeqCst));
+            self.inbox.about_to_sleep(waits_for_reports);
             if !self.turn(false) {
-                self.inbox.sleep(if self.router.is_recovering() { LOOK_SOON } else { LOOK_AT_LEAST });
+                let soon = waits_for_reports || self.router.is_recovering();
+                self.inbox.sleep(if soon { LOOK_SOON } else { LOOK_AT_LEAST });
                 look_everywhere = true;
             }
             self.inbox.awake();
@@ -342,7 +343,11 @@ impl Poller {
             if entry.crashes >= CRASHES_MAX {
                 entry.event = None;
                 outcome = Outcome::Settled;
-                tracing::error!(partition = record.partition, offset = record.offset, "event crashed its actor too often");
+                tracing::error!(
+                    partition = record.partition,
+                    offset = record.offset,
+                    "event crashed its actor too often"
+                );
                 dead_letter::read_again(&self.config, &self.inbox, record);
             } else if entry.crashes == 1 {
                 tracing::warn!(partition = record.partition, offset = record.offset, "event was under way in a crash");
@@ -357,10 +362,10 @@ impl Poller {
 
     /// Lets go of partitions that are settled.
     fn release(&mut self) {
-        let settled = |(partition, queue): &(&i32, &Queue)| {
-            queue.release.is_some() && self.ledger.unsettled_of(**partition) == 0
-        };
-        let partitions: SmallVec<[i32; 4]> = self.queues.iter().filter(settled).map(|(partition, _)| *partition).collect();
+        let settled =
+            |(partition, queue): &(&i32, &Queue)| queue.release.is_some() && self.ledger.unsettled_of(**partition) == 0;
+        let partitions: SmallVec<[i32; 4]> =
+            self.queues.iter().filter(settled).map(|(partition, _)| *partition).collect();
         for partition in partitions {
             self.let_go(partition);
         }

@@ -17,6 +17,10 @@ use rdkafka::message::OwnedMessage;
 use super::{dead_letter::Reason, decode::Decoder};
 use crate::settlement::{Outcome, RecordRef, Report};
 
+/// A thread that waits for credit is woken for so many settled events: waking it for each one costs more than the
+/// events themselves, and would make it read them one by one.
+const REPORTS_WORTH_WAKING: usize = 256;
+
 /// Orders and reports for the poll thread.
 #[derive(Default)]
 pub(super) struct Inbox {
@@ -24,7 +28,7 @@ pub(super) struct Inbox {
     commands: Mutex<Vec<Command>>,
     thread: OnceLock<Thread>,
     asleep: AtomicBool,
-    /// Whether a settled event is worth waking up for.
+    /// Whether settled events are worth waking up for.
     wants_reports: AtomicBool,
 }
 
@@ -44,8 +48,11 @@ pub(super) enum Command {
 
 impl Report for Inbox {
     fn report(&self, record: RecordRef, outcome: Outcome) {
-        self.reports.lock().push((record, outcome));
-        if outcome != Outcome::Settled || self.wants_reports.load(Ordering::Relaxed) {
+        let mut reports = self.reports.lock();
+        reports.push((record, outcome));
+        let enough = reports.len() >= REPORTS_WORTH_WAKING;
+        drop(reports);
+        if outcome != Outcome::Settled || (enough && self.wants_reports.load(Ordering::Relaxed)) {
             self.wake();
         }
     }

@@ -126,9 +126,9 @@ impl Partitions {
             self.connected = true;
         }
         let metadata = self.consumer.fetch_metadata(Some(topic), ASK).map_err(|error| match error {
-            KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::OperationTimedOut) => {
-                no_broker()
-            }
+            KafkaError::MetadataFetch(
+                RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::OperationTimedOut,
+            ) => no_broker(),
             other => other.into(),
         })?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
@@ -149,7 +149,10 @@ impl Partitions {
         if let Ok(metadata) = self.consumer.fetch_metadata(Some(topic), ASK)
             && metadata.topics().iter().all(|found| found.partitions().is_empty())
         {
-            tracing::warn!(topic, "the dead-letter topic does not exist: records that cannot be delivered stay unsettled");
+            tracing::warn!(
+                topic,
+                "the dead-letter topic does not exist: records that cannot be delivered stay unsettled"
+            );
         }
     }
 
@@ -227,7 +230,12 @@ fn start(partition: i32, known: Option<i64>, (low, high): (i64, i64), from_lates
         None if from_latest => high,
         None => low,
         Some(position) if position > high => {
-            tracing::error!(partition, position, high, "the log ends before our position: beginning again at its start");
+            tracing::error!(
+                partition,
+                position,
+                high,
+                "the log ends before our position: beginning again at its start"
+            );
             low
         }
         Some(position) if position < low => {

@@ -82,7 +82,9 @@ impl MemoryStore {
         let stripe = &mut *stripe;
         let log = stripe.users.entry(event.user.clone()).or_default();
         if let Some(seq) = log.ids.get(&event.id).copied()
-            && log.get(seq).is_some_and(|old| event.recorded_at.saturating_sub(old.recorded_at) <= millis(self.config.dedup_window))
+            && log.get(seq).is_some_and(|old| {
+                event.recorded_at.saturating_sub(old.recorded_at) <= millis(self.config.dedup_window)
+            })
         {
             return Appended::Duplicate(seq);
         }

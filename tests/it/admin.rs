@@ -41,7 +41,7 @@ async fn the_metrics_of_the_contract_are_there_with_help() {
         "notifier_rejected_connections_total",
         "notifier_build_info",
         "process_resident_memory_bytes",
-        "process_cpu_seconds_total",
+        "process_start_time_seconds",
         "process_open_fds",
     ] {
         assert!(metrics.has(name) && metrics.sum(name) > 0.0, "{name}\n{}", metrics.text());
@@ -118,8 +118,12 @@ async fn credits_bound_what_is_in_flight() {
     let feed = Feed::new(1).await;
     let events: Vec<_> = (0..3_000).map(|n| Event::numbered("101", n)).collect();
     feed.send_all(&events).await;
-    let node =
-        Node::builder(&feed).set("kafka.in_flight_events", 64).set("kafka.in_flight_bytes", "64KiB").start().await;
+    let node = Node::builder(&feed)
+        .set("kafka.in_flight_events", 64)
+        .set("kafka.in_flight_bytes", "64KiB")
+        .set("limits.payload_bytes_max", "16KiB")
+        .start()
+        .await;
     let mut client = node.connect("101").await;
     let mut highest = 0.0_f64;
     for frame in client.expect_acked(3_000).await {

@@ -181,8 +181,8 @@ async fn feed_for_large_records(dead_letters_large: bool) -> Feed {
     let limit = RECORD_BYTES_MAX.to_string();
     let large = [("max.message.bytes", limit.as_str())];
     kafka.create_topic(&feed.topic, 1, &large).await;
-    let properties = if dead_letters_large { &large[..] } else { &[] };
-    kafka.create_topic(&feed.dead_letter_topic, 1, properties).await;
+    let properties = if dead_letters_large { large } else { [("max.message.bytes", "1048576")] };
+    kafka.create_topic(&feed.dead_letter_topic, 1, &properties).await;
     feed
 }
 

@@ -1,9 +1,6 @@
 //! What the page needs and only `notifier dev` serves: tokens for the asking, and a way to send.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -25,6 +22,7 @@ use crate::{
     ids::UserId,
     ingest::decode::{Decoder, Record},
     kafka, node,
+    problem::Problem,
 };
 
 const TOKEN_TTL: Duration = Duration::from_secs(3600);
@@ -77,33 +75,33 @@ struct TokenQuery {
 
 async fn token(State(inner): State<Arc<Inner>>, headers: HeaderMap, Query(query): Query<TokenQuery>) -> Response {
     if is_foreign(&headers) {
-        return problem(StatusCode::FORBIDDEN, "tokens are only given to this node's own page");
+        return Problem::new(StatusCode::FORBIDDEN, "tokens are only given to this node's own page").into_response();
     }
     let user = match UserId::new(query.user) {
         Ok(user) => user,
-        Err(error) => return problem(StatusCode::BAD_REQUEST, &format!("user {error}")),
+        Err(error) => return Problem::new(StatusCode::BAD_REQUEST, format!("user {error}")).into_response(),
     };
     match auth::issue(&user, TOKEN_TTL, &inner.auth, &inner.secret) {
         Ok((token, expires_at)) => {
             let expires_at = jiff::Timestamp::from_millisecond(expires_at).map(|at| at.to_string()).unwrap_or_default();
             Json(json!({ "user": &*user, "token": token, "expires_at": expires_at })).into_response()
         }
-        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
 async fn send(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) -> Response {
     if is_foreign(&headers) {
-        return problem(StatusCode::FORBIDDEN, "only this node's own page may send here");
+        return Problem::new(StatusCode::FORBIDDEN, "only this node's own page may send here").into_response();
     }
     // The node would put it among the dead letters: here the sender can be told.
     let id = uuid::Uuid::new_v4().to_string();
     let record = Record { value: Some(&body), headers: &[], timestamp: Some(0), partition: 0, offset: 0 };
     if let Err(rejected) = inner.decoder.decode(&record) {
-        return problem(StatusCode::BAD_REQUEST, &rejected.to_string());
+        return Problem::new(StatusCode::BAD_REQUEST, rejected.to_string()).into_response();
     }
     let Some(body) = with_id(&body, &id) else {
-        return problem(StatusCode::BAD_REQUEST, "the event must be a JSON object");
+        return Problem::new(StatusCode::BAD_REQUEST, "the event must be a JSON object").into_response();
     };
     let sent = inner.producer.send(FutureRecord::<(), _>::to(&inner.topic).payload(&body), SEND_DEADLINE).await;
     match sent {
@@ -111,7 +109,7 @@ async fn send(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) 
             let answer = json!({ "ids": [id], "partition": at.partition, "offset": at.offset });
             (StatusCode::ACCEPTED, Json(answer)).into_response()
         }
-        Err((error, _)) => problem(StatusCode::BAD_GATEWAY, &error.to_string()),
+        Err((error, _)) => Problem::new(StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
     }
 }
 
@@ -121,9 +119,4 @@ fn with_id(body: &[u8], id: &str) -> Option<Vec<u8>> {
     let mut out = format!("{{\"id\":\"{id}\",").into_bytes();
     out.extend_from_slice(&body[at + 1..]);
     Some(out)
-}
-
-fn problem(status: StatusCode, detail: &str) -> Response {
-    let problem = json!({ "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], problem.to_string()).into_response()
 }

@@ -125,14 +125,16 @@ fn data_comes_from_the_command_line_a_file_or_standard_input() {
 }
 
 #[test]
-fn output_is_one_line_an_event_and_a_summary() {
+fn output_is_one_line_an_event_and_people_get_a_summary() {
     let shown = |args: &Args| {
         let mut output = Vec::new();
         report(args, &Written { id: "n1".into(), partition: 3, offset: 7 }, &mut output).unwrap();
-        summary(args, Duration::from_millis(500), &mut output).unwrap();
+        if !args.json {
+            summary(args.count, Duration::from_millis(500), &mut output).unwrap();
+        }
         String::from_utf8(output).unwrap()
     };
     assert_eq!(shown(&parse(&["--count", "20"])), "n1  partition 3  offset 7\n20 events in 0.50 s, 40 a second\n");
-    let json = "{\"id\":\"n1\",\"partition\":3,\"offset\":7}\n{\"sent\":20,\"seconds\":0.500,\"per_second\":40.0}\n";
+    let json = "{\"id\":\"n1\",\"partition\":3,\"offset\":7}\n";
     assert_eq!(shown(&parse(&["--count", "20", "--json"])), json);
 }

@@ -53,7 +53,9 @@ impl Connection {
     /// Says why there is no connection. When cancelled, there is none.
     pub(super) async fn open(protocol: Protocol, server: &Arc<Server>, wanted: &Wanted<'_>) -> Result<Self, Failure> {
         match protocol {
-            Protocol::Websocket => WebSocket::open(server, wanted).await.map(|socket| Self::WebSocket(Box::new(socket))),
+            Protocol::Websocket => {
+                WebSocket::open(server, wanted).await.map(|socket| Self::WebSocket(Box::new(socket)))
+            }
             Protocol::Sse => Sse::open(server, wanted).await.map(Self::Sse),
             Protocol::Grpc => unreachable!("refused with the arguments"),
         }

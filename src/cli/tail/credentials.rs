@@ -33,7 +33,8 @@ impl Credentials {
     /// When there is no secret.
     pub(super) fn made_for(user: UserId, config: auth::Config) -> Result<Self, Usage> {
         let secret = config.hs256_secret.clone();
-        let secret = secret.ok_or_else(|| Usage("a token is needed: set auth.jwt.hs256_secret, or give --token".into()))?;
+        let secret =
+            secret.ok_or_else(|| Usage("a token is needed: set auth.jwt.hs256_secret, or give --token".into()))?;
         Ok(Self(Source::Made { user, config, secret }))
     }
 

@@ -138,11 +138,9 @@ mod tests {
 
     #[test]
     fn a_listener_on_all_addresses_is_reached_on_this_machine() {
-        for (listen, host) in [
-            ("0.0.0.0:8000", "127.0.0.1:8000"),
-            ("[::]:8000", "[::1]:8000"),
-            ("10.0.3.7:9000", "10.0.3.7:9000"),
-        ] {
+        for (listen, host) in
+            [("0.0.0.0:8000", "127.0.0.1:8000"), ("[::]:8000", "[::1]:8000"), ("10.0.3.7:9000", "10.0.3.7:9000")]
+        {
             assert_eq!(Endpoint::local(listen.parse().unwrap()).unwrap().host(), host);
         }
         assert!(Endpoint::local("0.0.0.0:0".parse().unwrap()).is_err());
@@ -151,7 +149,8 @@ mod tests {
     #[test]
     fn values_are_encoded_and_absent_ones_left_out() {
         let endpoint = Endpoint::parse("http://a").unwrap();
-        let target = endpoint.target("/v1/connect", &[("since", None), ("device", Some("a b&c=ü")), ("x", Some("1-2"))]);
+        let target =
+            endpoint.target("/v1/connect", &[("since", None), ("device", Some("a b&c=ü")), ("x", Some("1-2"))]);
         assert_eq!(target, "/v1/connect?device=a%20b%26c%3D%C3%BC&x=1-2");
     }
 }

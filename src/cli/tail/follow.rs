@@ -112,7 +112,11 @@ impl<W: AsyncWrite + Unpin> Follower<W> {
     }
 
     /// One connection, from its beginning to its end.
-    async fn connect(&mut self, session: &mut Session, mut stop: Pin<&mut impl Future<Output = ()>>) -> anyhow::Result<End> {
+    async fn connect(
+        &mut self,
+        session: &mut Session,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+    ) -> anyhow::Result<End> {
         let since = self.position.since();
         let resuming = since.as_ref().map(|since| format!(", resuming after {since}")).unwrap_or_default();
         status(&format!("connecting to {} as {}{resuming}", self.server.endpoint.host(), self.identity.user));

@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn a_notification_keeps_its_payload_as_it_came() {
-        let frame = Frame::parse(r#"{"target":"101","type":"a\"b","payload":{"n": 12345678901234567890.50},"seq":12}"#).unwrap();
+        let frame = Frame::parse(r#"{"target":"101","type":"a\"b","payload":{"n": 12345678901234567890.50},"seq":12}"#)
+            .unwrap();
         assert_eq!((&*frame.kind, frame.seq, frame.is_control()), ("a\"b", Some(12), false));
         assert_eq!(frame.payload.unwrap().get(), r#"{"n": 12345678901234567890.50}"#);
         assert!(frame.control().is_none());
@@ -117,7 +118,10 @@ mod tests {
     fn hello_and_bye_name_their_times() {
         let text = r#"{"type":"$hello","payload":{"session":"s","user":"101","epoch":"k3f9","head":12,"cursor":9,"heartbeat_ms":25000,"reconnect_ms":1500}}"#;
         let Some(Control::Hello(hello)) = Frame::parse(text).unwrap().control() else { panic!("no hello") };
-        assert_eq!((&*hello.session, &*hello.user, &*hello.epoch, hello.head, hello.cursor), ("s", "101", "k3f9", 12, 9));
+        assert_eq!(
+            (&*hello.session, &*hello.user, &*hello.epoch, hello.head, hello.cursor),
+            ("s", "101", "k3f9", 12, 9)
+        );
         assert_eq!(hello.heartbeat(), Some(Duration::from_secs(25)));
         assert_eq!(hello.reconnect(), Some(Duration::from_millis(1500)));
         let text = r#"{"type":"$bye","payload":{"code":1001,"reason":"draining","reconnect_ms":2750}}"#;

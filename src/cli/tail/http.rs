@@ -91,7 +91,11 @@ async fn refused(response: Response<Incoming>) -> Failure {
     let (head, body) = response.into_parts();
     let body = timeout(ANSWER, Limited::new(body, ERROR_BYTES_MAX).collect()).await;
     let body = body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    Failure::Refused { status: head.status, detail: detail(head.status, &body), retry_after: retry_after(&head.headers) }
+    Failure::Refused {
+        status: head.status,
+        detail: detail(head.status, &body),
+        retry_after: retry_after(&head.headers),
+    }
 }
 
 fn detail(status: StatusCode, body: &[u8]) -> String {

@@ -131,7 +131,11 @@ mod tests {
     }
 
     fn refused(status: u16, retry_after: Option<Duration>) -> Failure {
-        Failure::Refused { status: StatusCode::from_u16(status).unwrap(), detail: "the token has expired".into(), retry_after }
+        Failure::Refused {
+            status: StatusCode::from_u16(status).unwrap(),
+            detail: "the token has expired".into(),
+            retry_after,
+        }
     }
 
     #[test]

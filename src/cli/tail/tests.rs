@@ -176,7 +176,9 @@ async fn a_refused_token_is_final_and_an_overload_is_waited_for() {
         busy.answer("503 Service Unavailable", "retry-after: 1\r\n", "").await;
         let unauthorized = server.request().await;
         assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
-        unauthorized.answer("401 Unauthorized", "", r#"{"title":"Unauthorized","detail":"the token has expired"}"#).await;
+        unauthorized
+            .answer("401 Unauthorized", "", r#"{"title":"Unauthorized","detail":"the token has expired"}"#)
+            .await;
         let error = tail.end().await.unwrap_err().to_string();
         assert_eq!(error, "the server refused: the token has expired (401)");
     }
@@ -248,23 +250,12 @@ async fn it_ends_quietly_when_nobody_reads_its_output_any_more() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_yet_is_waited_for() {
-    let server = Server::start().await;
-    let url = server.url();
-    let address = url.strip_prefix("http://").unwrap().to_owned();
-    let tail = Tail::start(&server, &[]);
-    // Taken and cut before an answer.
-    drop(server.request().await);
-    let mut socket = server.websocket().await;
-    socket.say(&hello("k3f9", 25_000)).await;
-    drop((server, socket));
-    // Nobody listens there now: still no end.
-    let listener = loop {
-        if let Ok(listener) = tokio::net::TcpListener::bind(&address).await {
-            break listener;
-        }
-        tokio::task::yield_now().await;
-    };
-    soon(listener.accept()).await.unwrap();
-    soon(tail.stop()).await.unwrap().unwrap();
+async fn a_connect_that_is_cut_before_its_answer_is_tried_again() {
+    for protocol in ["websocket", "sse"] {
+        let server = Server::start().await;
+        let tail = Tail::start(&server, &["--protocol", protocol]);
+        drop(server.request().await);
+        drop(server.request().await);
+        soon(tail.stop()).await.unwrap().unwrap();
+    }
 }

@@ -96,7 +96,9 @@ fn check(headers: &HeaderMap, key: &str) -> Result<(), Failure> {
     if !is(header::SEC_WEBSOCKET_ACCEPT, derive_accept_key(key.as_bytes()).as_bytes()) {
         return Err(Failure::Foreign("its WebSocket handshake is wrong".to_owned()));
     }
-    if headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) && !is(header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL.as_bytes()) {
+    if headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL)
+        && !is(header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL.as_bytes())
+    {
         return Err(Failure::Foreign(format!("it does not speak {SUBPROTOCOL}")));
     }
     Ok(())

@@ -64,6 +64,17 @@ impl Builder {
         self
     }
 
+    /// Leaves a key out that the harness sets.
+    pub fn without(mut self, path: &str) -> Self {
+        let (sections, key) = path.rsplit_once('.').expect("a section and a key");
+        let mut table = &mut self.config;
+        for section in sections.split('.') {
+            table = table[section].as_table_mut().expect("a section");
+        }
+        table.remove(key);
+        self
+    }
+
     /// Sets a librdkafka property.
     pub fn property(mut self, name: &str, value: &str) -> Self {
         let kafka = self.config["kafka"].as_table_mut().expect("a table");

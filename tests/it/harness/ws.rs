@@ -120,6 +120,14 @@ pub struct WsClient {
     incoming: mpsc::UnboundedReceiver<Incoming>,
     pings: Arc<AtomicUsize>,
     sink: SplitSink<WebSocketStream<TcpStream>, Message>,
+    reading: tokio::task::JoinHandle<()>,
+}
+
+/// The reading task holds half of the socket: without this the connection would outlive the client.
+impl Drop for WsClient {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
 }
 
 impl WsClient {
@@ -128,7 +136,7 @@ impl WsClient {
         let (sender, incoming) = mpsc::unbounded_channel();
         let pings = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&pings);
-        tokio::spawn(async move {
+        let reading = tokio::spawn(async move {
             let code = loop {
                 match source.next().await {
                     Some(Ok(Message::Text(text))) => {
@@ -148,7 +156,7 @@ impl WsClient {
             let _ = sender.send(Incoming::Closed(code));
             while let Some(Ok(_)) = source.next().await {}
         });
-        Self { response, hello: None, incoming, pings, sink }
+        Self { response, hello: None, incoming, pings, sink, reading }
     }
 
     /// What the server said first.

@@ -158,9 +158,10 @@ struct Command {
     args: Args,
 }
 
-/// The arguments of a command line; without `--token`, tokens are made.
+/// The arguments of a command line, for user 101 unless the flags name another.
 pub(super) fn args(flags: &[&str]) -> Args {
-    Command::try_parse_from(["tail", "--user", "101"].iter().chain(flags)).unwrap().args
+    let user: &[&str] = if flags.contains(&"--user") { &[] } else { &["--user", "101"] };
+    Command::try_parse_from(["tail"].iter().chain(user).chain(flags)).unwrap().args
 }
 
 pub(super) fn config() -> Config {

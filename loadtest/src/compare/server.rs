@@ -1,0 +1,205 @@
+//! A server of the comparison as a child process: configured, started, awaited and stopped.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::client::Endpoint;
+use crate::interrupt::Undo;
+use crate::kafka::Topic;
+use crate::process::Process;
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// How much of a failed server's log is shown, in bytes.
+const LOG_TAIL: usize = 2_000;
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Floor,
+    Notifier,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Floor => "floor",
+            Self::Notifier => "notifier",
+        })
+    }
+}
+
+/// A running server. Killed when dropped, if it was not stopped before.
+pub struct Server {
+    child: Child,
+    process: Process,
+    endpoint: Endpoint,
+    log: PathBuf,
+    _undo: Undo,
+    /// Holds the configuration and the log.
+    _dir: TempDir,
+}
+
+impl Server {
+    /// Starts it on free ports of loopback and waits until it is ready.
+    pub fn start(kind: Kind, notifier: &Path, topic: &Topic, secret: &str) -> Result<Self> {
+        let dir = tempfile::tempdir().context("temporary directory")?;
+        let [client, admin] = free_addresses()?;
+        let mut command = match kind {
+            Kind::Floor => {
+                let mut command = Command::new(std::env::current_exe().context("own binary")?);
+                command.args(["floor", "--listen", &client.to_string()]).args([
+                    "--brokers",
+                    &topic.brokers,
+                    "--topic",
+                    &topic.name,
+                ]);
+                command
+            }
+            Kind::Notifier => {
+                let path = dir.path().join("notifier.toml");
+                fs::write(&path, config(client, admin, topic, secret)).context("configuration")?;
+                let mut command = Command::new(notifier);
+                command.arg("serve").arg("--config").arg(path);
+                command
+            }
+        };
+        let log = dir.path().join("log");
+        let out = File::create(&log).context("log")?;
+        let child = command
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().context("log")?)
+            .stderr(out)
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let process = Process::new(child.id())?;
+        let mut server = Self {
+            child,
+            process,
+            endpoint: Endpoint::parse(&format!("ws://{client}"))?,
+            log,
+            _undo: process.kill_on_interrupt(),
+            _dir: dir,
+        };
+        match kind {
+            Kind::Floor => server.wait(|| TcpStream::connect(client).is_ok())?,
+            Kind::Notifier => server.wait(|| is_ready(admin).unwrap_or(false))?,
+        }
+        Ok(server)
+    }
+
+    pub fn process(&self) -> Process {
+        self.process
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// SIGTERM, and SIGKILL when that is not enough in time. The bare server knows no better end
+    /// than the signal; the product must exit with 0.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait().context("waiting for the server")? {
+            bail!("the server had ended by itself: {status}; {}", self.log_tail());
+        }
+        self.process.terminate()?;
+        let deadline = Instant::now() + STOP_LIMIT;
+        while Instant::now() < deadline {
+            if self.child.try_wait().context("waiting for the server")?.is_some() {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.child.kill().context("kill")?;
+        self.child.wait().context("waiting for the server")?;
+        bail!("the server did not end within {STOP_LIMIT:?} of SIGTERM");
+    }
+
+    /// The end of what it wrote, for error messages.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let tail = &log[log.len().saturating_sub(LOG_TAIL)..];
+        format!("the server's log ends:\n{}", String::from_utf8_lossy(tail))
+    }
+
+    fn wait(&mut self, ready: impl Fn() -> bool) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        while !ready() {
+            if let Some(status) = self.child.try_wait().context("waiting for the server")? {
+                bail!("the server ended at its start: {status}; {}", self.log_tail());
+            }
+            if Instant::now() > deadline {
+                bail!("not ready after {START_LIMIT:?}; {}", self.log_tail());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only for a process that has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Everything as by default, but what a measurement on loopback needs otherwise.
+fn config(client: SocketAddr, admin: SocketAddr, topic: &Topic, secret: &str) -> String {
+    let Topic { brokers, name } = topic;
+    format!(
+        r#"[node]
+id = "loadtest"
+[client]
+listen = "{client}"
+[admin]
+listen = "{admin}"
+[kafka]
+brokers = "{brokers}"
+topic = "{name}"
+group = "{name}"
+dead_letter_topic = "{name}.dlq"
+receipts_topic = ""
+[auth.jwt]
+hs256_secret = "{secret}"
+[limits]
+connects_per_second = 0
+[drain]
+deadline = "5s"
+"#
+    )
+}
+
+/// Free now, all held at once so that they differ; nobody else on the machine should be taking
+/// ports at random.
+fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
+    let listeners: Vec<TcpListener> = (0..N)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .collect::<Result<_, _>>()
+        .context("no free port")?;
+    let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
+    for (address, listener) in addresses.iter_mut().zip(&listeners) {
+        *address = listener.local_addr().context("no free port")?;
+    }
+    Ok(addresses)
+}
+
+fn is_ready(admin: SocketAddr) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect_timeout(&admin, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = [0; 16];
+    let count = stream.read(&mut answer)?;
+    Ok(answer[..count].starts_with(b"HTTP/1.1 200"))
+}

@@ -1,0 +1,154 @@
+//! Kafka as the generator needs it: a producer that counts its delivery reports, and fresh topics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail, ensure};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
+use rdkafka::{ClientContext, util::Timeout};
+
+/// How long an administrative request or the last delivery reports may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where events are written.
+#[derive(Debug, Clone)]
+pub struct Topic {
+    /// `host:port`, comma-separated.
+    pub brokers: String,
+    pub name: String,
+}
+
+/// Writes records to one topic, in order per key, and counts what the broker confirmed.
+pub struct Producer {
+    inner: BaseProducer<Reports>,
+    topic: String,
+    sent: u64,
+}
+
+#[derive(Default)]
+struct Reports {
+    confirmed: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Topic {
+    /// Creates it.
+    ///
+    /// # Errors
+    ///
+    /// When the broker refuses or does not answer; also when the topic exists.
+    pub fn create(&self, partitions: i32) -> Result<()> {
+        let client: AdminClient<DefaultClientContext> = self.client().create()?;
+        let topic = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
+        let options = AdminOptions::new().operation_timeout(Some(Timeout::After(PATIENCE)));
+        let results = futures_executor::block_on(client.create_topics([&topic], &options))
+            .context(format!("creating topic {} at {} failed", self.name, self.brokers))?;
+        for result in results {
+            result.map_err(|(name, code)| anyhow::anyhow!("creating topic {name}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// Removes it with everything in it.
+    pub fn delete(&self) -> Result<()> {
+        let client: AdminClient<DefaultClientContext> = self.client().create()?;
+        let options = AdminOptions::new().operation_timeout(Some(Timeout::After(PATIENCE)));
+        let results = futures_executor::block_on(client.delete_topics(&[&self.name], &options))?;
+        for result in results {
+            result.map_err(|(name, code)| anyhow::anyhow!("deleting topic {name}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// A producer that holds records back for at most `linger` to send them in batches.
+    ///
+    /// # Errors
+    ///
+    /// When the topic is not there.
+    pub fn producer(&self, linger: Duration) -> Result<Producer> {
+        let inner: BaseProducer<Reports> = self
+            .client()
+            .set("acks", "all")
+            // Keeps each partition's order over retries, which the clients' check relies on.
+            .set("enable.idempotence", "true")
+            .set("linger.ms", linger.as_millis().to_string())
+            .set("queue.buffering.max.messages", "1000000")
+            .set("queue.buffering.max.kbytes", "1048576")
+            .set("message.timeout.ms", PATIENCE.as_millis().to_string())
+            .create_with_context(Reports::default())?;
+        let metadata = inner
+            .client()
+            .fetch_metadata(Some(&self.name), PATIENCE)
+            .with_context(|| format!("no answer from Kafka at {}", self.brokers))?;
+        let known = metadata.topics().iter().find(|t| t.name() == self.name);
+        ensure!(
+            known.is_some_and(|t| t.error().is_none() && !t.partitions().is_empty()),
+            "topic {} is not there: create it first",
+            self.name
+        );
+        Ok(Producer { inner, topic: self.name.clone(), sent: 0 })
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+}
+
+impl Producer {
+    /// Hands a record over, with the present time as its timestamp; waits while the queue is full.
+    pub fn send(&mut self, key: &str, value: &[u8]) -> Result<()> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is before 1970")?;
+        let mut record = BaseRecord::to(&self.topic).key(key).payload(value).timestamp(now.as_millis() as i64);
+        let deadline = Instant::now() + PATIENCE;
+        while let Err((error, back)) = self.inner.send(record) {
+            let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
+            if error != full || Instant::now() > deadline {
+                return Err(error).context("the producer refused a record");
+            }
+            record = back;
+            self.inner.poll(Duration::from_millis(10));
+        }
+        self.sent += 1;
+        if self.sent.is_multiple_of(256) {
+            self.inner.poll(Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    /// Waits until the broker has confirmed every record.
+    ///
+    /// # Errors
+    ///
+    /// When some are not confirmed in time: then nothing measured with them can be trusted.
+    pub fn finish(self) -> Result<()> {
+        self.inner.flush(PATIENCE).context("records not flushed")?;
+        let reports = self.inner.context();
+        let confirmed = reports.confirmed.load(Ordering::Relaxed);
+        let failed = reports.failed.load(Ordering::Relaxed);
+        if confirmed != self.sent {
+            bail!("Kafka confirmed {confirmed} of {} records, refused {failed}", self.sent);
+        }
+        Ok(())
+    }
+}
+
+impl ClientContext for Reports {}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        let counter = match result {
+            Ok(_) => &self.confirmed,
+            Err(_) => &self.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,228 @@
+//! A process on this machine as `/proc` shows it: CPU, memory, descriptors, and how to stop it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, test_kill_process};
+
+use crate::interrupt::Undo;
+
+/// Descriptors a process needs besides its sockets: libraries, logs, Kafka's connections.
+const SPARE_DESCRIPTORS: u64 = 200;
+
+/// One process, by its id. Nothing is held: it may end at any time, and then every reading fails.
+#[derive(Debug, Clone, Copy)]
+pub struct Process {
+    pid: Pid,
+}
+
+/// A process stopped by SIGSTOP; continues when this is dropped, also on an error's way out.
+#[derive(Debug)]
+pub struct Paused {
+    process: Process,
+    _undo: Undo,
+}
+
+impl Process {
+    /// # Errors
+    ///
+    /// When there is no such process or it may not be measured by this user.
+    pub fn new(pid: u32) -> Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).with_context(|| format!("{pid} is no process id"))?;
+        test_kill_process(pid).with_context(|| format!("process {pid} cannot be measured"))?;
+        Ok(Self { pid })
+    }
+
+    pub fn current() -> Self {
+        Self { pid: rustix::process::getpid() }
+    }
+
+    /// User and system time of all its threads, those that ended included. The kernel gives it in
+    /// ticks of 10 ms.
+    pub fn cpu(&self) -> Result<Duration> {
+        cpu_of_stat(&self.read("stat")?, rustix::param::clock_ticks_per_second())
+            .context("unexpected form of /proc/PID/stat")
+    }
+
+    /// Resident memory now, in bytes.
+    pub fn rss(&self) -> Result<u64> {
+        self.kilobytes("status", "VmRSS:")
+    }
+
+    /// Highest resident memory since [`Self::reset_peak`], in bytes.
+    pub fn peak_rss(&self) -> Result<u64> {
+        self.kilobytes("status", "VmHWM:")
+    }
+
+    /// Proportional memory now (shared pages divided among their users), in bytes.
+    pub fn pss(&self) -> Result<u64> {
+        self.kilobytes("smaps_rollup", "Pss:")
+    }
+
+    /// Starts a new peak: see `clear_refs` in proc(5).
+    pub fn reset_peak(&self) -> Result<()> {
+        fs::write(self.path("clear_refs"), "5").context("cannot reset the peak memory")
+    }
+
+    /// Checks before the start that this many sockets fit.
+    ///
+    /// # Errors
+    ///
+    /// Says which process has too few descriptors, and what to do.
+    pub fn check_descriptors(&self, who: &str, sockets: usize) -> Result<()> {
+        let limits = self.read("limits")?;
+        let soft = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max open files"))
+            .and_then(|rest| rest.split_whitespace().next())
+            .context("no line about open files in /proc/PID/limits")?;
+        let Ok(soft) = soft.parse::<u64>() else {
+            return Ok(()); // "unlimited"
+        };
+        let needed = sockets as u64 + SPARE_DESCRIPTORS;
+        ensure!(
+            soft >= needed,
+            "{who} may open {soft} files, and {sockets} sessions need {needed}: raise it where \
+             that process is started (`ulimit -n {needed}`, hard limit here: {}), or measure with \
+             fewer --users",
+            getrlimit(Resource::Nofile).maximum.map_or("none".to_owned(), |hard| hard.to_string()),
+        );
+        Ok(())
+    }
+
+    /// Stops it with SIGSTOP and waits until all its threads stand still.
+    pub fn pause(&self) -> Result<Paused> {
+        let paused = Paused { process: *self, _undo: Undo::new(self.pid, Signal::CONT) };
+        self.signal(Signal::STOP)?;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while state_of_stat(&self.read("stat")?) != Some('T') {
+            if Instant::now() > deadline {
+                bail!("process {} did not stop on SIGSTOP", self.pid);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(paused)
+    }
+
+    /// As long as the answer lives, an interrupt of this tool kills the process.
+    pub fn kill_on_interrupt(&self) -> Undo {
+        Undo::new(self.pid, Signal::KILL)
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(self.pid, signal).with_context(|| format!("cannot signal process {}", self.pid))
+    }
+
+    fn path(&self, file: &str) -> String {
+        format!("/proc/{}/{file}", self.pid)
+    }
+
+    fn read(&self, file: &str) -> Result<String> {
+        fs::read_to_string(self.path(file))
+            .with_context(|| format!("process {} cannot be read: has it ended?", self.pid))
+    }
+
+    fn kilobytes(&self, file: &str, key: &str) -> Result<u64> {
+        kilobytes(&self.read(file)?, key)
+            .with_context(|| format!("no {key} in /proc/{}/{file}: has it ended?", self.pid))
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        // Fails only when the process has ended, which every later reading reports.
+        let _ = self.process.signal(Signal::CONT);
+    }
+}
+
+/// What the calling thread has cost so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ThreadTime {
+    pub running: Duration,
+    /// Ready to run, but no core was free.
+    pub waiting: Duration,
+}
+
+impl ThreadTime {
+    /// Zero where the kernel keeps no such statistics.
+    pub fn now() -> Self {
+        let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        let mut nanos = text.split_whitespace().map_while(|word| word.parse().ok());
+        let mut next = || Duration::from_nanos(nanos.next().unwrap_or(0));
+        Self { running: next(), waiting: next() }
+    }
+
+    /// From an earlier reading to this one.
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            running: self.running.saturating_sub(earlier.running),
+            waiting: self.waiting.saturating_sub(earlier.waiting),
+        }
+    }
+}
+
+/// The command's name may hold blanks and brackets: fields are counted after its last bracket.
+fn after_name(stat: &str) -> Option<impl Iterator<Item = &str>> {
+    Some(stat.get(stat.rfind(')')? + 1..)?.split_whitespace())
+}
+
+fn state_of_stat(stat: &str) -> Option<char> {
+    after_name(stat)?.next()?.chars().next()
+}
+
+fn cpu_of_stat(stat: &str, ticks_per_second: u64) -> Option<Duration> {
+    let mut fields = after_name(stat)?.skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(Duration::from_secs_f64((user + system) as f64 / ticks_per_second as f64))
+}
+
+fn kilobytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let number: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(number * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_does_not_shift_the_fields() {
+        let stat = "77 (a) b (c) T 1 2 3 4 5 6 7 8 9 10 250 150 0 0";
+        assert_eq!(cpu_of_stat(stat, 100), Some(Duration::from_secs(4)));
+        assert_eq!(state_of_stat(stat), Some('T'));
+    }
+
+    #[test]
+    fn kilobytes_become_bytes() {
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!(kilobytes(status, "VmRSS:"), Some(1 << 20));
+        assert_eq!(kilobytes(status, "VmSwap:"), None);
+    }
+
+    #[test]
+    fn this_process_can_be_measured() {
+        let process = Process::current();
+        assert!(process.rss().unwrap() > 100_000);
+        assert!(process.peak_rss().unwrap() >= process.rss().unwrap() / 2);
+        assert!(process.pss().unwrap() > 0);
+        let before = process.cpu().unwrap();
+        let started = Instant::now();
+        while process.cpu().unwrap() < before + Duration::from_millis(20) {
+            assert!(started.elapsed() < Duration::from_secs(20));
+        }
+    }
+
+    #[test]
+    fn too_few_descriptors_are_said_with_what_to_do() {
+        let error = Process::current().check_descriptors("the test", 1 << 40).unwrap_err();
+        assert!(error.to_string().contains("ulimit -n"), "{error}");
+    }
+}
