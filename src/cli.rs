@@ -8,6 +8,7 @@ mod tail;
 mod token;
 
 use std::{
+    io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -23,7 +24,8 @@ use crate::{
 #[derive(Parser)]
 #[command(name = "notifier", version, max_term_width = 100)]
 struct Cli {
-    /// The configuration file [default: .notifier/notifier.toml, if `notifier dev` has written it]
+    /// The configuration file; without one, send, tail, token and check-config read .notifier/notifier.toml if
+    /// `notifier dev` has written it
     #[arg(long, short, global = true, value_name = "FILE", env = "NOTIFIER_CONFIG")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -75,8 +77,12 @@ impl Cli {
             Command::Token(args) => token::run(args, &load(file.as_deref())?),
             Command::CheckConfig(args) => check_config::run(&args, file.as_deref()),
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Self::command(), "notifier", &mut std::io::stdout());
-                Ok(())
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "notifier", &mut script);
+                match std::io::stdout().write_all(&script) {
+                    Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+                    _ => Ok(()),
+                }
             }
         }
     }

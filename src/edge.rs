@@ -121,6 +121,16 @@ impl Edge {
         self.address
     }
 
+    /// Resolves when a task that the edge cannot do without has ended, which only a bug makes it do. Cancel safe.
+    pub async fn failed(&mut self) -> &'static str {
+        let [sweeping, flushing] = &mut self.background;
+        tokio::select! {
+            _ = &mut self.accepting => "the accept loop ended",
+            _ = sweeping => "the sweep of connections ended",
+            _ = flushing => "the flusher ended",
+        }
+    }
+
     /// Accepts nobody any more, and says goodbye to everyone at `per_second`; returns when all have left, or at
     /// the deadline. Not cancel safe.
     pub async fn drain(self, per_second: u32, deadline: Instant) {

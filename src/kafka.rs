@@ -1,8 +1,40 @@
 //! librdkafka clients with the properties that the promises depend on, and what the operator adds to them.
 
-use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
+use rdkafka::{
+    ClientConfig, ClientContext, config::RDKafkaLogLevel, consumer::ConsumerContext, error::KafkaError,
+    producer::FutureProducer,
+};
 
 use crate::config;
+
+/// Logs what librdkafka says, as far as it is news: that a broker cannot be reached is said once, by whoever
+/// needs it, and not at each of its attempts.
+pub struct Log;
+
+impl ClientContext for Log {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "kafka client");
+    }
+}
+
+impl ConsumerContext for Log {}
+
+/// A producer whose answers can be awaited.
+pub type Producer = FutureProducer<Log>;
+
+/// For contexts with more to do than [`Log`].
+pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    let is_connection = matches!(facility, "FAIL" | "ERROR");
+    if (level as i32) <= (RDKafkaLogLevel::Warning as i32) && !is_connection {
+        tracing::warn!(facility, "{message}");
+    } else {
+        tracing::debug!(facility, "{message}");
+    }
+}
 
 fn client(kafka: &config::Kafka) -> ClientConfig {
     let mut client = ClientConfig::new();

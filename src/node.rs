@@ -47,6 +47,7 @@ const HEALTH_PART: &str = "node";
 pub struct Node {
     health: Health,
     root: ActorRef<()>,
+    root_ended: JoinHandle<()>,
     ingest: Arc<Ingest>,
     edge: Edge,
     admin_address: SocketAddr,
@@ -91,7 +92,7 @@ impl Node {
         let user_config = user_config(config, store, writer);
         let shard_count = u16::try_from(config.cluster.shards).context("cluster.shards is too large")?;
         let (fatal_sender, fatal) = mpsc::unbounded_channel();
-        let (root, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
+        let (root, root_ended, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
 
         let edge = edge::start(edge_config(config, epoch, dev), shards.clone())
             .with_context(|| format!("client.listen: cannot listen on {}", config.client.listen))?;
@@ -103,7 +104,7 @@ impl Node {
             .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
         health.ready(HEALTH_PART);
         let tasks = vec![admin, tokio::spawn(runtime_heartbeat(health.clone()))];
-        Ok(Self { health, root, ingest, edge, admin_address, tasks, fatal, drain: config.drain.clone() })
+        Ok(Self { health, root, root_ended, ingest, edge, admin_address, tasks, fatal, drain: config.drain.clone() })
     }
 
     /// Where clients connect.
@@ -131,7 +132,9 @@ impl Node {
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         tokio::select! {
             () = stop => {}
-            failure = self.fatal.recv() => anyhow::bail!(failure.unwrap_or_else(|| "the node's root is gone".into())),
+            failure = self.fatal.recv() => anyhow::bail!(failure.unwrap_or_else(|| "kafka ended".into())),
+            failure = self.edge.failed() => anyhow::bail!(failure),
+            _ = &mut self.root_ended => anyhow::bail!("the root of all actors ended"),
         }
         self.drain().await;
         Ok(())
@@ -249,10 +252,10 @@ async fn start_root(
     config: Arc<user::Config>,
     shard_count: u16,
     fatal: ingest::Fatal,
-) -> anyhow::Result<(ActorRef<()>, Shards)> {
+) -> anyhow::Result<(ActorRef<()>, JoinHandle<()>, Shards)> {
     let (sender, shards) = tokio::sync::oneshot::channel();
-    let (root, _) = Actor::spawn(None, Root, (config, shard_count, fatal, sender)).await?;
-    Ok((root, shards.await?))
+    let (root, ended) = Actor::spawn(None, Root, (config, shard_count, fatal, sender)).await?;
+    Ok((root, ended, shards.await?))
 }
 
 impl Actor for Root {

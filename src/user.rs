@@ -11,6 +11,7 @@ use crate::{
     event::{Event, InFlight, Notification},
     ids::{DeviceId, Sequence, SessionId, Since, UserId},
     session::{self, Attachment, Batch, SessionRef, Start},
+    settlement::Permit,
     store::{
         Appended, Opened, Store,
         writer::{Stored, Writer},
@@ -233,6 +234,7 @@ impl State {
     fn events(&mut self, myself: &UserRef, events: SmallVec<[InFlight; 1]>) {
         self.last_activity = Instant::now();
         let mut for_all = Batch::new();
+        let mut handed: SmallVec<[Permit; 1]> = SmallVec::new();
         for mut in_flight in events {
             in_flight.permit.begin();
             fault(&in_flight.event);
@@ -252,9 +254,10 @@ impl State {
                     for_all.push(encoded(None, &in_flight.event));
                 }
             }
-            in_flight.permit.settle();
+            handed.push(in_flight.permit);
         }
         self.push(for_all);
+        handed.into_iter().for_each(Permit::settle);
     }
 
     fn push_to(&self, session: &str, event: &Arc<Event>) {

@@ -74,7 +74,12 @@ pub async fn run(args: Args, file: Option<&Path>) -> anyhow::Result<()> {
         None => Some(start_broker(&mut config, local(4)).await?),
     };
     let routes = Arc::new(routes::Routes::new(&config)?);
-    let node = Node::start(&config, Some(routes), telemetry::metrics()?).await?;
+    let mut running = config.clone();
+    if broker.is_some() {
+        // The mock cluster answers a fetch only when its time is over, records or not.
+        running.kafka.properties.set("fetch.wait.max.ms", "10");
+    }
+    let node = Node::start(&running, Some(routes), telemetry::metrics()?).await?;
     write_config(&config, &args.data_dir, &written)?;
     wait_until_ready(&node).await;
     greet(&args, &config, &node)?;

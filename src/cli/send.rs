@@ -12,12 +12,19 @@ use clap::ValueEnum;
 use futures_util::{StreamExt as _, stream::FuturesOrdered};
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
-    producer::{FutureProducer, FutureRecord, Producer as _},
+    producer::{FutureRecord, Producer as _},
 };
 use serde::Serialize;
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
-use crate::{cli::Usage, config, event::unix_millis_now, ids, kafka, proto};
+use crate::{
+    cli::Usage,
+    config,
+    event::unix_millis_now,
+    ids,
+    kafka::{self, Log, Producer},
+    proto,
+};
 
 mod encode;
 
@@ -119,7 +126,7 @@ pub async fn run(args: Args, kafka: &config::Kafka) -> anyhow::Result<()> {
     if client.get("message.timeout.ms").is_none() {
         client.set("message.timeout.ms", KAFKA_DEADLINE.as_millis().to_string());
     }
-    let producer: FutureProducer = client.create().context("cannot start the Kafka client")?;
+    let producer: Producer = client.create_with_context(Log).context("cannot start the Kafka client")?;
     check_topic(&producer, kafka).await?;
 
     let began = Instant::now();
@@ -172,7 +179,7 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 /// Asks for the topic before anything is written: "message timed out" would not say what is wrong.
-async fn check_topic(producer: &FutureProducer, kafka: &config::Kafka) -> anyhow::Result<()> {
+async fn check_topic(producer: &Producer, kafka: &config::Kafka) -> anyhow::Result<()> {
     let (asking, topic) = (producer.clone(), kafka.topic.clone());
     let metadata =
         tokio::task::spawn_blocking(move || asking.client().fetch_metadata(Some(&topic), KAFKA_DEADLINE)).await?;
@@ -193,7 +200,7 @@ fn reason(error: &KafkaError) -> String {
 /// Writes the events in order, at their rate, and hands each to `written` once Kafka has it.
 async fn send_all(
     args: &Args,
-    producer: &FutureProducer,
+    producer: &Producer,
     topic: &str,
     mut written: impl FnMut(Written) -> io::Result<()>,
 ) -> anyhow::Result<()> {
@@ -229,7 +236,7 @@ async fn until(due: Option<TokioInstant>) {
 
 /// Hands one event to the client, when it has room.
 async fn enqueue(
-    producer: &FutureProducer,
+    producer: &Producer,
     topic: &str,
     user: &str,
     encoded: &Encoded,

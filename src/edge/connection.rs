@@ -37,10 +37,11 @@ pub(super) async fn run(relay: Arc<Relay>, shared: Arc<Shared>, since: Option<Si
         },
         relay,
         shared,
+        since,
         lost: Lost { backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(2)), passed: 0, in_a_row: 0 },
     };
     connection.relay.write_start(connection.shared.config.reconnect);
-    connection.attach(since.map_or(Origin::Cursor, Origin::Since));
+    connection.attach();
     if let Err(error) = connection.serve().await {
         tracing::debug!(session = %connection.relay.client.session, %error, "connection lost");
     }
@@ -51,6 +52,7 @@ struct Connection {
     relay: Arc<Relay>,
     shared: Arc<Shared>,
     incoming: Option<Box<WebSocket>>,
+    since: Option<Since>,
     lost: Lost,
 }
 
@@ -112,10 +114,15 @@ impl Connection {
         }
     }
 
+    /// Where the client said that it begins.
+    fn origin(&self) -> Origin {
+        self.since.clone().map_or(Origin::Cursor, Origin::Since)
+    }
+
     /// Asks the shard for a session.
-    fn attach(&self, origin: Origin) {
+    fn attach(&self) {
         let (number, ..) = self.relay.next_attachment();
-        self.attach_as(number, origin);
+        self.attach_as(number, self.origin());
     }
 
     fn attach_as(&self, number: u64, from: Origin) {
@@ -146,7 +153,7 @@ impl Connection {
         tokio::time::sleep(self.lost.backoff.next_wait()).await;
         let (number, passed, acknowledged) = self.relay.next_attachment();
         // A connection that was never served has no numbers yet: it starts as it first did, and is greeted.
-        let from = if self.relay.is_greeted() { Origin::Connection { passed, acknowledged } } else { Origin::Cursor };
+        let from = if self.relay.is_greeted() { Origin::Connection { passed, acknowledged } } else { self.origin() };
         self.attach_as(number, from);
     }
 

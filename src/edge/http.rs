@@ -25,7 +25,10 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use tower::ServiceExt as _;
 
 use super::{
@@ -44,6 +47,9 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Unsent bytes in the kernel: a stalled reader would pin megabytes otherwise.
 const UNSENT_BYTES_MAX: u32 = 16 * 1024;
+/// What is still read from a peer that was answered and closed.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: u64 = 4 * 1024 * 1024;
 /// The answer when there is no room for a conversation.
 const BUSY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -144,8 +150,7 @@ async fn serve(socket: TcpStream, address: IpAddr, shared: Arc<Shared>, routes: 
             tokio::spawn(run(socket, parts.read_buf.to_vec(), takeover, shared, admitted));
         }
         Ok(None) => {
-            let mut socket = conn.into_parts().io.inner.into_inner();
-            let _ = tokio::io::AsyncWriteExt::shutdown(&mut socket).await;
+            linger(conn.into_parts().io.inner.into_inner()).await;
         }
         Err(error) => tracing::debug!(%address, %error, "http connection ended"),
     }
@@ -163,6 +168,14 @@ async fn run(socket: TcpStream, already_read: Vec<u8>, takeover: Takeover, share
         shared.flusher.clone(),
     );
     connection::run(Arc::new(relay), shared, since, already_read).await;
+}
+
+/// Closes a socket whose peer may still be sending, such as a body that was refused: closing it at once would
+/// reset the connection and destroy the answer on its way.
+async fn linger(mut socket: TcpStream) {
+    let _ = socket.shutdown().await;
+    let mut rest = socket.take(LINGER_BYTES);
+    let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
 }
 
 /// How far hyper has come with a socket.

@@ -15,6 +15,7 @@ use std::{
 use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Message, Offset, TopicPartitionList,
+    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, base_consumer::PartitionQueue},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers as _},
@@ -33,6 +34,7 @@ use super::{
 use crate::{
     event::{InFlight, unix_millis_now},
     health::Progress,
+    kafka,
     router::{Answer, Router},
     settlement::{Outcome, Permit, RecordRef},
     shard::Shards,
@@ -64,6 +66,10 @@ pub(super) struct Context {
 }
 
 impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        kafka::log(level, facility, message);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::Fatal) => {
@@ -73,7 +79,7 @@ impl ClientContext for Context {
                 tracing::warn!(reason, "no kafka broker can be reached");
                 let _ = self.control.lock().send(Control::Check);
             }
-            _ => tracing::warn!(%error, reason, "kafka client"),
+            _ => tracing::debug!(%error, reason, "kafka client"),
         }
     }
 
@@ -241,7 +247,11 @@ impl Poller {
         for command in self.inbox.take_commands() {
             match command {
                 Command::Decode(decoder) => self.decoder = Some(decoder),
-                Command::Assign { partition, start } => self.assign(partition, start),
+                Command::Assign { partition, start, end } => {
+                    self.assign(partition, start);
+                    self.consumer.context().ends.lock().insert(partition, end);
+                    self.measure();
+                }
                 Command::Release { partition, done } => match self.queues.get_mut(&partition) {
                     Some(queue) => queue.release = Some(done),
                     None => drop(done),

@@ -5,11 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use rdkafka::{
     Message, Offset, TopicPartitionList,
-    config::FromClientConfig,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaResult, RDKafkaErrorCode},
     message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
-    producer::{FutureProducer, FutureRecord},
+    producer::FutureRecord,
     util::Timeout,
 };
 use tokio::sync::mpsc;
@@ -22,6 +21,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
+    kafka::{Log, Producer},
     settlement::{Permit, RecordRef},
 };
 
@@ -79,7 +79,7 @@ pub(super) fn start(config: &Config) -> KafkaResult<DeadLetters> {
     let mut properties = config.producer.clone();
     // A record that was small enough for its own topic must not fail here first; the topic decides.
     properties.set("message.max.bytes", "100000000");
-    let producer = FutureProducer::from_config(&properties)?;
+    let producer: Producer = properties.create_with_context(Log)?;
     let topic: Arc<str> = config.dead_letter_topic.as_str().into();
     let (sender, mut letters) = mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -91,7 +91,7 @@ pub(super) fn start(config: &Config) -> KafkaResult<DeadLetters> {
     Ok(DeadLetters(sender))
 }
 
-async fn deliver(producer: &FutureProducer, topic: &str, letter: DeadLetter) {
+async fn deliver(producer: &Producer, topic: &str, letter: DeadLetter) {
     let DeadLetter { permit, message, reason, detail } = letter;
     let (partition, offset) = (message.partition(), message.offset());
     tracing::warn!(partition, offset, reason = reason.as_str(), detail, "dead letter");
@@ -179,7 +179,7 @@ pub(super) fn read_again(config: &Config, inbox: &Arc<Inbox>, record: RecordRef)
 fn read_record(config: &Config, record: RecordRef) -> KafkaResult<OwnedMessage> {
     let mut properties = config.consumer.clone();
     properties.set("statistics.interval.ms", "0");
-    let consumer = BaseConsumer::from_config(&properties)?;
+    let consumer: BaseConsumer<Log> = properties.create_with_context(Log)?;
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(&config.topic, record.partition, Offset::Offset(record.offset))?;
     consumer.assign(&assignment)?;

@@ -36,8 +36,8 @@ pub(super) struct Inbox {
 pub(super) enum Command {
     /// The cluster is known: records can be read.
     Decode(Decoder),
-    /// Read this partition from here.
-    Assign { partition: i32, start: i64 },
+    /// Read this partition from here; it ended there when it was looked at.
+    Assign { partition: i32, start: i64, end: i64 },
     /// Stop reading, settle what is under way, let go of the partition, and say where the next one begins.
     Release { partition: i32, done: mpsc::Sender<(i32, i64)> },
     /// A record that has to become a dead letter was read once more.

@@ -107,9 +107,9 @@ impl Partitions {
         let surplus: Vec<i32> = self.held.difference(&wanted).copied().collect();
         self.release(&surplus, None);
         let missing: Vec<i32> = wanted.difference(&self.held).copied().collect();
-        for (partition, start) in self.starts(&missing)? {
+        for (partition, start, end) in self.starts(&missing)? {
             tracing::info!(partition, start, "partition assigned");
-            self.inbox.command(Command::Assign { partition, start });
+            self.inbox.command(Command::Assign { partition, start, end });
             self.held.insert(partition);
         }
         self.knows_topic = true;
@@ -156,8 +156,8 @@ impl Partitions {
         }
     }
 
-    /// Where each of these partitions begins.
-    fn starts(&self, partitions: &[i32]) -> Result<Vec<(i32, i64)>, Obstacle> {
+    /// Where each of these partitions begins for us, and where it ends now.
+    fn starts(&self, partitions: &[i32]) -> Result<Vec<(i32, i64, i64)>, Obstacle> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
@@ -171,7 +171,7 @@ impl Partitions {
             let stored = if let Some(Offset::Offset(offset)) = stored { Some(offset) } else { None };
             let known = stored.max(self.released.get(&partition).copied());
             let from_latest = self.config.from_latest && !self.knows_topic;
-            starts.push((partition, start(partition, known, (low, high), from_latest)));
+            starts.push((partition, start(partition, known, (low, high), from_latest), high));
         }
         Ok(starts)
     }

@@ -100,7 +100,7 @@ async fn a_short_or_missing_secret_is_refused() {
     refused_by_serve(|builder| builder.set("auth.jwt.hs256_secret", "short"), "hs256_secret").await;
     let missing = "/nonexistent/secret";
     let key = "auth.jwt.hs256_secret_file";
-    refused(|builder| builder.set(key, missing), &[key, missing]).await;
+    refused(|builder| builder.without("auth.jwt.hs256_secret").set(key, missing), &[key, missing]).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What the page needs and only `notifier dev` serves: tokens for the asking, and a way to send.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -11,8 +11,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use rdkafka::producer::{FutureProducer, FutureRecord};
-use serde::Deserialize;
+use rdkafka::producer::FutureRecord;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::json;
 
 use crate::{
@@ -21,7 +21,8 @@ use crate::{
     event::Options,
     ids::UserId,
     ingest::decode::{Decoder, Record},
-    kafka, node,
+    kafka::{self, Log, Producer},
+    node,
     problem::Problem,
 };
 
@@ -34,7 +35,7 @@ pub(super) struct Routes(Arc<Inner>);
 struct Inner {
     auth: auth::Config,
     secret: Box<[u8]>,
-    producer: FutureProducer,
+    producer: Producer,
     topic: String,
     decoder: Decoder,
 }
@@ -43,7 +44,7 @@ impl Routes {
     pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
         let auth = node::auth_config(config);
         let secret = auth.hs256_secret.clone().context("dev always has a secret")?;
-        let producer = kafka::producer_config(&config.kafka).create().context("kafka.properties")?;
+        let producer = kafka::producer_config(&config.kafka).create_with_context(Log).context("kafka.properties")?;
         let decoder =
             Decoder::new("dev", &config.kafka.topic, config.limits.payload_bytes_max, Arc::new(|_| Options::default()));
         Ok(Self(Arc::new(Inner { auth, secret, producer, topic: config.kafka.topic.clone(), decoder })))
@@ -95,15 +96,14 @@ async fn send(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) 
         return Problem::new(StatusCode::FORBIDDEN, "only this node's own page may send here").into_response();
     }
     // The node would put it among the dead letters: here the sender can be told.
-    let id = uuid::Uuid::new_v4().to_string();
     let record = Record { value: Some(&body), headers: &[], timestamp: Some(0), partition: 0, offset: 0 };
-    if let Err(rejected) = inner.decoder.decode(&record) {
-        return Problem::new(StatusCode::BAD_REQUEST, rejected.to_string()).into_response();
-    }
-    let Some(body) = with_id(&body, &id) else {
-        return Problem::new(StatusCode::BAD_REQUEST, "the event must be a JSON object").into_response();
+    let event = match inner.decoder.decode(&record) {
+        Ok(event) => event,
+        Err(rejected) => return Problem::new(StatusCode::BAD_REQUEST, rejected.to_string()).into_response(),
     };
-    let sent = inner.producer.send(FutureRecord::<(), _>::to(&inner.topic).payload(&body), SEND_DEADLINE).await;
+    let (id, body) = with_id(&body, &event.id);
+    let sent =
+        inner.producer.send(FutureRecord::to(&inner.topic).key(&*event.user).payload(&*body), SEND_DEADLINE).await;
     match sent {
         Ok(at) => {
             let answer = json!({ "ids": [id], "partition": at.partition, "offset": at.offset });
@@ -113,10 +113,51 @@ async fn send(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) 
     }
 }
 
-/// The object with our id in front of its other fields, which stay byte for byte.
-fn with_id(body: &[u8], id: &str) -> Option<Vec<u8>> {
-    let at = body.iter().position(|byte| *byte == b'{')?;
-    let mut out = format!("{{\"id\":\"{id}\",").into_bytes();
+/// The event with an id: its own, or a new one in front of its other fields, which stay byte for byte.
+fn with_id<'a>(body: &'a [u8], decoded: &str) -> (String, Cow<'a, [u8]>) {
+    #[derive(Deserialize)]
+    struct Given {
+        target: Option<IgnoredAny>,
+        #[serde(alias = "notificationId", alias = "notification_id")]
+        id: Option<IgnoredAny>,
+        notification: Option<GivenInside>,
+    }
+    #[derive(Deserialize)]
+    struct GivenInside {
+        #[serde(alias = "notificationId")]
+        notification_id: Option<IgnoredAny>,
+    }
+    let given: Option<Given> = serde_json::from_slice(body).ok();
+    let has_id = given.as_ref().is_none_or(|given| {
+        given.id.is_some() || given.notification.as_ref().is_some_and(|inside| inside.notification_id.is_some())
+    });
+    let Some(at) = body.iter().position(|byte| *byte == b'{').filter(|_| !has_id) else {
+        return (decoded.to_owned(), body.into());
+    };
+    let id = uuid::Uuid::new_v4().to_string();
+    let name = if given.is_some_and(|given| given.target.is_some()) { "id" } else { "notificationId" };
+    let mut out = format!("{{\"{name}\":\"{id}\",").into_bytes();
     out.extend_from_slice(&body[at + 1..]);
-    Some(out)
+    (id, out.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_keeps_its_own_id_or_gets_one_in_its_own_form() {
+        for own in [
+            r#"{"target":1,"type":"t","payload":1,"id":"mine"}"#,
+            r#"{"userId":"1","notificationId":"mine"}"#,
+            r#"{"user_id":"1","notification":{"notification_id":"mine"}}"#,
+        ] {
+            let (id, body) = with_id(own.as_bytes(), "mine");
+            assert_eq!((id.as_str(), &*body), ("mine", own.as_bytes()));
+        }
+        let (id, body) = with_id(br#"{"target":1}"#, "derived");
+        assert_eq!(String::from_utf8_lossy(&body), format!(r#"{{"id":"{id}","target":1}}"#));
+        let (id, body) = with_id(br#"{"userId":"1"}"#, "derived");
+        assert_eq!(String::from_utf8_lossy(&body), format!(r#"{{"notificationId":"{id}","userId":"1"}}"#));
+    }
 }
