@@ -397,7 +397,7 @@ impl State {
         let Some(at) = self.next_deadline() else { return };
         if self.timer_at.is_none_or(|armed| at < armed) {
             self.timer_at = Some(at);
-            let _ = myself.send_after(at.saturating_duration_since(now), || Msg::CheckDeadlines);
+            drop(myself.send_after(at.saturating_duration_since(now), || Msg::CheckDeadlines));
         }
     }
 

@@ -113,11 +113,11 @@ impl Actor for Shard {
 
 impl State {
     async fn events(&mut self, myself: &ShardRef, mut events: Vec<InFlight>) -> Result<(), ActorProcessingErr> {
+        fault(&mut events);
         // A stable sort keeps each user's order, and makes one message and one write of a user's events.
         events.sort_by(|a, b| a.event.user.cmp(&b.event.user));
         let mut events = events.into_iter().peekable();
         while let Some(in_flight) = events.next() {
-            let in_flight = fault(in_flight);
             let user = in_flight.event.user.clone();
             if !self.refusing.is_empty() && self.refuses(&user, in_flight.first) {
                 in_flight.permit.refuse();
@@ -203,14 +203,13 @@ impl State {
 }
 
 /// Test builds only: an event of type `fault.shard` crashes its shard's actor.
-#[cfg_attr(not(feature = "faults"), expect(unused_mut, reason = "release builds have no faults"))]
-fn fault(mut in_flight: InFlight) -> InFlight {
+#[cfg_attr(not(feature = "faults"), expect(unused_variables, reason = "release builds have no faults"))]
+fn fault(events: &mut [InFlight]) {
     #[cfg(feature = "faults")]
-    if &*in_flight.event.notification_type == "fault.shard" {
-        in_flight.permit.begin();
+    if let Some(faulty) = events.iter_mut().find(|faulty| &*faulty.event.notification_type == "fault.shard") {
+        faulty.permit.begin();
         panic!("fault.shard");
     }
-    in_flight
 }
 
 /// The shard actors of this node, as routers and connections reach them. Cheap to clone.

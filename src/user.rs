@@ -397,7 +397,7 @@ impl State {
         if self.is_idle() && !self.timer_armed {
             self.timer_armed = true;
             let at = self.last_activity + self.config.idle_after;
-            let _ = myself.send_after(at.saturating_duration_since(Instant::now()), || Msg::CheckIdle);
+            drop(myself.send_after(at.saturating_duration_since(Instant::now()), || Msg::CheckIdle));
         }
     }
 

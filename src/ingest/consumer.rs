@@ -454,8 +454,8 @@ fn take(
     dead_letters: &DeadLetters,
     inbox: &Arc<Inbox>,
 ) {
-    let headers: SmallVec<[(&str, Option<&[u8]>); 8]> =
-        message.headers().map(|headers| headers.iter().map(|h| (h.key, h.value)).collect()).unwrap_or_default();
+    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    let headers: SmallVec<[_; 8]> = headers.map(|header| (header.key, header.value)).collect();
     let (partition, offset) = (message.partition(), message.offset());
     let timestamp = message.timestamp().to_millis();
     let record = Record { value: message.payload(), headers: &headers, timestamp, partition, offset };

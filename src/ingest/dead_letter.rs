@@ -6,10 +6,9 @@ use std::{sync::Arc, time::Duration};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
-    error::{KafkaResult, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
-    producer::FutureRecord,
-    util::Timeout,
+    producer::{FutureRecord, future_producer::DeliveryFuture},
 };
 use tokio::sync::mpsc;
 
@@ -81,44 +80,93 @@ pub(super) fn start(config: &Config) -> KafkaResult<DeadLetters> {
     properties.set("message.max.bytes", "100000000");
     let producer: Producer = properties.create_with_context(Log)?;
     let topic: Arc<str> = config.dead_letter_topic.as_str().into();
-    let (sender, mut letters) = mpsc::unbounded_channel();
+    let (sender, mut letters) = mpsc::unbounded_channel::<DeadLetter>();
     tokio::spawn(async move {
         while let Some(letter) = letters.recv().await {
+            // Handed over here, so that letters keep their order unless one fails.
+            let attempt = producer.send_result(letter.record(&topic, &letter.headers(false), true));
+            let attempt = attempt.map_err(|(error, _)| error);
             let (producer, topic) = (producer.clone(), topic.clone());
-            tokio::spawn(async move { deliver(&producer, &topic, letter).await });
+            tokio::spawn(async move {
+                letter.deliver(&producer, &topic, attempt).await;
+            });
         }
     });
     Ok(DeadLetters(sender))
 }
 
-async fn deliver(producer: &Producer, topic: &str, letter: DeadLetter) {
-    let DeadLetter { permit, message, reason, detail } = letter;
-    let (partition, offset) = (message.partition(), message.offset());
-    tracing::warn!(partition, offset, reason = reason.as_str(), detail, "dead letter");
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-    let mut value = message.payload();
-    loop {
-        let headers = headers(&message, &detail, value.is_none());
-        let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(headers);
-        record.key = message.key();
-        record.payload = value;
-        match producer.send(record, Timeout::Never).await {
-            Ok(_) => break,
-            Err((error, _)) if is_too_large(&error) && value.is_some() => {
-                tracing::warn!(partition, offset, "the dead-letter topic refuses the value's size: sent without it");
-                value = None;
+impl DeadLetter {
+    fn record<'a>(&'a self, topic: &'a str, headers: &OwnedHeaders, with_value: bool) -> FutureRecord<'a, [u8], [u8]> {
+        let mut record = FutureRecord::to(topic).headers(headers.clone());
+        record.key = self.message.key();
+        record.payload = self.message.payload().filter(|_| with_value);
+        record
+    }
+
+    /// Waits for Kafka's word on the first attempt, and makes others until it is yes.
+    async fn deliver(self, producer: &Producer, topic: &str, first: KafkaResult<DeliveryFuture>) {
+        let (partition, offset) = (self.message.partition(), self.message.offset());
+        tracing::warn!(partition, offset, reason = self.reason.as_str(), detail = self.detail, "dead letter");
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        let mut with_value = true;
+        let mut attempt = first;
+        loop {
+            let result = match attempt {
+                Ok(delivery) => {
+                    delivery.await.map_or(Err(KafkaError::Canceled), |sent| sent.map_err(|(error, _)| error))
+                }
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(_) => break,
+                Err(error) if is_too_large(&error) && with_value => {
+                    tracing::warn!(
+                        partition,
+                        offset,
+                        "the dead-letter topic refuses the value's size: sent without it"
+                    );
+                    with_value = false;
+                }
+                Err(error) => {
+                    tracing::warn!(partition, offset, %error, topic, "writing a dead letter failed, trying again");
+                    tokio::time::sleep(backoff.next_wait()).await;
+                }
             }
-            Err((error, _)) => {
-                tracing::warn!(partition, offset, %error, topic, "writing a dead letter failed, trying again");
-                tokio::time::sleep(backoff.next_wait()).await;
+            let record = self.record(topic, &self.headers(!with_value), with_value);
+            attempt = producer.send_result(record).map_err(|(error, _)| error);
+        }
+        metric::dead_letter(self.reason);
+        self.permit.settle();
+    }
+
+    /// The record's own headers, then why and whence.
+    fn headers(&self, without_value: bool) -> OwnedHeaders {
+        let message = &self.message;
+        let mut headers = OwnedHeaders::new();
+        for header in message.headers().iter().flat_map(|headers| headers.iter()) {
+            headers = headers.insert(header);
+        }
+        let timestamp = message.timestamp().to_millis().unwrap_or(-1).to_string();
+        let origin = [
+            ("notifier-error", &*self.detail),
+            ("notifier-origin-topic", message.topic()),
+            ("notifier-origin-partition", &message.partition().to_string()),
+            ("notifier-origin-offset", &message.offset().to_string()),
+            ("notifier-origin-timestamp", &timestamp),
+        ];
+        for (key, value) in origin {
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        match message.payload() {
+            Some(value) if without_value => {
+                headers.insert(Header { key: "notifier-value-omitted", value: Some(&format!("{} bytes", value.len())) })
             }
+            _ => headers,
         }
     }
-    metric::dead_letter(reason);
-    permit.settle();
 }
 
-fn is_too_large(error: &rdkafka::error::KafkaError) -> bool {
+fn is_too_large(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(
@@ -127,31 +175,6 @@ fn is_too_large(error: &rdkafka::error::KafkaError) -> bool {
                 | RDKafkaErrorCode::InvalidRecord
         )
     )
-}
-
-/// The record's own headers, then why and whence.
-fn headers(message: &OwnedMessage, detail: &str, without_value: bool) -> OwnedHeaders {
-    let mut headers = OwnedHeaders::new();
-    for header in message.headers().iter().flat_map(|headers| headers.iter()) {
-        headers = headers.insert(header);
-    }
-    let timestamp = message.timestamp().to_millis().unwrap_or(-1).to_string();
-    let origin = [
-        ("notifier-error", detail),
-        ("notifier-origin-topic", message.topic()),
-        ("notifier-origin-partition", &message.partition().to_string()),
-        ("notifier-origin-offset", &message.offset().to_string()),
-        ("notifier-origin-timestamp", &timestamp),
-    ];
-    for (key, value) in origin {
-        headers = headers.insert(Header { key, value: Some(value) });
-    }
-    match message.payload() {
-        Some(value) if without_value => {
-            headers.insert(Header { key: "notifier-value-omitted", value: Some(&format!("{} bytes", value.len())) })
-        }
-        _ => headers,
-    }
 }
 
 /// Reads a poisonous event's record once more, as it was written, and hands it to the poll thread. On a thread

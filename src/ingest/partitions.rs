@@ -23,6 +23,8 @@ use crate::health::Health;
 
 /// How long one question to the broker may take.
 const ASK: Duration = Duration::from_secs(10);
+/// The same until a broker has answered: a node that is told to stop must not wait for one.
+const FIRST_ASK: Duration = Duration::from_secs(3);
 /// How often to ask while something is wrong.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long the last commit of a released partition is tried; a new cluster's coordinator takes 1–2 s.
@@ -119,18 +121,20 @@ impl Partitions {
     fn ask_for_partitions(&mut self) -> Result<Vec<i32>, Obstacle> {
         let Config { topic, brokers, .. } = &self.config;
         let no_broker = || Obstacle::NoBroker { brokers: brokers.clone() };
-        if !self.connected {
-            let cluster = self.consumer.client().fetch_cluster_id(ASK_AGAIN).ok_or_else(no_broker)?;
-            let decoder = Decoder::new(&cluster, topic, self.config.payload_bytes_max, self.config.defaults.clone());
-            self.inbox.command(Command::Decode(decoder));
-            self.connected = true;
-        }
-        let metadata = self.consumer.fetch_metadata(Some(topic), ASK).map_err(|error| match error {
+        // Asking for a topic makes librdkafka connect at once; asking for the cluster alone would wait for it.
+        let patience = if self.connected { ASK } else { FIRST_ASK };
+        let metadata = self.consumer.fetch_metadata(Some(topic), patience).map_err(|error| match error {
             KafkaError::MetadataFetch(
                 RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::OperationTimedOut,
             ) => no_broker(),
             other => other.into(),
         })?;
+        if !self.connected {
+            let cluster = self.consumer.client().fetch_cluster_id(FIRST_ASK).ok_or_else(no_broker)?;
+            let decoder = Decoder::new(&cluster, topic, self.config.payload_bytes_max, self.config.defaults.clone());
+            self.inbox.command(Command::Decode(decoder));
+            self.connected = true;
+        }
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let partitions: Vec<i32> = found.iter().flat_map(|found| found.partitions()).map(|p| p.id()).collect();
         if partitions.is_empty() {
