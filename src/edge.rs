@@ -15,7 +15,10 @@ mod websocket;
 use std::{
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -62,6 +65,8 @@ struct Shared {
     admission: Admission,
     registry: Arc<Registry>,
     flusher: Arc<Flusher>,
+    /// No request becomes a session any more.
+    draining: AtomicBool,
 }
 
 impl Shared {
@@ -93,6 +98,7 @@ pub fn start(config: Config, shards: Shards) -> io::Result<Edge> {
         admission: Admission::new(config.limits.clone()),
         registry: registry.clone(),
         flusher: flusher.clone(),
+        draining: AtomicBool::new(false),
         shards,
         config,
     });
@@ -129,6 +135,11 @@ impl Edge {
             _ = sweeping => "the sweep of connections ended",
             _ = flushing => "the flusher ended",
         }
+    }
+
+    /// From here on nobody is let in; who is connected stays.
+    pub fn refuse(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
     }
 
     /// Accepts nobody any more, and says goodbye to everyone at `per_second`; returns when all have left, or at

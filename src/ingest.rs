@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 
 use self::{consumer::Poller, decode::Defaults, inbox::Inbox, ledger::Credits, partitions::Partitions};
-use crate::{health::Health, shard::Shards};
+use crate::{health::Health, kafka::Fatal, shard::Shards};
 
 /// Which topics, and within which bounds.
 #[derive(Clone)]
@@ -75,12 +75,11 @@ enum Control {
     Assign(Assignment),
     /// The connection may be gone: look.
     Check,
+    /// The log does not have the partition's position any more: find out where it begins.
+    Restart(i32),
     /// Settle, commit and release all partitions, until then at the latest.
     Stop(Instant),
 }
-
-/// A client error after which nothing works: the process must end.
-pub type Fatal = tokio::sync::mpsc::UnboundedSender<String>;
 
 /// Starts to read; partitions flow as soon as a broker answers.
 ///
@@ -94,8 +93,8 @@ pub fn start(
 ) -> Result<Ingest, rdkafka::error::KafkaError> {
     let (control, orders) = mpsc::channel();
     let inbox = Arc::new(Inbox::default());
-    let consumer = consumer::create(&config, &inbox, fatal, control.clone())?;
-    let dead_letters = dead_letter::start(&config)?;
+    let consumer = consumer::create(&config, &inbox, fatal.clone(), control.clone())?;
+    let dead_letters = dead_letter::start(&config, fatal)?;
     metric::describe();
     health.not_ready(HEALTH_PART, format!("no broker answers at {}", config.brokers));
     let progress = health.watch_loop("kafka poll thread", Duration::from_secs(30));

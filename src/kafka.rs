@@ -1,7 +1,10 @@
 //! librdkafka clients with the properties that the promises depend on, and what the operator adds to them.
 
 use rdkafka::{
-    ClientConfig, ClientContext, config::RDKafkaLogLevel, consumer::ConsumerContext, error::KafkaError,
+    ClientConfig, ClientContext,
+    config::RDKafkaLogLevel,
+    consumer::ConsumerContext,
+    error::{KafkaError, RDKafkaErrorCode},
     producer::FutureProducer,
 };
 
@@ -9,7 +12,14 @@ use crate::config;
 
 /// Logs what librdkafka says, as far as it is news: that a broker cannot be reached is said once, by whoever
 /// needs it, and not at each of its attempts.
-pub struct Log;
+#[derive(Clone, Default)]
+pub struct Log {
+    /// Who hears of an error after which the client is of no use any more.
+    pub fatal: Option<Fatal>,
+}
+
+/// Client errors after which nothing works: the process must end.
+pub type Fatal = tokio::sync::mpsc::UnboundedSender<String>;
 
 impl ClientContext for Log {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -17,7 +27,12 @@ impl ClientContext for Log {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "kafka client");
+        match &self.fatal {
+            Some(fatal) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) => {
+                let _ = fatal.send(format!("kafka client failed: {reason}"));
+            }
+            _ => tracing::debug!(%error, reason, "kafka client"),
+        }
     }
 }
 
@@ -70,7 +85,8 @@ pub fn consumer_config(kafka: &config::Kafka) -> ClientConfig {
         .set("group.id", &kafka.group)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "earliest")
+        // A position that the log does not have is an event that must be seen, not a silent jump.
+        .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
         .set("statistics.interval.ms", "1000");
     client

@@ -146,6 +146,7 @@ impl Node {
         let deadline = began + self.drain.deadline;
         tracing::info!(deadline = ?self.drain.deadline, "draining");
         self.health.not_ready(HEALTH_PART, "draining");
+        self.edge.refuse();
         // Half of the time at the most for Kafka: clients must hear goodbye in any case.
         self.ingest.drain(began + self.drain.deadline / 2).await;
         self.edge.drain(self.drain.goodbyes_per_second, deadline).await;
@@ -245,13 +246,13 @@ struct Root;
 struct RootState {
     config: Arc<user::Config>,
     shards: Shards,
-    fatal: ingest::Fatal,
+    fatal: kafka::Fatal,
 }
 
 async fn start_root(
     config: Arc<user::Config>,
     shard_count: u16,
-    fatal: ingest::Fatal,
+    fatal: kafka::Fatal,
 ) -> anyhow::Result<(ActorRef<()>, JoinHandle<()>, Shards)> {
     let (sender, shards) = tokio::sync::oneshot::channel();
     let (root, ended) = Actor::spawn(None, Root, (config, shard_count, fatal, sender)).await?;
@@ -261,7 +262,7 @@ async fn start_root(
 impl Actor for Root {
     type Msg = ();
     type State = RootState;
-    type Arguments = (Arc<user::Config>, u16, ingest::Fatal, tokio::sync::oneshot::Sender<Shards>);
+    type Arguments = (Arc<user::Config>, u16, kafka::Fatal, tokio::sync::oneshot::Sender<Shards>);
 
     async fn pre_start(&self, myself: ActorRef<()>, args: Self::Arguments) -> Result<RootState, ActorProcessingErr> {
         let (config, shard_count, fatal, started) = args;

@@ -119,6 +119,8 @@ pub type Batch = SmallVec<[(Notification, Frame); 1]>;
 pub enum Msg {
     /// Notifications for this session, encoded.
     Deliver(Batch),
+    /// The log has grown to this number.
+    Grown(Sequence),
     /// What the log holds after the last number sent; `None`: the store did not answer.
     Page(Option<Page>),
     /// The client took everything up to this number.
@@ -205,6 +207,8 @@ struct State {
     reading: bool,
     /// The outlet refused a frame and will say when it has room.
     outlet_full: bool,
+    /// The outlet takes nothing from this session any more.
+    gone: bool,
     stalled_since: Option<Instant>,
     /// When the one timer that counts will fire.
     timer_at: Option<Instant>,
@@ -233,6 +237,7 @@ impl Actor for Session {
             newest: start.head,
             reading: false,
             outlet_full: false,
+            gone: false,
             stalled_since: None,
             timer_at: None,
             store,
@@ -257,12 +262,19 @@ impl Actor for Session {
     async fn handle(&self, myself: SessionRef, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Deliver(batch) => state.deliver(&myself, &batch),
+            Msg::Grown(head) => {
+                state.newest = state.newest.max(head);
+                state.catch_up(&myself);
+            }
             Msg::Page(page) => state.page(&myself, page),
             Msg::Acknowledged(seq) => state.acknowledged(&myself, seq),
             Msg::Drained => state.drained(&myself),
             Msg::CheckDeadlines => state.check_deadlines(&myself),
             Msg::Close(close) => state.close(&myself, close),
             Msg::Disconnected => myself.stop(None),
+        }
+        if state.gone {
+            myself.stop(None);
         }
         Ok(())
     }
@@ -289,48 +301,42 @@ impl State {
     fn transient(&mut self, event: &Event, frame: &Frame) {
         fault(event, &self.attachment);
         let outgoing = Outgoing { frame, kind: Kind::Notification(None, event) };
-        if self.attachment.push(&outgoing) == Pushed::Full {
-            // The outlet counts it as dropped: transient ones never wait.
-            self.outlet_full = true;
-        }
+        // When the outlet is full it counts the frame as dropped: transient ones never wait.
+        self.push(&outgoing);
     }
 
     /// Sends one numbered notification; whether it was taken.
     fn send(&mut self, seq: Sequence, event: &Event, frame: &Frame) -> bool {
         fault(event, &self.attachment);
         let outgoing = Outgoing { frame, kind: Kind::Notification(Some(seq), event) };
-        match self.attachment.push(&outgoing) {
-            Pushed::Taken => {
-                self.sent = seq;
-                self.window.on_sent(seq, frame.len(), Instant::now());
-                true
-            }
-            Pushed::Full => {
-                self.outlet_full = true;
-                false
-            }
-            Pushed::Gone => false,
+        let taken = self.push(&outgoing);
+        if taken {
+            self.sent = seq;
+            self.window.on_sent(seq, frame.len(), Instant::now());
         }
+        taken
+    }
+
+    /// Whether the outlet took it; what else it said is noted.
+    fn push(&mut self, outgoing: &Outgoing<'_>) -> bool {
+        let pushed = self.attachment.push(outgoing);
+        self.outlet_full |= pushed == Pushed::Full;
+        self.gone |= pushed == Pushed::Gone;
+        pushed == Pushed::Taken
     }
 
     fn gap(&mut self, gap: Gap, covers: Sequence) -> bool {
         let frame = Frame::control(&Control::Gap(gap));
         let outgoing = Outgoing { frame: &frame, kind: Kind::Control("$gap", Some(covers)) };
-        match self.attachment.push(&outgoing) {
-            Pushed::Taken => {
-                self.sent = self.sent.max(covers);
-                true
-            }
-            Pushed::Full => {
-                self.outlet_full = true;
-                false
-            }
-            Pushed::Gone => false,
+        let taken = self.push(&outgoing);
+        if taken {
+            self.sent = self.sent.max(covers);
         }
+        taken
     }
 
     fn has_room(&self) -> bool {
-        !self.outlet_full && self.window.has_room()
+        !self.gone && !self.outlet_full && self.window.has_room()
     }
 
     /// Asks the log for what follows, when something does, there is room, and nobody has asked yet.

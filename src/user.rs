@@ -154,6 +154,8 @@ struct State {
     sessions: SmallVec<[Attached; 1]>,
     /// Messages of the shard's.
     handled: u64,
+    /// The highest number that was stored while this actor ran.
+    newest: Sequence,
     /// Appends and openings under way.
     pending: usize,
     last_activity: Instant,
@@ -179,6 +181,7 @@ impl Actor for User {
             outcomes,
             sessions: SmallVec::new(),
             handled: 0,
+            newest: 0,
             pending: 0,
             last_activity: Instant::now(),
             timer_armed: false,
@@ -254,6 +257,8 @@ impl State {
                     for_all.push(encoded(None, &in_flight.event));
                 }
             }
+            // Whatever comes after it in this message is not its fault.
+            in_flight.permit.pause();
             handed.push(in_flight.permit);
         }
         self.push(for_all);
@@ -283,16 +288,22 @@ impl State {
     fn stored(&mut self, stored: Stored) {
         self.pending -= 1;
         self.last_activity = Instant::now();
-        let Stored { in_flight, outcome } = stored;
+        let Stored { mut in_flight, outcome } = stored;
+        in_flight.permit.begin();
+        fault_stored(&in_flight.event);
         match outcome {
             Appended::Stored(seq) => {
                 metric::event(metric::Event::Stored);
+                self.newest = self.newest.max(seq);
                 self.push_stored(seq, &in_flight.event);
             }
-            // A row of an earlier attempt: whoever has not seen its number yet gets it now.
+            // A row of an earlier attempt: whoever has not seen its number yet reads it from the log.
             Appended::Duplicate(seq) => {
                 metric::event(metric::Event::Duplicate);
-                self.push_stored(seq, &in_flight.event);
+                self.newest = self.newest.max(seq);
+                for attached in &self.sessions {
+                    let _ = attached.actor.cast(session::Msg::Grown(seq));
+                }
             }
             Appended::Expired => metric::event(metric::Event::Expired),
         }
@@ -352,6 +363,8 @@ impl State {
 
     fn start(&self, attach: &Attach, opened: Opened) -> Start {
         let Opened { head, cursor } = opened;
+        // What was stored while the store was asked found no session to be pushed to.
+        let head = head.max(self.newest);
         let hello = |cursor| {
             let config = &self.config.session;
             let epoch = self.config.store.epoch();
@@ -419,6 +432,13 @@ fn encoded(seq: Option<Sequence>, event: &Arc<Event>) -> (Notification, Frame) {
 fn fault(event: &Event) {
     #[cfg(feature = "faults")]
     assert!(&*event.notification_type != "fault.user", "fault.user");
+}
+
+/// Test builds only: an event of type `fault.stored` crashes its user's actor when it has been stored.
+#[cfg_attr(not(feature = "faults"), expect(unused_variables, reason = "release builds have no faults"))]
+fn fault_stored(event: &Event) {
+    #[cfg(feature = "faults")]
+    assert!(&*event.notification_type != "fault.stored", "fault.stored");
 }
 
 /// The metrics of users and of the actors below them.

@@ -126,7 +126,7 @@ pub async fn run(args: Args, kafka: &config::Kafka) -> anyhow::Result<()> {
     if client.get("message.timeout.ms").is_none() {
         client.set("message.timeout.ms", KAFKA_DEADLINE.as_millis().to_string());
     }
-    let producer: Producer = client.create_with_context(Log).context("cannot start the Kafka client")?;
+    let producer: Producer = client.create_with_context(Log::default()).context("cannot start the Kafka client")?;
     check_topic(&producer, kafka).await?;
 
     let began = Instant::now();

@@ -45,10 +45,11 @@ pub(super) enum Refusal {
     ConnectRate,
     Unauthenticated,
     Origin,
+    Draining,
 }
 
 impl Refusal {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Connections,
         Self::ConnectionsPerAddress,
         Self::Handshakes,
@@ -57,6 +58,7 @@ impl Refusal {
         Self::ConnectRate,
         Self::Unauthenticated,
         Self::Origin,
+        Self::Draining,
     ];
 
     pub(super) fn as_str(self) -> &'static str {
@@ -69,6 +71,7 @@ impl Refusal {
             Self::ConnectRate => "connect_rate",
             Self::Unauthenticated => "unauthenticated",
             Self::Origin => "origin",
+            Self::Draining => "draining",
         }
     }
 }

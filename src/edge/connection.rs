@@ -23,6 +23,10 @@ use crate::{
 
 /// How long a client has to take the goodbye and to answer it.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// Messages, or reads, before others have their turn.
+const READS_PER_TURN: usize = 16;
+/// A session that was served for so long was not lost in a row with the one before.
+const SERVED: Duration = Duration::from_secs(10);
 /// Attachments lost in a row without any progress before the client is sent away.
 const LOST_MAX: u32 = 8;
 
@@ -38,7 +42,12 @@ pub(super) async fn run(relay: Arc<Relay>, shared: Arc<Shared>, since: Option<Si
         relay,
         shared,
         since,
-        lost: Lost { backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(2)), passed: 0, in_a_row: 0 },
+        lost: Lost {
+            backoff: Backoff::new(Duration::from_millis(50), Duration::from_millis(500)),
+            passed: 0,
+            in_a_row: 0,
+            at: Instant::now(),
+        },
     };
     connection.relay.write_start(connection.shared.config.reconnect);
     connection.attach();
@@ -61,6 +70,7 @@ struct Lost {
     backoff: Backoff,
     passed: u64,
     in_a_row: u32,
+    at: Instant,
 }
 
 impl Connection {
@@ -78,33 +88,37 @@ impl Connection {
             if attach {
                 Box::pin(self.attach_again()).await;
             }
-            if !self.read()? {
-                return Ok(());
+            match self.read()? {
+                Turn::Left => return Ok(()),
+                Turn::Done => {}
+                // A client that talks without end has its turn like all others.
+                Turn::MoreToRead => tokio::task::yield_now().await,
             }
         }
     }
 
-    /// Reads what the client said; `false`: it has left.
-    fn read(&mut self) -> io::Result<bool> {
-        loop {
+    /// Reads what the client said.
+    fn read(&mut self) -> io::Result<Turn> {
+        for _ in 0..READS_PER_TURN {
             match self.next()? {
-                None => return Ok(true),
+                None => return Ok(Turn::Done),
                 Some(Incoming::Heard) => self.relay.heard(),
-                Some(Incoming::Left) => return Ok(false),
+                Some(Incoming::Left) => return Ok(Turn::Left),
                 Some(Incoming::Text(text)) => {
                     self.relay.heard();
                     let known = Acknowledge::parse(&text).is_some_and(|ack| self.relay.acknowledge(ack.ack));
                     if !known {
                         self.relay.close(Close::new(CloseCode::BadFrame, "not an acknowledgement of what was sent"));
-                        return Ok(true);
+                        return Ok(Turn::Done);
                     }
                 }
                 Some(Incoming::Broken(close)) => {
                     self.relay.close(close);
-                    return Ok(true);
+                    return Ok(Turn::Done);
                 }
             }
         }
+        Ok(Turn::MoreToRead)
     }
 
     fn next(&mut self) -> io::Result<Option<Incoming>> {
@@ -140,7 +154,9 @@ impl Connection {
     /// The session's actor, or one above it, is gone; the client notices nothing.
     async fn attach_again(&mut self) {
         let passed = self.relay.passed();
-        if passed > self.lost.passed {
+        let served = self.lost.at.elapsed() >= SERVED;
+        self.lost.at = Instant::now();
+        if passed > self.lost.passed || served {
             self.lost.in_a_row = 0;
             self.lost.backoff.reset();
         }
@@ -170,10 +186,12 @@ impl Connection {
         let relay = self.relay.clone();
         let finish = async {
             loop {
-                self.relay.ready().await?;
                 if self.relay.todo()?.ended || !self.read_on()? {
                     return Ok(());
                 }
+                self.relay.ready().await?;
+                // What is read here is thrown away; it must not keep others from their turn.
+                tokio::task::yield_now().await;
             }
         };
         match tokio::time::timeout_at(until.into(), finish).await {
@@ -187,14 +205,25 @@ impl Connection {
 
     /// Reads on only to see the end: the client's close, or that all is written where there is no such answer.
     fn read_on(&mut self) -> io::Result<bool> {
-        loop {
+        for _ in 0..READS_PER_TURN {
             match self.next()? {
                 None => return Ok(self.incoming.is_some() || !self.relay.is_flushed()),
                 Some(Incoming::Left) => return Ok(false),
                 Some(_) => {}
             }
         }
+        Ok(true)
     }
+}
+
+/// What a turn of reading came to.
+enum Turn {
+    /// All that was there is read.
+    Done,
+    /// There may be more.
+    MoreToRead,
+    /// The client is gone.
+    Left,
 }
 
 /// A client of server-sent events has nothing to say; only its end matters.

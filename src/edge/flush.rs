@@ -38,7 +38,12 @@ impl Flusher {
             self.wake.notified().await;
             self.gather().await;
             std::mem::swap(&mut batch, &mut *self.dirty.lock());
-            batch.drain(..).for_each(|relay| relay.flush());
+            for (at, relay) in batch.drain(..).enumerate() {
+                relay.flush();
+                if at % BATCH == BATCH - 1 {
+                    tokio::task::yield_now().await;
+                }
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //! after the other when the node drains.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -85,21 +85,32 @@ impl Registry {
     /// `spread`; returns when all connections have ended or at the deadline.
     pub(super) async fn goodbye(&self, per_second: u32, spread: Duration, deadline: Instant) {
         const STEP: Duration = Duration::from_millis(100);
-        let all: Vec<Arc<Relay>> = self.by_session.lock().values().cloned().collect();
-        let steps_left = deadline.saturating_duration_since(Instant::now()).as_millis() / (2 * STEP.as_millis());
-        let paced = usize::try_from(per_second / 10).unwrap_or(usize::MAX).max(1);
-        // The deadline wins over the pace.
-        let batch = paced.max(all.len().div_ceil(usize::try_from(steps_left).unwrap_or(usize::MAX).max(1)));
+        let per_step = f64::from(per_second) * STEP.as_secs_f64();
+        let (mut told, mut budget) = (HashSet::new(), 0.0);
         let mut ticks = tokio::time::interval(STEP);
-        for relays in all.chunks(batch) {
+        loop {
             ticks.tick().await;
-            for relay in relays {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let waiting: Vec<Arc<Relay>> = {
+                let all = self.by_session.lock();
+                if all.is_empty() || left.is_zero() {
+                    return;
+                }
+                all.values().filter(|relay| !told.contains(&relay.client.session)).cloned().collect()
+            };
+            // Half of what is left is for the goodbyes: the deadline wins over the pace.
+            let steps = (left.as_secs_f64() / 2.0 / STEP.as_secs_f64()).max(1.0);
+            #[expect(clippy::cast_precision_loss, reason = "a number of connections")]
+            let must = waiting.len() as f64 / steps;
+            budget += per_step.max(must);
+            for relay in waiting {
+                if budget < 1.0 {
+                    break;
+                }
+                budget -= 1.0;
+                told.insert(relay.client.session);
                 relay.close(Close::come_back(CloseCode::GoingAway, "draining", jitter(spread)));
             }
-        }
-        drop(all);
-        while !self.by_session.lock().is_empty() && Instant::now() < deadline {
-            ticks.tick().await;
         }
     }
 }

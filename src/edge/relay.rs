@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::{io::Interest, net::TcpStream, sync::Notify};
 
 use super::{
     flush::Flusher,
@@ -35,8 +35,8 @@ const SLICES_MAX: usize = 16;
 const FLUSH_AT_ITEMS: usize = 32;
 /// An empty queue keeps room for so many chunks.
 const KEPT_CAPACITY: usize = 4;
-/// What a client can make us queue with its pings, in bytes.
-const CONTROL_BYTES_MAX: usize = 4096;
+/// What a client can make us queue with its pings: nothing more is read from it until these are written.
+const CONTROLS_MAX: usize = 16;
 
 /// Bounds of what waits for the socket.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +80,8 @@ struct State {
     greeted: bool,
     queue: VecDeque<Chunk>,
     queued_bytes: usize,
+    /// How many of the chunks are the protocol's own.
+    controls: usize,
     /// The flusher knows that there is something to write.
     dirty: bool,
     /// A session was told that the queue is full and waits for room.
@@ -93,6 +95,8 @@ struct Chunk {
     bytes: Bytes,
     /// Of a notification: when its record was written.
     recorded_at: Option<UnixMillis>,
+    /// The protocol's own: pongs, closes, heartbeats.
+    is_control: bool,
 }
 
 /// What the connection's task has to do.
@@ -161,7 +165,12 @@ impl Relay {
 
     /// Ends the connection with a goodbye. The first close counts.
     pub(super) fn close(&self, close: Close) {
-        self.state.lock().close.get_or_insert(close);
+        let mut state = self.state.lock();
+        state.close.get_or_insert(close);
+        if let Some(session) = state.session.take() {
+            let _ = session.cast(session::Msg::Disconnected);
+        }
+        drop(state);
         self.woken.notify_one();
     }
 
@@ -170,6 +179,8 @@ impl Relay {
         let mut state = self.state.lock();
         state.ended = true;
         state.queue = VecDeque::new();
+        state.controls = 0;
+        state.queued_bytes = 0;
         if let Some(session) = state.session.take() {
             let _ = session.cast(session::Msg::Disconnected);
         }
@@ -188,7 +199,7 @@ impl Relay {
         }
         let mut state = self.state.lock();
         if state.queue.is_empty() {
-            self.enqueue(&mut state, Bytes::from_static(self.protocol.heartbeat()), None);
+            self.enqueue(&mut state, Bytes::from_static(self.protocol.heartbeat()));
         }
     }
 
@@ -197,10 +208,14 @@ impl Relay {
     /// # Errors
     /// When the socket is gone. Cancel safe.
     pub(super) async fn ready(&self) -> io::Result<()> {
-        let interest = if self.state.lock().queue.is_empty() {
-            tokio::io::Interest::READABLE
-        } else {
-            tokio::io::Interest::READABLE | tokio::io::Interest::WRITABLE
+        let (is_empty, is_flooded) = {
+            let state = self.state.lock();
+            (state.queue.is_empty(), state.controls >= CONTROLS_MAX)
+        };
+        let interest = match (is_empty, is_flooded) {
+            (_, true) => Interest::WRITABLE,
+            (true, false) => Interest::READABLE,
+            (false, false) => Interest::READABLE | Interest::WRITABLE,
         };
         tokio::select! {
             biased;
@@ -230,20 +245,20 @@ impl Relay {
     /// Queues what the protocol wants before the first frame.
     pub(super) fn write_start(&self, reconnect: Duration) {
         if let Protocol::Sse(sse) = self.protocol {
-            self.enqueue(&mut self.state.lock(), sse.retry(reconnect.as_millis()), None);
+            self.enqueue(&mut self.state.lock(), sse.retry(reconnect.as_millis()));
         }
     }
 
     /// Queues the last frame before a close.
     pub(super) fn write_goodbye(&self, close: &Close) {
         let mut state = self.state.lock();
-        self.enqueue(&mut state, self.protocol.goodbye(&self.epoch, close), None);
+        self.enqueue(&mut state, self.protocol.goodbye(&self.epoch, close));
     }
 
     /// Queues the end of a body, where the protocol has one.
     pub(super) fn write_end(&self) {
         if let Protocol::Sse(sse) = self.protocol {
-            self.enqueue(&mut self.state.lock(), Bytes::from_static(sse.end()), None);
+            self.enqueue(&mut self.state.lock(), Bytes::from_static(sse.end()));
         }
     }
 
@@ -258,21 +273,21 @@ impl Relay {
     /// `WouldBlock` when too much of that waits already.
     pub(super) fn write_control(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.state.lock();
-        if state.queued_bytes > self.limits.bytes + CONTROL_BYTES_MAX {
+        if state.controls >= CONTROLS_MAX {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.enqueue(&mut state, Bytes::copy_from_slice(bytes), None);
+        self.enqueue(&mut state, Bytes::copy_from_slice(bytes));
         Ok(bytes.len())
     }
 
-    /// Writes to the socket, or queues what it does not take.
-    fn enqueue(&self, state: &mut State, mut bytes: Bytes, recorded_at: Option<UnixMillis>) {
+    /// Writes what is the protocol's own to the socket, or queues what it does not take.
+    fn enqueue(&self, state: &mut State, mut bytes: Bytes) {
         if state.ended {
             return;
         }
         if state.queue.is_empty() {
             match self.socket.try_write(&bytes) {
-                Ok(written) if written == bytes.len() => return self.written(recorded_at),
+                Ok(written) if written == bytes.len() => return,
                 Ok(written) => drop(bytes.split_to(written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // The connection's task meets the same error and ends the connection.
@@ -280,7 +295,8 @@ impl Relay {
             }
         }
         state.queued_bytes += bytes.len();
-        state.queue.push_back(Chunk { bytes, recorded_at });
+        state.controls += 1;
+        state.queue.push_back(Chunk { bytes, recorded_at: None, is_control: true });
         self.woken.notify_one();
     }
 
@@ -333,6 +349,7 @@ impl Relay {
             }
             written -= chunk.bytes.len();
             self.written(chunk.recorded_at);
+            state.controls -= usize::from(chunk.is_control);
             state.queue.pop_front();
         }
     }
@@ -355,7 +372,8 @@ impl Outlet for Arc<Relay> {
             Kind::Control(_, covers) => (covers, None),
         };
         if covers.is_some_and(|seq| seq <= state.passed) && recorded_at.is_some() {
-            return Pushed::Gone;
+            // The client has it: a number is never sent twice on one connection.
+            return Pushed::Taken;
         }
         if state.queue.len() >= FLUSH_AT_ITEMS {
             // A burst for one socket must not count as a slow reader before the flusher has had its turn. An error
@@ -374,7 +392,7 @@ impl Outlet for Arc<Relay> {
             state.passed = state.passed.max(seq);
         }
         state.queued_bytes += bytes.len();
-        state.queue.push_back(Chunk { bytes, recorded_at });
+        state.queue.push_back(Chunk { bytes, recorded_at, is_control: false });
         if !std::mem::replace(&mut state.dirty, true) {
             drop(state);
             self.flusher.add(self.clone());

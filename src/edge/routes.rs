@@ -1,6 +1,9 @@
 //! The HTTP surface: which path does what, and what a request must say to become a session.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+};
 
 use axum::{
     Router,
@@ -48,8 +51,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
     let limits = &shared.admission.limits;
     let mut router = Router::new()
         .route("/", get(page))
-        .route("/v1/connect", get(connect))
-        .route("/v1/stream", get(stream))
+        .route("/v1/connect", get(connect).head(only_get))
+        .route("/v1/stream", get(stream).head(only_get))
         .route("/v1/sessions/{session}/ack", post(acknowledge))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
@@ -66,6 +69,12 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .layer(middleware::from_fn(as_problems))
         .layer(cors(&shared))
         .layer(middleware::from_fn_with_state(shared, refuse_foreign_origins))
+}
+
+/// A HEAD request must not become a session, as it would where it is answered like a GET.
+async fn only_get() -> Response {
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path knows GET only");
+    ([(header::ALLOW, "GET")], problem).into_response()
 }
 
 /// Errors that the layers below answer in plain text become problem details.
@@ -207,6 +216,8 @@ async fn stream(
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-store, no-transform"),
+        // The connection ends with the stream: nobody should send another request on it.
+        (header::CONNECTION, "close"),
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     // Only the head is sent from here; the body is written by the session.
@@ -253,6 +264,10 @@ fn since(text: Option<&str>) -> Result<Option<Since>, Problem> {
 }
 
 fn take_over(shared: &Shared, request: &Request, takeover: Takeover) -> Result<(), Problem> {
+    if shared.draining.load(Ordering::Relaxed) {
+        metric::rejected(Refusal::Draining);
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "this node is going away").retry_after(1));
+    }
     if let Err(wait) = shared.admission.connect() {
         metric::rejected(Refusal::ConnectRate);
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many connects at the moment");

@@ -24,7 +24,7 @@ use serde::Deserialize;
 use smallvec::SmallVec;
 
 use super::{
-    Config, Control, Fatal,
+    Config, Control,
     dead_letter::{self, DeadLetter, DeadLetters, Reason},
     decode::{Decoder, Record},
     inbox::{Command, Inbox},
@@ -34,7 +34,7 @@ use super::{
 use crate::{
     event::{InFlight, unix_millis_now},
     health::Progress,
-    kafka,
+    kafka::{self, Fatal},
     router::{Answer, Router},
     settlement::{Outcome, Permit, RecordRef},
     shard::Shards,
@@ -42,6 +42,7 @@ use crate::{
 
 /// Records of one partition before the next one has its turn.
 const TURN_MAX: usize = 512;
+const MAIN_QUEUE_LOOKS: usize = 8;
 /// The longest sleep: queues are looked at without a wake-up this often.
 const LOOK_AT_LEAST: Duration = Duration::from_millis(100);
 /// The sleep while something waits to be sent again, or for credit.
@@ -237,6 +238,7 @@ impl Poller {
         self.release();
         if self.kept_house_at.elapsed() >= HOUSEKEEPING {
             self.kept_house_at = Instant::now();
+            self.main_queue(true);
             self.commit();
             self.measure();
         }
@@ -274,14 +276,16 @@ impl Poller {
         // The old queue's handle must be gone before there is a new one: dropping it later silences both.
         self.queues.remove(&partition);
         let topic = &self.config.topic;
+        let fatal = &self.consumer.context().fatal;
         let Some(mut queue) = self.consumer.split_partition_queue(topic, partition) else {
-            return tracing::error!(partition, "librdkafka has no queue for the partition");
+            let _ = fatal.send(format!("kafka client has no queue for partition {partition}"));
+            return;
         };
         let has = Arc::new(AtomicBool::new(true));
         queue.set_nonempty_callback(waker(&self.inbox, has.clone()));
         self.queues.insert(partition, Queue { queue, has, release: None });
         if let Err(error) = self.consumer.incremental_assign(&list(topic, [(partition, start)])) {
-            tracing::error!(partition, %error, "assigning the partition failed");
+            let _ = fatal.send(format!("kafka client cannot assign partition {partition}: {error}"));
         }
     }
 
@@ -291,16 +295,18 @@ impl Poller {
         if !has.swap(false, Ordering::SeqCst) && !look {
             return;
         }
-        while let Some(result) = self.consumer.poll(Duration::ZERO) {
-            match result {
-                Ok(message) => tracing::error!(partition = message.partition(), "a record outside of its queue"),
-                Err(error) => tracing::debug!(%error, "kafka consumer"),
+        // A served callback looks like an empty queue: only several looks in a row empty it.
+        for _ in 0..MAIN_QUEUE_LOOKS {
+            match self.consumer.poll(Duration::ZERO) {
+                None => {}
+                Some(Ok(message)) => tracing::error!(partition = message.partition(), "a record outside of its queue"),
+                Some(Err(error)) => tracing::debug!(%error, "kafka consumer"),
             }
         }
     }
 
     fn pull(&mut self, look_everywhere: bool) -> bool {
-        let Self { queues, ledger, router, dead_letters, inbox, decoder, .. } = self;
+        let Self { queues, ledger, router, dead_letters, inbox, decoder, consumer, .. } = self;
         let Some(decoder) = decoder else { return false };
         let mut pulled = false;
         for (partition, queue) in queues.iter().filter(|(_, queue)| queue.release.is_none()) {
@@ -315,6 +321,11 @@ impl Poller {
                 }
                 match queue.queue.poll(Duration::ZERO) {
                     None => break,
+                    Some(Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) => {
+                        tracing::error!(partition, "the log does not have our position any more");
+                        let _ = consumer.context().control.lock().send(Control::Restart(*partition));
+                        break;
+                    }
                     Some(Err(error)) => tracing::warn!(partition, %error, "reading the partition"),
                     Some(Ok(message)) => {
                         take(&message, decoder, ledger, router, dead_letters, inbox);
@@ -390,6 +401,7 @@ impl Poller {
         drop(queue);
         self.ledger.remove(partition);
         self.committed.remove(&partition);
+        metric::lag(partition, 0, 0.0);
         if let Some(done) = release {
             let _ = done.send((partition, position));
         }

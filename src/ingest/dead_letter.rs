@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use rdkafka::{
-    Message, Offset, TopicPartitionList,
+    Message, Offset, Timestamp, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
@@ -20,9 +20,12 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    kafka::{Log, Producer},
+    kafka::{Fatal, Log, Producer},
     settlement::{Permit, RecordRef},
 };
+
+/// How long to wait for a record that is read once more.
+const READ_AGAIN: Duration = Duration::from_secs(30);
 
 /// Why a record is a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,11 +77,11 @@ impl DeadLetters {
 }
 
 /// Starts the task that writes dead letters; it ends with the last sender.
-pub(super) fn start(config: &Config) -> KafkaResult<DeadLetters> {
+pub(super) fn start(config: &Config, fatal: Fatal) -> KafkaResult<DeadLetters> {
     let mut properties = config.producer.clone();
     // A record that was small enough for its own topic must not fail here first; the topic decides.
     properties.set("message.max.bytes", "100000000");
-    let producer: Producer = properties.create_with_context(Log)?;
+    let producer: Producer = properties.create_with_context(Log { fatal: Some(fatal) })?;
     let topic: Arc<str> = config.dead_letter_topic.as_str().into();
     let (sender, mut letters) = mpsc::unbounded_channel::<DeadLetter>();
     tokio::spawn(async move {
@@ -202,13 +205,16 @@ pub(super) fn read_again(config: &Config, inbox: &Arc<Inbox>, record: RecordRef)
 fn read_record(config: &Config, record: RecordRef) -> KafkaResult<OwnedMessage> {
     let mut properties = config.consumer.clone();
     properties.set("statistics.interval.ms", "0");
-    let consumer: BaseConsumer<Log> = properties.create_with_context(Log)?;
+    let consumer: BaseConsumer<Log> = properties.create_with_context(Log::default())?;
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(&config.topic, record.partition, Offset::Offset(record.offset))?;
     consumer.assign(&assignment)?;
-    loop {
-        if let Some(message) = consumer.poll(Duration::from_secs(30)).transpose()? {
-            return Ok(message.detach());
-        }
+    let message = consumer.poll(READ_AGAIN).transpose()?.map(|message| message.detach());
+    if let Some(message) = message.filter(|message| message.offset() == record.offset) {
+        return Ok(message);
     }
+    // Retention or compaction took it: the letter says at least where it was.
+    tracing::warn!(partition = record.partition, offset = record.offset, "the record is gone from its topic");
+    let (topic, at) = (config.topic.clone(), Timestamp::NotAvailable);
+    Ok(OwnedMessage::new(None, None, topic, at, record.partition, record.offset, None))
 }

@@ -40,7 +40,7 @@ pub(super) enum Command {
     Assign { partition: i32, start: i64, end: i64 },
     /// Stop reading, settle what is under way, let go of the partition, and say where the next one begins.
     Release { partition: i32, done: mpsc::Sender<(i32, i64)> },
-    /// A record that has to become a dead letter was read once more.
+    /// A record that has to become a dead letter was read once more; what is gone comes without key and value.
     Bury { record: RecordRef, message: OwnedMessage, reason: Reason, detail: String },
     /// End; say where each partition that is still held stands.
     Stop { done: mpsc::Sender<(i32, i64)> },

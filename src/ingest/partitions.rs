@@ -27,6 +27,8 @@ const ASK: Duration = Duration::from_secs(10);
 const FIRST_ASK: Duration = Duration::from_secs(3);
 /// How often to ask while something is wrong.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How often to look whether a partition is let go.
+const RELEASE_POLL: Duration = Duration::from_millis(50);
 /// How long the last commit of a released partition is tried; a new cluster's coordinator takes 1–2 s.
 const LAST_COMMIT: Duration = Duration::from_secs(10);
 
@@ -37,6 +39,9 @@ pub(super) struct Partitions {
     health: Health,
     wanted: Assignment,
     held: BTreeSet<i32>,
+    /// Partitions that the poll thread lets go as soon as they are settled.
+    releasing: BTreeSet<i32>,
+    release_done: (mpsc::Sender<(i32, i64)>, mpsc::Receiver<(i32, i64)>),
     /// Where partitions stood that were let go, in case the commit did not get through.
     released: BTreeMap<i32, i64>,
     /// The first look round is over: partitions that appear later are new.
@@ -65,6 +70,8 @@ impl Partitions {
             health,
             wanted: Assignment::All,
             held: BTreeSet::new(),
+            releasing: BTreeSet::new(),
+            release_done: mpsc::channel(),
             released: BTreeMap::new(),
             knows_topic: false,
             connected: false,
@@ -93,11 +100,29 @@ impl Partitions {
                     ASK_AGAIN
                 }
             };
-            match orders.recv_timeout(wait) {
-                Ok(Control::Assign(wanted)) => self.wanted = wanted,
-                Ok(Control::Check) | Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Ok(Control::Stop(deadline)) => return self.stop(deadline),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return self.stop(Instant::now()),
+            match self.next_order(orders, wait) {
+                Some(Control::Assign(wanted)) => self.wanted = wanted,
+                Some(Control::Restart(partition)) => self.release(&[partition]),
+                Some(Control::Check) | None => {}
+                Some(Control::Stop(deadline)) => return self.stop(deadline),
+            }
+        }
+    }
+
+    /// Waits for an order, or until it is time to look again: a partition that was let go may be taken again.
+    fn next_order(&mut self, orders: &mpsc::Receiver<Control>, wait: Duration) -> Option<Control> {
+        let until = Instant::now() + wait;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let step = if self.releasing.is_empty() { left } else { left.min(RELEASE_POLL) };
+            match orders.recv_timeout(step) {
+                Ok(order) => return Some(order),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Some(Control::Stop(Instant::now())),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            let released: BTreeMap<i32, i64> = self.release_done.1.try_iter().collect();
+            if self.note_released(released) || Instant::now() >= until {
+                return None;
             }
         }
     }
@@ -107,7 +132,7 @@ impl Partitions {
         let there = self.ask_for_partitions()?;
         let wanted: BTreeSet<i32> = there.into_iter().filter(|p| self.wanted.has(*p)).collect();
         let surplus: Vec<i32> = self.held.difference(&wanted).copied().collect();
-        self.release(&surplus, None);
+        self.release(&surplus);
         let missing: Vec<i32> = wanted.difference(&self.held).copied().collect();
         for (partition, start, end) in self.starts(&missing)? {
             tracing::info!(partition, start, "partition assigned");
@@ -180,25 +205,27 @@ impl Partitions {
         Ok(starts)
     }
 
-    /// Takes partitions away in good order: stop, settle, let go, commit.
-    fn release(&mut self, partitions: &[i32], deadline: Option<Instant>) {
-        if partitions.is_empty() {
-            return;
-        }
-        let (done, released) = mpsc::channel();
+    /// Takes partitions away in good order: stop, settle, let go, commit. What cannot be settled now holds up
+    /// nothing else: the end is noted when it comes.
+    fn release(&mut self, partitions: &[i32]) {
         for &partition in partitions {
-            self.inbox.command(Command::Release { partition, done: done.clone() });
+            if self.held.contains(&partition) && self.releasing.insert(partition) {
+                self.inbox.command(Command::Release { partition, done: self.release_done.0.clone() });
+            }
         }
-        drop(done);
-        let mut positions = BTreeMap::new();
-        let left = || deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
-        while let Ok((partition, position)) = released.recv_timeout(left().min(Duration::from_secs(86_400))) {
+    }
+
+    /// Commits where released partitions stood; whether there were any.
+    fn note_released(&mut self, positions: BTreeMap<i32, i64>) -> bool {
+        for (partition, position) in &positions {
             tracing::info!(partition, position, "partition released");
-            self.held.remove(&partition);
-            positions.insert(partition, position);
+            self.held.remove(partition);
+            self.releasing.remove(partition);
         }
         self.commit(&positions);
+        let any = !positions.is_empty();
         self.released.extend(positions);
+        any
     }
 
     fn commit(&self, positions: &BTreeMap<i32, i64>) {
@@ -217,7 +244,14 @@ impl Partitions {
 
     fn stop(mut self, deadline: Instant) {
         let held: Vec<i32> = self.held.iter().copied().collect();
-        self.release(&held, Some(deadline));
+        self.release(&held);
+        while !self.held.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok((partition, position)) = self.release_done.1.recv_timeout(left) else { break };
+            let more = self.release_done.1.try_iter();
+            let positions = std::iter::once((partition, position)).chain(more).collect();
+            self.note_released(positions);
+        }
         let (done, rest) = mpsc::channel();
         self.inbox.command(Command::Stop { done });
         let rest: BTreeMap<i32, i64> = rest.iter().collect();

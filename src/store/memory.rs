@@ -20,6 +20,8 @@ use crate::{
 
 /// Parts of the log with a lock each, so that users rarely wait for one another.
 const STRIPES: u16 = 16;
+/// So many stale places are tolerated before a sweep.
+const AGE_SLACK: usize = 1024;
 /// A client chooses its device's name: without a bound one user could fill the memory with cursors.
 const DEVICES_PER_USER_MAX: usize = 64;
 
@@ -48,6 +50,8 @@ struct Stripe {
     users: HashMap<UserId, Log>,
     /// What is stored, oldest first; entries that are gone already are skipped.
     age: VecDeque<(UserId, Sequence, UnixMillis)>,
+    /// How many entries there are.
+    entries: usize,
     bytes: usize,
 }
 
@@ -92,10 +96,13 @@ impl MemoryStore {
         let seq = log.head();
         log.ids.insert(event.id.clone(), seq);
         stripe.bytes += event.size_bytes();
+        stripe.entries += 1;
         stripe.age.push_back((event.user.clone(), seq, now));
         while log.entries.len() > self.config.per_user_max {
             stripe.bytes -= log.drop_oldest(GapReason::Evicted);
+            stripe.entries -= 1;
         }
+        stripe.forget_gone();
         stripe.enforce(&self.config, now);
         Appended::Stored(seq)
     }
@@ -113,17 +120,29 @@ fn millis(time: Duration) -> UnixMillis {
 }
 
 impl Stripe {
+    /// Entries that a user's own cap took leave `age` only when they come to its front, which one old entry of a
+    /// quiet user can put off for the whole retention: now and then they are swept out.
+    fn forget_gone(&mut self) {
+        if self.age.len() > 2 * self.entries + AGE_SLACK {
+            let users = &self.users;
+            self.age.retain(|(user, seq, _)| users.get(user).is_some_and(|log| log.lost < *seq));
+        }
+    }
+
     /// Lets the oldest go until the bounds over all users hold.
     fn enforce(&mut self, config: &Config, now: UnixMillis) {
         let bytes_max = config.bytes_max / usize::from(STRIPES);
         let oldest_kept = now.saturating_sub(millis(config.retention));
         while let Some((user, seq, stored_at)) = self.age.front() {
             let log = self.users.get_mut(user).filter(|log| log.lost < *seq);
+            let reason = if *stored_at < oldest_kept { GapReason::Expired } else { GapReason::Evicted };
             match log {
                 None => {}
-                Some(log) if *stored_at < oldest_kept => self.bytes -= log.drop_oldest(GapReason::Expired),
-                Some(log) if self.bytes > bytes_max => self.bytes -= log.drop_oldest(GapReason::Evicted),
-                Some(_) => return,
+                Some(_) if reason == GapReason::Evicted && self.bytes <= bytes_max => return,
+                Some(log) => {
+                    self.bytes -= log.drop_oldest(reason);
+                    self.entries -= 1;
+                }
             }
             self.age.pop_front();
         }
@@ -214,13 +233,14 @@ impl Store for MemoryStore {
 
     fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened> {
         let mut stripe = self.stripe(user).lock();
-        let opened = stripe.users.get_mut(user).map_or_else(Opened::default, |log| {
-            // A device that was seen keeps the cursor it started with, even when the shared one moves on.
-            if device.is_some() {
-                log.acknowledge(device, 0);
-            }
-            Opened { head: log.head(), cursor: log.cursor(device) }
-        });
+        // A device that was seen keeps the cursor it started with, even when the shared one moves on.
+        if device.is_some() {
+            stripe.users.entry(user.clone()).or_default().acknowledge(device, 0);
+        }
+        let opened = stripe
+            .users
+            .get(user)
+            .map_or_else(Opened::default, |log| Opened { head: log.head(), cursor: log.cursor(device) });
         Box::pin(ready(Ok(opened)))
     }
 
@@ -368,6 +388,29 @@ mod tests {
         store.acknowledge(&user, Some(&phone), 4).await.unwrap();
         store.acknowledge(&user, None, 99).await.unwrap();
         assert_eq!((cursor(None).await, cursor(Some(&phone)).await, cursor(Some(&laptop)).await), (5, 4, 5));
+    }
+
+    #[tokio::test]
+    async fn a_device_that_came_before_the_first_notification_has_a_cursor_of_its_own() {
+        let store = store(10, 1 << 20);
+        let (user, phone) = (UserId::new("u").unwrap(), DeviceId::new("phone").unwrap());
+        assert_eq!(store.open(&user, Some(&phone)).await.unwrap(), Opened::default());
+        append(&store, "a");
+        store.acknowledge(&user, None, 1).await.unwrap();
+        assert_eq!(store.open(&user, Some(&phone)).await.unwrap(), Opened { head: 1, cursor: 0 });
+    }
+
+    #[test]
+    fn what_a_cap_took_does_not_pile_up_behind_a_quiet_users_entry() {
+        let store = store(2, 1 << 20);
+        store.append_one(&event("quiet", "a", None), unix_millis_now());
+        let stripe_of = |user: &str| shard(user, STRIPES);
+        let busy = (0..).map(|i| i.to_string()).find(|user| stripe_of(user) == stripe_of("quiet")).unwrap();
+        for i in 0..5000 {
+            store.append_one(&event(&busy, &i.to_string(), None), unix_millis_now());
+        }
+        let stripe = store.stripe("quiet").lock();
+        assert!(stripe.age.len() <= 2 * 3 + AGE_SLACK + 1 && stripe.entries == 3, "{}", stripe.age.len());
     }
 
     #[tokio::test]

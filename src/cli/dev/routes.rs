@@ -44,7 +44,8 @@ impl Routes {
     pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
         let auth = node::auth_config(config);
         let secret = auth.hs256_secret.clone().context("dev always has a secret")?;
-        let producer = kafka::producer_config(&config.kafka).create_with_context(Log).context("kafka.properties")?;
+        let producer =
+            kafka::producer_config(&config.kafka).create_with_context(Log::default()).context("kafka.properties")?;
         let decoder =
             Decoder::new("dev", &config.kafka.topic, config.limits.payload_bytes_max, Arc::new(|_| Options::default()));
         Ok(Self(Arc::new(Inner { auth, secret, producer, topic: config.kafka.topic.clone(), decoder })))
