@@ -77,7 +77,8 @@ impl ClientContext for Context {
                 let _ = self.fatal.send(format!("kafka client failed: {reason}"));
             }
             Some(RDKafkaErrorCode::AllBrokersDown) => {
-                tracing::warn!(reason, "no kafka broker can be reached");
+                // The thread that looks after partitions says so once, if it is still true when it asks.
+                tracing::debug!(reason, "no kafka broker can be reached");
                 let _ = self.control.lock().send(Control::Check);
             }
             _ => tracing::debug!(%error, reason, "kafka client"),
