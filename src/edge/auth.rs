@@ -108,9 +108,13 @@ impl Authenticator {
         let Some(key) = self.key.as_ref().filter(|_| token.len() <= TOKEN_BYTES_MAX) else {
             return Err(Denied::Invalid);
         };
-        // Else a header that is no JSON would read as missing claims.
-        decode_header(token).map_err(|_| Denied::Invalid)?;
-        let claims = decode::<Claims>(token, key, &self.validation).map_err(|error| denied(error.kind()))?.claims;
+        let claims = decode::<Claims>(token, key, &self.validation)
+            .map_err(|error| match decode_header(token) {
+                // A header that is no JSON would read as missing claims.
+                Err(_) => Denied::Invalid,
+                Ok(_) => denied(error.kind()),
+            })?
+            .claims;
         let user = UserId::new(claims.sub).map_err(Denied::User)?;
         let expires_at = Duration::from_secs(claims.exp).saturating_add(self.leeway).as_millis();
         Ok(Identity { user, expires_at: UnixMillis::try_from(expires_at).unwrap_or(UnixMillis::MAX) })
