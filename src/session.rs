@@ -4,7 +4,7 @@
 
 pub mod window;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, SpawnErr};
 use smallvec::SmallVec;
@@ -259,7 +259,13 @@ impl Actor for Session {
         Ok(state)
     }
 
-    async fn handle(&self, myself: SessionRef, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    /// Not an `async fn`: every session would keep room for its messages, several times over, while it waits.
+    fn handle(
+        &self,
+        myself: SessionRef,
+        msg: Msg,
+        state: &mut State,
+    ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
         match msg {
             Msg::Deliver(batch) => state.deliver(&myself, &batch),
             Msg::Grown(head) => {
@@ -276,7 +282,7 @@ impl Actor for Session {
         if state.gone {
             myself.stop(None);
         }
-        Ok(())
+        ready(Ok(()))
     }
 }
 

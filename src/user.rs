@@ -1,8 +1,9 @@
 //! The user actor: owns one user's sessions and the order of what they get. Events come from the shard only;
 //! durable ones are stored first and pushed when their number is known. It knows neither Kafka nor sockets.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
+use futures_util::future::Either;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, SpawnErr, SupervisionEvent};
 use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
@@ -189,7 +190,13 @@ impl Actor for User {
         })
     }
 
-    async fn handle(&self, myself: UserRef, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    /// Not an `async fn`: every user would keep room for its messages, several times over, while it waits.
+    fn handle(
+        &self,
+        myself: UserRef,
+        msg: Msg,
+        state: &mut State,
+    ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
         match msg {
             Msg::Events(events) => {
                 state.handled += 1;
@@ -199,8 +206,13 @@ impl Actor for User {
                 state.handled += 1;
                 state.attach(&myself, attach);
             }
-            // Boxed: the actor's task keeps room for its largest handler for as long as it lives.
-            Msg::Opened(attach, opened) => Box::pin(state.opened(&myself, *attach, opened)).await?,
+            Msg::Opened(attach, opened) => {
+                return Either::Right(Box::pin(async move {
+                    state.opened(&myself, *attach, opened).await?;
+                    state.watch_idleness(&myself);
+                    Ok(())
+                }));
+            }
             Msg::Stored(stored) => state.stored(stored),
             Msg::Session(outcome) => state.session(outcome),
             Msg::CheckIdle => {
@@ -209,15 +221,15 @@ impl Actor for User {
             }
         }
         state.watch_idleness(&myself);
-        Ok(())
+        Either::Left(ready(Ok(())))
     }
 
-    async fn handle_supervisor_evt(
+    fn handle_supervisor_evt(
         &self,
         myself: UserRef,
         event: SupervisionEvent,
         state: &mut State,
-    ) -> Result<(), ActorProcessingErr> {
+    ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
         match event {
             SupervisionEvent::ActorFailed(session, error) => {
                 // Its state is gone, and with it its attachment: the connection attaches again.
@@ -229,7 +241,7 @@ impl Actor for User {
             _ => {}
         }
         state.watch_idleness(&myself);
-        Ok(())
+        ready(Ok(()))
     }
 }
 
