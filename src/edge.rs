@@ -158,7 +158,7 @@ mod metric {
     use std::sync::LazyLock;
 
     use metrics::{
-        Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+        Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
     };
 
     const CONNECTIONS: &str = "notifier_connections";
@@ -172,6 +172,9 @@ mod metric {
     static DROPPED: LazyLock<[Counter; 2]> = LazyLock::new(|| deliveries("dropped"));
     static SECONDS: LazyLock<Histogram> = LazyLock::new(|| histogram!(LATENCY));
     static HANDSHAKE: LazyLock<Histogram> = LazyLock::new(|| histogram!(STAGE, "stage" => "handshake"));
+    static OPEN: LazyLock<[Gauge; 2]> =
+        LazyLock::new(|| PROTOCOLS.map(|protocol| gauge!(CONNECTIONS, "protocol" => protocol)));
+    static USED: LazyLock<Gauge> = LazyLock::new(|| gauge!(CAPACITY, "resource" => "connections"));
 
     const PROTOCOLS: [&str; 2] = ["websocket", "sse"];
 
@@ -196,9 +199,7 @@ mod metric {
         describe_counter!(REJECTED, "Connections that were not let in, by reason");
         describe_histogram!(STAGE, "Time that a stage took");
         describe_gauge!(CAPACITY, "How much of a limited resource is used, 0 to 1");
-        for protocol in PROTOCOLS {
-            gauge!(CONNECTIONS, "protocol" => protocol).set(0.0);
-        }
+        OPEN.iter().for_each(|open| open.set(0.0));
         LazyLock::force(&SENT);
         LazyLock::force(&DROPPED);
         LazyLock::force(&SECONDS);
@@ -209,8 +210,8 @@ mod metric {
         capacity(0.0);
     }
 
-    pub(super) fn connected(protocol: &'static str, by: f64) {
-        gauge!(CONNECTIONS, "protocol" => protocol).increment(by);
+    pub(super) fn connected(protocol: &str, by: f64) {
+        OPEN[index(protocol)].increment(by);
     }
 
     /// A notification is in the socket, so long after its record was written.
@@ -235,6 +236,6 @@ mod metric {
     }
 
     pub(super) fn capacity(connections: f64) {
-        gauge!(CAPACITY, "resource" => "connections").set(connections);
+        USED.set(connections);
     }
 }
