@@ -24,7 +24,6 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -43,10 +42,6 @@ use crate::ids::Since;
 
 /// The longest request head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// A peer that takes nothing for so long is gone.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Unsent bytes in the kernel: a stalled reader would pin megabytes otherwise.
-const UNSENT_BYTES_MAX: u32 = 16 * 1024;
 /// What is still read from a peer that was answered and closed.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 4 * 1024 * 1024;
@@ -87,25 +82,9 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-fn tune(socket: &TcpStream) -> io::Result<()> {
-    let socket = SockRef::from(socket);
-    socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
-    socket.set_tcp_keepalive(&keepalive)?;
-    #[cfg(target_os = "linux")]
-    {
-        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
-    }
-    Ok(())
-}
-
 /// Speaks HTTP on one socket until it closes or becomes a session.
 async fn serve(socket: TcpStream, address: IpAddr, shared: Arc<Shared>, routes: Router, mut admitted: Admitted) {
     let accepted_at = Instant::now();
-    if tune(&socket).is_err() {
-        return;
-    }
     let slot = TakeoverSlot::default();
     let progress = Arc::new(Progress::default());
     let requests = service_fn(|mut request: Request<Incoming>| {
