@@ -2,7 +2,7 @@
 //! becomes a session, the socket is taken over and lives on in a small task of its own.
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::{Future as _, poll_fn, ready},
     io,
     net::IpAddr,
     pin::Pin,
@@ -15,6 +15,7 @@ use std::{
 };
 
 use axum::Router;
+use futures_util::future::Either;
 use hyper::{
     Request,
     body::Incoming,
@@ -88,8 +89,11 @@ async fn serve(socket: TcpStream, address: IpAddr, shared: Arc<Shared>, routes: 
     let slot = TakeoverSlot::default();
     let progress = Arc::new(Progress::default());
     let requests = service_fn(|mut request: Request<Incoming>| {
+        if let Some(response) = routes::direct(&shared, &request, &slot) {
+            return Either::Left(ready(Ok(response)));
+        }
         request.extensions_mut().insert(slot.clone());
-        Box::pin(routes.clone().oneshot(request))
+        Either::Right(Box::pin(routes.clone().oneshot(request)))
     });
     let io = Io { inner: TokioIo::new(socket), progress: progress.clone() };
     let mut conn = http1::Builder::new()

@@ -6,10 +6,10 @@ use std::{
 };
 
 use axum::{
-    Router,
-    body::{Body, Bytes},
+    Extension, Router,
+    body::{Body, Bytes, HttpBody},
     extract::{Path, Query, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
+    http::{self, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -37,6 +37,14 @@ use crate::{
     wire::{Acknowledge, Close, CloseCode},
 };
 
+#[cfg(test)]
+mod tests;
+
+const CONNECT: &str = "/v1/connect";
+const STREAM: &str = "/v1/stream";
+/// What tower-http's CORS layer says of every answer.
+const VARY: HeaderValue =
+    HeaderValue::from_static("origin, access-control-request-method, access-control-request-headers");
 const JSON_SUBPROTOCOL: &str = "notifier.v1.json";
 const TOKEN_SUBPROTOCOL: &str = "notifier.token.";
 
@@ -51,8 +59,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
     let limits = &shared.admission.limits;
     let mut router = Router::new()
         .route("/", get(page))
-        .route("/v1/connect", get(connect).head(only_get))
-        .route("/v1/stream", get(stream).head(only_get))
+        .route(CONNECT, get(connect).head(only_get))
+        .route(STREAM, get(stream).head(only_get))
         .route("/v1/sessions/{session}/ack", post(acknowledge))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
@@ -108,15 +116,18 @@ fn is_listed(allowed: &[String], origin: &HeaderValue) -> bool {
 
 /// A browser's page of another origin must not act with what the browser knows. No Origin: no browser's page.
 async fn refuse_foreign_origins(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let headers = request.headers();
-    let is_allowed = headers.get(header::ORIGIN).is_none_or(|origin| {
-        is_listed(&shared.config.allowed_origins, origin) || is_same_host(origin, headers.get(header::HOST))
-    });
-    if is_allowed || !request.uri().path().starts_with("/v1/") {
+    if is_origin_allowed(&shared, &request) || !request.uri().path().starts_with("/v1/") {
         return next.run(request).await;
     }
     metric::rejected(Refusal::Origin);
     Problem::new(StatusCode::FORBIDDEN, "this origin is not in client.allowed_origins").into_response()
+}
+
+fn is_origin_allowed<B>(shared: &Shared, request: &http::Request<B>) -> bool {
+    let headers = request.headers();
+    headers.get(header::ORIGIN).is_none_or(|origin| {
+        is_listed(&shared.config.allowed_origins, origin) || is_same_host(origin, headers.get(header::HOST))
+    })
 }
 
 fn is_same_host(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
@@ -153,11 +164,61 @@ struct ConnectQuery {
 
 async fn connect(
     State(shared): State<Arc<Shared>>,
-    query: Result<Query<ConnectQuery>, axum::extract::rejection::QueryRejection>,
+    Extension(slot): Extension<TakeoverSlot>,
     request: Request,
 ) -> Result<Response, Problem> {
+    websocket(&shared, &request).map(|answer| answer.leave_in(&slot))
+}
+
+async fn stream(
+    State(shared): State<Arc<Shared>>,
+    Extension(slot): Extension<TakeoverSlot>,
+    request: Request,
+) -> Result<Response, Problem> {
+    server_sent_events(&shared, &request).map(|answer| answer.leave_in(&slot))
+}
+
+/// The usual request for a session, answered past the router, whose layers cost more than the rest of the answer.
+/// What they add to it is added here; what they may refuse is `None` and goes through them.
+pub(super) fn direct<B: HttpBody>(
+    shared: &Shared,
+    request: &http::Request<B>,
+    slot: &TakeoverSlot,
+) -> Option<Response> {
+    if request.method() != Method::GET || !request.body().is_end_stream() || !is_origin_allowed(shared, request) {
+        return None;
+    }
+    let answer = match request.uri().path() {
+        CONNECT => websocket(shared, request),
+        STREAM => server_sent_events(shared, request),
+        _ => return None,
+    };
+    let mut response = answer.map_or_else(Problem::into_response, |answer| answer.leave_in(slot));
+    let headers = response.headers_mut();
+    headers.insert(header::VARY, VARY);
+    let listed = request.headers().get(header::ORIGIN).filter(|o| is_listed(&shared.config.allowed_origins, o));
+    if let Some(origin) = listed {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    }
+    Some(response)
+}
+
+/// What makes a request a session: the head that is answered, and what follows it.
+struct Answer {
+    response: Response,
+    takeover: Takeover,
+}
+
+impl Answer {
+    fn leave_in(self, slot: &TakeoverSlot) -> Response {
+        *slot.lock() = Some(self.takeover);
+        self.response
+    }
+}
+
+fn websocket<B>(shared: &Shared, request: &http::Request<B>) -> Result<Answer, Problem> {
     let headers = request.headers();
-    let Query(query) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let query = query(request)?;
     let is_upgrade =
         contains(headers, header::UPGRADE, "websocket") && contains(headers, header::CONNECTION, "upgrade");
     let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| is_upgrade).ok_or_else(|| {
@@ -177,42 +238,39 @@ async fn connect(
         return Err(Problem::bad_request(format!("of the offered subprotocols none is {JSON_SUBPROTOCOL}")));
     };
     let token = token_offer.map(|offer| &offer[TOKEN_SUBPROTOCOL.len()..]);
-    let identity = identify(&shared, headers, token.or(query.access_token.as_deref()))?;
-    let mut answer = Response::builder()
+    let identity = identify(shared, headers, token.or(query.access_token.as_deref()))?;
+    let mut response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_ACCEPT, derive_accept_key(key.as_bytes()));
     if let Some(selected) = selected {
-        answer = answer.header(header::SEC_WEBSOCKET_PROTOCOL, selected);
+        response = response.header(header::SEC_WEBSOCKET_PROTOCOL, selected);
     }
     let takeover = Takeover {
         since: since(query.since.as_deref())?,
         client: client(identity, query.device)?,
         protocol: Protocol::WebSocket,
     };
-    take_over(&shared, &request, takeover)?;
-    Ok(answer.body(Body::empty()).expect("made of valid parts"))
+    let_in(shared)?;
+    Ok(Answer { response: response.body(Body::empty()).expect("made of valid parts"), takeover })
 }
 
-async fn stream(
-    State(shared): State<Arc<Shared>>,
-    query: Result<Query<ConnectQuery>, axum::extract::rejection::QueryRejection>,
-    request: Request,
-) -> Result<Response, Problem> {
+fn server_sent_events<B>(shared: &Shared, request: &http::Request<B>) -> Result<Answer, Problem> {
     let headers = request.headers();
-    let Query(query) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let query = query(request)?;
     let named = match query.events.as_deref() {
         None => false,
         Some("type") => true,
         Some(_) => return Err(Problem::bad_request("events must be \"type\"")),
     };
-    let identity = identify(&shared, headers, query.access_token.as_deref())?;
+    let identity = identify(shared, headers, query.access_token.as_deref())?;
     // Browsers repeat the URL of the first connect and add the header: what is newer is in the header.
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
     let since = since(last.or(query.since.as_deref()))?;
     let protocol = Protocol::Sse(Sse { chunked: request.version() != Version::HTTP_10, named });
-    take_over(&shared, &request, Takeover { client: client(identity, query.device)?, protocol, since })?;
+    let takeover = Takeover { client: client(identity, query.device)?, protocol, since };
+    let_in(shared)?;
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-store, no-transform"),
@@ -222,7 +280,12 @@ async fn stream(
     ];
     // Only the head is sent from here; the body is written by the session.
     let body = Body::from_stream(futures_util::stream::pending::<Result<Bytes, Infallible>>());
-    Ok((headers, body).into_response())
+    Ok(Answer { response: (headers, body).into_response(), takeover })
+}
+
+fn query<B>(request: &http::Request<B>) -> Result<ConnectQuery, Problem> {
+    let query = Query::try_from_uri(request.uri());
+    query.map(|Query(query)| query).map_err(|error| Problem::bad_request(error.body_text()))
 }
 
 fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
@@ -263,19 +326,16 @@ fn since(text: Option<&str>) -> Result<Option<Since>, Problem> {
     Since::parse(text).map(Some).ok_or_else(|| Problem::bad_request("since must be <epoch>-<seq>"))
 }
 
-fn take_over(shared: &Shared, request: &Request, takeover: Takeover) -> Result<(), Problem> {
+fn let_in(shared: &Shared) -> Result<(), Problem> {
     if shared.draining.load(Ordering::Relaxed) {
         metric::rejected(Refusal::Draining);
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "this node is going away").retry_after(1));
     }
-    if let Err(wait) = shared.admission.connect() {
+    shared.admission.connect().map_err(|wait| {
         metric::rejected(Refusal::ConnectRate);
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many connects at the moment");
-        return Err(problem.retry_after(wait.as_secs() + 1));
-    }
-    let slot = request.extensions().get::<TakeoverSlot>().expect("the socket's driver puts it into every request");
-    *slot.lock() = Some(takeover);
-    Ok(())
+        problem.retry_after(wait.as_secs() + 1)
+    })
 }
 
 /// An acknowledgement from a client that cannot send one on its connection. The session's id is the right to do
