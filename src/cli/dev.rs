@@ -90,6 +90,18 @@ pub async fn run(args: Args, file: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What to type to start this program again: its name where the shell finds it, else its path.
+fn command_name() -> String {
+    let Ok(program) = std::env::current_exe() else { return "notifier".into() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join("notifier")).find(|file| file.is_file());
+    if found.and_then(|file| file.canonicalize().ok()) == program.canonicalize().ok() {
+        return "notifier".into();
+    }
+    let here = std::env::current_dir().unwrap_or_default();
+    program.strip_prefix(&here).unwrap_or(&program).display().to_string()
+}
+
 async fn start_broker(config: &mut Config, listen: SocketAddr) -> anyhow::Result<EmbeddedBroker> {
     let kafka = &mut config.kafka;
     let topics = [(&*kafka.topic, PARTITIONS), (&*kafka.dead_letter_topic, 1)];
@@ -144,7 +156,8 @@ fn greet(args: &Args, config: &Config, node: &Node) -> anyhow::Result<()> {
     let file = args.data_dir.join(DEV_FILE);
     let elsewhere = args.data_dir != Path::new(DEV_DIRECTORY);
     let option = if elsewhere { format!(" --config {}", file.display()) } else { String::new() };
-    let send = format!(r#"notifier send{option} --user {USER} --type greeting --data '{{"hello":"world"}}'"#);
+    let notifier = command_name();
+    let send = format!(r#"{notifier} send{option} --user {USER} --type greeting --data '{{"hello":"world"}}'"#);
     let brokers = &config.kafka.brokers;
     let mut out = std::io::stdout().lock();
     if args.json {

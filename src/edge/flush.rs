@@ -9,8 +9,11 @@ use tokio::sync::Notify;
 
 use super::relay::Relay;
 
-/// So many sockets are written at the latest.
-const BATCH: usize = 512;
+/// So many sockets are written at the latest: the more users a burst is for, the longer it takes until two
+/// notifications of one user meet in one write.
+const BATCH: usize = 4096;
+/// So many writes in a row, before others have their turn.
+const WRITES_PER_TURN: usize = 512;
 
 /// The sockets that have something to write.
 #[derive(Default)]
@@ -40,7 +43,7 @@ impl Flusher {
             std::mem::swap(&mut batch, &mut *self.dirty.lock());
             for (at, relay) in batch.drain(..).enumerate() {
                 relay.flush();
-                if at % BATCH == BATCH - 1 {
+                if at % WRITES_PER_TURN == WRITES_PER_TURN - 1 {
                     tokio::task::yield_now().await;
                 }
             }
