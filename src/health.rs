@@ -45,7 +45,14 @@ impl Health {
     /// Watches a loop that must turn at least every `max_age`.
     #[must_use]
     pub fn watch_loop(&self, name: &'static str, max_age: Duration) -> Progress {
-        let progress = Progress { name, max_age, start: Instant::now(), turned_ms: Arc::default() };
+        let progress = Progress {
+            name,
+            max_age,
+            start: Instant::now(),
+            turned_ms: Arc::default(),
+            #[cfg(feature = "faults")]
+            stall_ms: Arc::default(),
+        };
         self.inner.loops.lock().push(progress.clone());
         progress
     }
@@ -56,6 +63,19 @@ impl Health {
         let loops = self.inner.loops.lock();
         loops.iter().filter(|l| l.age() > l.max_age).map(|l| (l.name, l.age())).collect()
     }
+
+    /// Test builds only: the loop stands still for `time` at its next turn; `false`: there is no such loop.
+    #[cfg(feature = "faults")]
+    #[must_use]
+    pub fn stall(&self, name: &str, time: Duration) -> bool {
+        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let loops = self.inner.loops.lock();
+        let watched = loops.iter().find(|l| l.name == name);
+        if let Some(watched) = watched {
+            watched.stall_ms.store(millis, Ordering::Relaxed);
+        }
+        watched.is_some()
+    }
 }
 
 /// Shows that a loop goes on. Cheap to clone.
@@ -65,6 +85,8 @@ pub struct Progress {
     max_age: Duration,
     start: Instant,
     turned_ms: Arc<AtomicU64>,
+    #[cfg(feature = "faults")]
+    stall_ms: Arc<AtomicU64>,
 }
 
 impl Progress {
@@ -72,6 +94,22 @@ impl Progress {
     pub fn turn(&self) {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.turned_ms.store(now, Ordering::Relaxed);
+        #[cfg(feature = "faults")]
+        self.stand_still();
+    }
+
+    #[cfg(feature = "faults")]
+    fn stand_still(&self) {
+        let time = Duration::from_millis(self.stall_ms.swap(0, Ordering::Relaxed));
+        if time.is_zero() {
+            return;
+        }
+        let sleep = || std::thread::sleep(time);
+        // A worker of the runtime hands its other tasks on first: the loop stands still, the process answers.
+        match tokio::runtime::Handle::try_current() {
+            Ok(_) => tokio::task::block_in_place(sleep),
+            Err(_) => sleep(),
+        }
     }
 
     /// How long ago the last turn began.

@@ -99,7 +99,7 @@ impl Node {
         let ingest = ingest::start(ingest_config(config), shards, &health, fatal_sender).context("kafka.properties")?;
         let ingest = Arc::new(ingest);
         let admin = Admin { health: health.clone(), metrics };
-        let (admin_address, admin) = admin::start(config.admin.listen, admin, faults(&ingest))
+        let (admin_address, admin) = admin::start(config.admin.listen, admin, faults(&ingest, &health))
             .await
             .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
         health.ready(HEALTH_PART);
@@ -293,9 +293,10 @@ impl Actor for Root {
     }
 }
 
-/// Test builds only: `POST /faults/assignment` takes partitions away and gives them back.
+/// Test builds only: `POST /faults/assignment` takes partitions away and gives them back, `POST /faults/stall`
+/// makes a loop that liveness watches stand still.
 #[cfg(feature = "faults")]
-fn faults(ingest: &Arc<Ingest>) -> axum::Router {
+fn faults(ingest: &Arc<Ingest>, health: &Health) -> axum::Router {
     use axum::{Json, http::StatusCode, routing::post};
 
     use crate::ingest::Assignment;
@@ -323,10 +324,20 @@ fn faults(ingest: &Arc<Ingest>) -> axum::Router {
         });
         StatusCode::NO_CONTENT
     };
-    axum::Router::new().route("/faults/assignment", post(assign))
+    #[derive(serde::Deserialize)]
+    struct Stall {
+        r#loop: String,
+        seconds: u64,
+    }
+    let health = health.clone();
+    let stall = async move |Json(Stall { r#loop, seconds }): Json<Stall>| {
+        let known = health.stall(&r#loop, Duration::from_secs(seconds));
+        if known { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND }
+    };
+    axum::Router::new().route("/faults/assignment", post(assign)).route("/faults/stall", post(stall))
 }
 
 #[cfg(not(feature = "faults"))]
-fn faults(_: &Arc<Ingest>) -> axum::Router {
+fn faults(_: &Arc<Ingest>, _: &Health) -> axum::Router {
     axum::Router::new()
 }

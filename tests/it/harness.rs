@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod node;
 pub mod process;
 pub mod raw;
+pub mod secure;
 pub mod sse;
 pub mod token;
 pub mod wait;

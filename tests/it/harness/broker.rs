@@ -1,6 +1,6 @@
 //! A private broker: a test may kill it, or start it late.
 
-use std::{process::Command, time::Duration};
+use std::{path::PathBuf, process::Command, time::Duration};
 
 use tempfile::TempDir;
 
@@ -19,6 +19,7 @@ pub struct Broker {
     port: u16,
     process: Option<Process>,
     data: TempDir,
+    properties: Option<PathBuf>,
 }
 
 impl Broker {
@@ -26,7 +27,20 @@ impl Broker {
     pub fn stopped() -> Self {
         let [port, _controller] = free_ports();
         let data = tempfile::tempdir().expect("a temporary directory");
-        Self { port, process: None, data }
+        Self { port, process: None, data, properties: None }
+    }
+
+    /// Adds lines to its `server.properties`; they override those of the recipe.
+    pub fn properties(mut self, lines: &str) -> Self {
+        let path = self.data.path().join("extra.properties");
+        std::fs::write(&path, lines).expect("a writable directory");
+        self.properties = Some(path);
+        self
+    }
+
+    /// The port of its clients; the one after it is the controller's.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// A running broker.
@@ -61,6 +75,9 @@ impl Broker {
         let mut command = command(required("NOTIFIER_TEST_KAFKA_LOCAL"));
         let port = self.port.to_string();
         command.arg("run").arg(self.data.path()).args([&port, "1", "1"]).env("KAFKA_LIBS", required("KAFKA_LIBS"));
+        if let Some(properties) = &self.properties {
+            command.env("KAFKA_EXTRA", properties);
+        }
         command
     }
 }

@@ -63,6 +63,25 @@ impl Kafka {
         assert!(results.iter().all(Result::is_ok), "cannot create {name}: {results:?}");
     }
 
+    /// Deletes a topic; returns when the broker has agreed.
+    pub async fn delete_topic(&self, name: &str) {
+        let admin = self.admin();
+        let deleted = within("topic deleted", admin.delete_topics(&[name], &options())).await;
+        let results = deleted.expect("the broker answers");
+        assert!(results.iter().all(Result::is_ok), "cannot delete {name}: {results:?}");
+    }
+
+    /// Creates a topic whose name was another's until a moment ago.
+    pub async fn recreate_topic(&self, name: &str, partitions: i32) {
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let admin = self.admin();
+        eventually(&format!("{name} created again"), async || {
+            let results = admin.create_topics([&topic], &options()).await.ok()?;
+            results.iter().all(Result::is_ok).then_some(())
+        })
+        .await;
+    }
+
     /// Raises a topic's number of partitions.
     pub async fn add_partitions(&self, name: &str, total: usize) {
         let wanted = NewPartitions::new(name, total);

@@ -276,9 +276,17 @@ impl Node {
 
     /// Takes Kafka partitions away or gives them back; returns when the node has begun to.
     pub async fn assign(&self, partitions: Value) {
-        let body = json!({ "partitions": partitions }).to_string();
+        self.fault("/faults/assignment", &json!({ "partitions": partitions })).await;
+    }
+
+    /// Makes one of the loops that liveness watches stand still for a while.
+    pub async fn stall(&self, watched: &str, seconds: u64) {
+        self.fault("/faults/stall", &json!({ "loop": watched, "seconds": seconds })).await;
+    }
+
+    async fn fault(&self, path: &str, body: &Value) {
         let headers = [("Content-Type", "application/json")];
-        let path = "/faults/assignment";
+        let body = body.to_string();
         let request = Request { method: "POST", path, headers: &headers, body: &body };
         let answer = http::send(self.admin, request).await;
         assert_eq!(answer.status(), 204, "{answer:?}");

@@ -16,6 +16,8 @@ use super::{
 pub mod opcode {
     pub const TEXT: u8 = 1;
     pub const CLOSE: u8 = 8;
+    pub const PING: u8 = 9;
+    pub const PONG: u8 = 10;
 }
 
 /// How the server ended a connection.
@@ -80,6 +82,13 @@ impl RawWs {
     /// Sends bytes as they are. That the server has closed shows at [`Self::end`].
     pub async fn write(&mut self, bytes: &[u8]) {
         let _ = self.socket.write_all(bytes).await;
+    }
+
+    /// The bare socket, for a thread that blocks on it; what was read already is dropped.
+    pub fn into_blocking(self) -> std::net::TcpStream {
+        let socket = self.socket.into_std().expect("a socket of the runtime");
+        socket.set_nonblocking(false).expect("a socket");
+        socket
     }
 
     /// Reads on, answering nothing, until the server ends the connection.

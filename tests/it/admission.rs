@@ -1,0 +1,180 @@
+//! Admission over real sockets: each limit refuses what is above it, says when to come back, counts it under its own
+//! reason, and lets others in.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpSocket, TcpStream},
+};
+
+use crate::harness::{
+    Feed, Node, eventually,
+    http::{self, Head, Request},
+    wait::within,
+};
+
+/// A connection from another of the host's addresses, on which nothing is said.
+async fn half_open(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from((from, 0))).expect("an address of the loopback network");
+    within("an accepted connection", socket.connect(to)).await.expect("the port accepts")
+}
+
+/// How many connections were refused for that reason.
+async fn refused(node: &Node, reason: &str) -> f64 {
+    node.metrics().await.sum_where("notifier_rejected_connections_total", "reason", reason)
+}
+
+/// Asks for a stream and gives the answer's head; the open connection is kept by the caller.
+async fn ask(node: &Node, user: &str) -> (Head, TcpStream) {
+    let authorization = format!("Bearer {}", node.token(user));
+    let headers = [("Authorization", authorization.as_str())];
+    let request = Request { method: "GET", path: "/v1/stream", headers: &headers, body: "" };
+    let opened = within("an answer", http::open(node.addr(), request)).await;
+    let opened = opened.expect("an answer, not a reset");
+    (opened.head, opened.socket)
+}
+
+/// The refusal that every limit gives.
+#[track_caller]
+fn says_when_to_come_back(head: &Head) {
+    assert_eq!(head.status, 503, "{head:?}");
+    let seconds = head.header("retry-after").and_then(|value| value.parse::<u64>().ok());
+    assert!(seconds.is_some_and(|seconds| seconds >= 1), "{head:?}");
+}
+
+#[tokio::test]
+async fn half_open_connections_of_one_address_do_not_delay_another() {
+    const LIMIT: usize = 4;
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed)
+        .set("limits.handshakes_per_address", LIMIT as i64)
+        .set("limits.handshake_deadline", "20s")
+        .start()
+        .await;
+    let mut silent = Vec::new();
+    for _ in 0..3 * LIMIT {
+        silent.push(half_open([127, 0, 0, 2], node.addr()).await);
+    }
+    eventually("those above the limit counted", async || {
+        (refused(&node, "handshakes_per_address").await >= (2 * LIMIT) as f64).then_some(())
+    })
+    .await;
+    // Those above the limit are told and let go.
+    let mut answer = String::new();
+    let last = silent.last_mut().expect("a connection");
+    within("the end of a refused connection", last.read_to_string(&mut answer)).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: "), "{answer}");
+
+    let started = Instant::now();
+    let mut clients = Vec::new();
+    for n in 0..2 * LIMIT {
+        clients.push(node.connect(&format!("u{n}")).await);
+    }
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(5), "delayed by another address: {took:?}");
+    assert_eq!(refused(&node, "handshakes_per_address").await, (2 * LIMIT) as f64);
+    // The first address has its places back when its connections end.
+    drop(silent);
+    let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    eventually("a place for the first address", async || {
+        let mut socket = half_open([127, 0, 0, 2], node.addr()).await;
+        tokio::io::AsyncWriteExt::write_all(&mut socket, request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.ok()?;
+        answer.starts_with("HTTP/1.1 200 ").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connections_above_the_maximum_are_refused_until_one_ends() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("limits.connections_max", 3).start().await;
+    let mut open = Vec::new();
+    for n in 0..3 {
+        open.push(node.connect(&format!("u{n}")).await);
+    }
+    for n in 1..=10 {
+        let (head, _socket) = ask(&node, "late").await;
+        says_when_to_come_back(&head);
+        eventually("the refusal counted", async || (refused(&node, "connections").await == f64::from(n)).then_some(()))
+            .await;
+    }
+    open.pop().expect("a client").leave().await;
+    eventually("a free place", async || (ask(&node, "late").await.0.status == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn connections_of_one_address_are_bounded_and_others_let_in() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("limits.connections_per_address", 2).start().await;
+    let _open = [node.connect("101").await, node.connect("101").await];
+    let (head, _socket) = ask(&node, "101").await;
+    says_when_to_come_back(&head);
+    assert_eq!(refused(&node, "connections_per_address").await, 1.0);
+    // Another address has places of its own.
+    let mut other = half_open([127, 0, 0, 2], node.addr()).await;
+    let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut other, request.as_bytes()).await.expect("an open socket");
+    let mut answer = String::new();
+    within("an answer", other.read_to_string(&mut answer)).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(refused(&node, "connections_per_address").await, 1.0);
+}
+
+#[tokio::test]
+async fn connects_above_the_rate_are_refused_with_503_and_counted() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("limits.connects_per_second", 3).start().await;
+    let mut open = Vec::new();
+    let head = eventually("a connect above the rate", async || {
+        let (head, socket) = ask(&node, "101").await;
+        if head.status == 200 {
+            open.push(socket);
+            return None;
+        }
+        Some(head)
+    })
+    .await;
+    says_when_to_come_back(&head);
+    assert!(open.len() >= 3, "a second's worth is let in at once, not {}", open.len());
+    assert_eq!(refused(&node, "connect_rate").await, 1.0);
+    // A bad token costs nobody a place.
+    for _ in 0..10 {
+        let path = "/v1/stream";
+        node.request("GET", path, &[("Authorization", "Bearer x")], "").await.problem(401);
+    }
+    assert_eq!(refused(&node, "unauthenticated").await, 10.0);
+    assert_eq!(refused(&node, "connect_rate").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_handshake_over_its_deadline_is_closed_and_counted() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("limits.handshake_deadline", "1s").start().await;
+    let mut silent = half_open([127, 0, 0, 1], node.addr()).await;
+    let mut slow = half_open([127, 0, 0, 1], node.addr()).await;
+    let started = Instant::now();
+    // A header byte now and then does not buy time.
+    let dripping = async {
+        let mut sent: &[u8] = b"GET /v1/connect HTTP/1.1\r\nX-Slow: ";
+        while tokio::io::AsyncWriteExt::write_all(&mut slow, sent).await.is_ok() {
+            sent = b"x";
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let mut nothing = Vec::new();
+    let ends = async {
+        let _ = silent.read_to_end(&mut nothing).await;
+        started.elapsed()
+    };
+    let (silent_for, ()) = within("the end of both", async { tokio::join!(ends, dripping) }).await;
+    assert!(silent_for >= Duration::from_millis(900), "{silent_for:?}");
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    eventually("both counted", async || (refused(&node, "handshake_deadline").await == 2.0).then_some(())).await;
+}
