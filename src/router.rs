@@ -174,3 +174,6 @@ impl Router {
         !self.recovering.is_empty() || self.lanes.iter().any(|lane| !lane.batch.is_empty())
     }
 }
+
+#[cfg(test)]
+mod tests;
