@@ -484,3 +484,6 @@ pub mod metric {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

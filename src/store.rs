@@ -90,3 +90,6 @@ pub enum Entry {
     /// Numbers that will not come.
     Gap(Gap),
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -169,3 +169,6 @@ pub mod metric {
         counter!(ERRORS, "operation" => "write").increment(1);
     }
 }
+
+#[cfg(test)]
+mod tests;

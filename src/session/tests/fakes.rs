@@ -1,0 +1,271 @@
+//! What stands around sessions and users in tests: an outlet that writes down what it is told, a supervisor, an
+//! actor that keeps what it hears, and events.
+
+use std::{marker::PhantomData, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+
+use crate::{
+    event::{Durability, Event, InFlight, Options, unix_millis_now},
+    ids::{NotificationId, Sequence, UserId},
+    session::{Kind, Outgoing, Outlet, Pushed, SessionRef},
+    settlement::{Outcome, Permit, RecordRef, Report},
+    wire::Close,
+};
+
+/// A frame that an outlet took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Hello,
+    /// A gap with its bounds and its reason.
+    Gap(Sequence, Sequence, String),
+    Numbered(Sequence),
+    /// One without a number, by its id.
+    Transient(String),
+}
+
+/// Writes down what it is told, and takes as many frames as it has room for.
+#[derive(Default)]
+pub(crate) struct FakeOutlet {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    attachment: u64,
+    room: Option<usize>,
+    panics: bool,
+    seen: Vec<Seen>,
+    refused: usize,
+    closes: Vec<Close>,
+    lost: usize,
+    session: Option<SessionRef>,
+    begins_after: Sequence,
+}
+
+impl FakeOutlet {
+    /// An outlet whose first attachment counts.
+    pub(crate) fn new() -> Arc<Self> {
+        let outlet = Self::default();
+        outlet.state.lock().attachment = 1;
+        Arc::new(outlet)
+    }
+
+    /// Takes so many more frames; then it is full.
+    pub(crate) fn room(&self, frames: usize) {
+        self.state.lock().room = Some(frames);
+    }
+
+    /// Panics with the next frame.
+    pub(crate) fn panic_next(&self) {
+        self.state.lock().panics = true;
+    }
+
+    /// Whatever was attached before does not count any more.
+    pub(crate) fn next_attachment(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.attachment += 1;
+        state.attachment
+    }
+
+    /// The frames taken, in order.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.state.lock().seen.clone()
+    }
+
+    /// The numbers taken, in order.
+    pub(crate) fn numbers(&self) -> Vec<Sequence> {
+        let number = |seen: &Seen| if let Seen::Numbered(seq) = seen { Some(*seq) } else { None };
+        self.state.lock().seen.iter().filter_map(number).collect()
+    }
+
+    /// How often it said that it is full.
+    pub(crate) fn refused(&self) -> usize {
+        self.state.lock().refused
+    }
+
+    /// The codes it was closed with.
+    pub(crate) fn closes(&self) -> Vec<u16> {
+        self.state.lock().closes.iter().map(|close| close.code as u16).collect()
+    }
+
+    /// How often an attachment that counts was lost.
+    pub(crate) fn lost_count(&self) -> usize {
+        self.state.lock().lost
+    }
+
+    /// The session that serves it.
+    pub(crate) fn session(&self) -> SessionRef {
+        self.state.lock().session.clone().expect("a session was attached")
+    }
+
+    pub(crate) fn is_attached(&self) -> bool {
+        self.state.lock().session.is_some()
+    }
+
+    /// Where its session began.
+    pub(crate) fn begins_after(&self) -> Sequence {
+        self.state.lock().begins_after
+    }
+}
+
+fn seen(outgoing: &Outgoing<'_>) -> Seen {
+    match outgoing.kind {
+        Kind::Notification(Some(seq), _) => Seen::Numbered(seq),
+        Kind::Notification(None, event) => Seen::Transient(event.id.to_string()),
+        Kind::Control("$hello", _) => Seen::Hello,
+        Kind::Control(_, _) => {
+            let frame: serde_json::Value = serde_json::from_slice(outgoing.frame.json()).unwrap();
+            let gap = &frame["payload"];
+            let number = |key| gap[key].as_u64().unwrap();
+            Seen::Gap(number("from"), number("to"), gap["reason"].as_str().unwrap().to_owned())
+        }
+    }
+}
+
+impl Outlet for FakeOutlet {
+    fn push(&self, attachment: u64, outgoing: &Outgoing<'_>) -> Pushed {
+        let mut state = self.state.lock();
+        assert!(!std::mem::take(&mut state.panics), "as planned");
+        if state.attachment != attachment {
+            return Pushed::Gone;
+        }
+        match &mut state.room {
+            Some(0) => {
+                state.refused += 1;
+                return Pushed::Full;
+            }
+            Some(room) => *room -= 1,
+            None => {}
+        }
+        state.seen.push(seen(outgoing));
+        Pushed::Taken
+    }
+
+    fn close(&self, attachment: u64, close: Close) {
+        let mut state = self.state.lock();
+        if state.attachment == attachment {
+            state.closes.push(close);
+        }
+    }
+
+    fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool {
+        let mut state = self.state.lock();
+        if state.attachment != attachment {
+            return false;
+        }
+        state.session = Some(session);
+        state.begins_after = begins_after;
+        true
+    }
+
+    fn lost(&self, attachment: u64) {
+        let mut state = self.state.lock();
+        if state.attachment == attachment {
+            state.lost += 1;
+        }
+    }
+}
+
+/// Keeps every message of type `T`, and outlives the actors below it.
+pub(crate) struct Collector<T>(PhantomData<fn() -> T>);
+
+/// What a collector has heard.
+pub(crate) type Heard<T> = Arc<Mutex<Vec<T>>>;
+
+impl<T: Send + 'static> Collector<T> {
+    pub(crate) async fn spawn() -> (ActorRef<T>, Heard<T>) {
+        let heard = Heard::<T>::default();
+        let (actor, _) = Actor::spawn(None, Self(PhantomData), heard.clone()).await.unwrap();
+        (actor, heard)
+    }
+}
+
+impl<T: Send + 'static> Actor for Collector<T> {
+    type Msg = T;
+    type State = Heard<T>;
+    type Arguments = Heard<T>;
+
+    async fn pre_start(&self, _: ActorRef<T>, heard: Heard<T>) -> Result<Heard<T>, ActorProcessingErr> {
+        Ok(heard)
+    }
+
+    async fn handle(&self, _: ActorRef<T>, msg: T, heard: &mut Heard<T>) -> Result<(), ActorProcessingErr> {
+        heard.lock().push(msg);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<T>,
+        _: SupervisionEvent,
+        _: &mut Heard<T>,
+    ) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+}
+
+/// A supervisor that lets its actors end as they like.
+pub(crate) async fn supervisor() -> ActorCell {
+    Collector::<()>::spawn().await.0.get_cell()
+}
+
+/// Waits until nobody has anything to do any more before the next timer. (The clock is paused: it moves only then.)
+pub(crate) async fn settled() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+pub(crate) fn user() -> UserId {
+    UserId::new("101").unwrap()
+}
+
+/// A durable event.
+pub(crate) fn durable(user: &UserId, id: &str) -> Arc<Event> {
+    event(user, id, "update_channel", Durability::Durable)
+}
+
+/// One that is not stored.
+pub(crate) fn transient(user: &UserId, id: &str) -> Arc<Event> {
+    event(user, id, "update_channel", Durability::Transient)
+}
+
+pub(crate) fn event(user: &UserId, id: &str, notification_type: &str, durability: Durability) -> Arc<Event> {
+    Arc::new(Event {
+        user: user.clone(),
+        session: None,
+        id: NotificationId::new(id).unwrap(),
+        notification_type: notification_type.into(),
+        payload: r#"{"n":1}"#.into(),
+        options: Options { durability, ..Options::default() },
+        created_at: 0,
+        recorded_at: unix_millis_now(),
+    })
+}
+
+/// What became of the events sent in a test, by their running numbers.
+#[derive(Default)]
+pub(crate) struct Reports(Mutex<Vec<(i64, Outcome)>>);
+
+impl Report for Reports {
+    fn report(&self, record: RecordRef, outcome: Outcome) {
+        self.0.lock().push((record.offset, outcome));
+    }
+}
+
+impl Reports {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// The event with a permit that reports here.
+    pub(crate) fn in_flight(self: &Arc<Self>, offset: i64, event: Arc<Event>) -> InFlight {
+        let record = RecordRef { partition: 0, assignment: 1, offset };
+        InFlight { event, permit: Permit::new(self.clone(), record), first: false }
+    }
+
+    /// Takes what was reported since the last time.
+    pub(crate) fn take(&self) -> Vec<(i64, Outcome)> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}

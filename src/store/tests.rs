@@ -1,0 +1,113 @@
+//! A store whose answers fail or come late, for tests of those who ask.
+
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+
+use super::{
+    Answer, Appended, Error, Opened, Page, PageLimit, Store,
+    memory::{Config, MemoryStore},
+};
+use crate::{
+    event::Event,
+    ids::{DeviceId, LogEpoch, Sequence, UserId},
+};
+
+/// A call to a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Call {
+    Open,
+    Append,
+    Read,
+    Acknowledge,
+}
+
+#[derive(Default)]
+struct Plan {
+    /// Calls still to fail, without effect.
+    failures: usize,
+    /// How long an answer takes; what it says is decided at once.
+    delay: Duration,
+    made: usize,
+}
+
+/// The store in memory behind a plan of faults.
+pub(crate) struct FaultyStore {
+    memory: MemoryStore,
+    plans: Mutex<HashMap<Call, Plan>>,
+}
+
+impl FaultyStore {
+    /// Without faults, and with so many notifications a user.
+    pub(crate) fn new(per_user_max: usize) -> Arc<Self> {
+        let day = Duration::from_secs(86_400);
+        let config = Config { retention: 7 * day, per_user_max, dedup_window: day, bytes_max: 1 << 30 };
+        Arc::new(Self { memory: MemoryStore::new(config), plans: Mutex::default() })
+    }
+
+    /// The next `times` calls fail.
+    pub(crate) fn fail(&self, call: Call, times: usize) {
+        self.plans.lock().entry(call).or_default().failures = times;
+    }
+
+    /// Answers take so long from now on.
+    pub(crate) fn delay(&self, call: Call, delay: Duration) {
+        self.plans.lock().entry(call).or_default().delay = delay;
+    }
+
+    /// How often it was called, failures included.
+    pub(crate) fn made(&self, call: Call) -> usize {
+        self.plans.lock().entry(call).or_default().made
+    }
+
+    /// Appends without a fault.
+    pub(crate) async fn fill(&self, events: &[Arc<Event>]) {
+        self.memory.append(events).await.unwrap();
+    }
+
+    /// A device's cursor, without a fault.
+    pub(crate) async fn cursor(&self, user: &UserId) -> Sequence {
+        self.memory.open(user, None).await.unwrap().cursor
+    }
+
+    fn answer<'a, T, F>(&'a self, call: Call, ask: impl FnOnce() -> F + Send + 'a) -> Answer<'a, T>
+    where
+        T: Send + 'a,
+        F: Future<Output = Result<T, Error>> + Send + 'a,
+    {
+        let mut plans = self.plans.lock();
+        let plan = plans.entry(call).or_default();
+        plan.made += 1;
+        let (fails, delay) = (plan.failures > 0, plan.delay);
+        plan.failures = plan.failures.saturating_sub(1);
+        Box::pin(async move {
+            let answer = if fails { Err(Error::Unavailable { reason: "as planned".into() }) } else { ask().await };
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            answer
+        })
+    }
+}
+
+impl Store for FaultyStore {
+    fn epoch(&self) -> LogEpoch {
+        self.memory.epoch()
+    }
+
+    fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened> {
+        self.answer(Call::Open, move || self.memory.open(user, device))
+    }
+
+    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>> {
+        self.answer(Call::Append, move || self.memory.append(events))
+    }
+
+    fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page> {
+        self.answer(Call::Read, move || self.memory.read(user, after, limit))
+    }
+
+    fn acknowledge<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>, seq: Sequence) -> Answer<'a, ()> {
+        self.answer(Call::Acknowledge, move || self.memory.acknowledge(user, device, seq))
+    }
+}

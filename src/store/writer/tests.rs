@@ -1,0 +1,103 @@
+//! Write lanes over a store that fails or is slow, on a paused clock.
+
+use super::*;
+use crate::{
+    session::tests::fakes::{Collector, Heard, Reports, durable, settled, user},
+    settlement::Outcome,
+    store::tests::{Call, FaultyStore},
+};
+
+struct Setup {
+    store: Arc<FaultyStore>,
+    writer: Writer,
+    health: Health,
+    reports: Arc<Reports>,
+    reply: DerivedActorRef<Stored>,
+    stored: Heard<Stored>,
+}
+
+impl Setup {
+    async fn new() -> Self {
+        let (store, health) = (FaultyStore::new(1000), Health::default());
+        let writer = Writer::start(&(store.clone() as Arc<dyn Store>), 2, &health);
+        let (actor, stored) = Collector::<Stored>::spawn().await;
+        Self { store, writer, health, reports: Reports::new(), reply: actor.get_derived(), stored }
+    }
+
+    fn append(&self, number: i64) {
+        let event = durable(&user(), &number.to_string());
+        self.writer.append(self.reports.in_flight(number, event), self.reply.clone());
+    }
+
+    /// What came back: the events' ids with their numbers.
+    fn answers(&self) -> Vec<(String, Appended)> {
+        self.stored.lock().iter().map(|stored| (stored.in_flight.event.id.to_string(), stored.outcome)).collect()
+    }
+}
+
+fn numbered(ids: impl IntoIterator<Item = u64>) -> Vec<(String, Appended)> {
+    ids.into_iter().map(|id| (id.to_string(), Appended::Stored(id))).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_is_repeated_until_the_store_answers_and_health_says_so_meanwhile() {
+    let setup = Setup::new().await;
+    assert!(setup.health.failing().is_empty());
+    // Eight failures: waits with full jitter add up to at most 20 + 40 + … + 2000 ms, and can hardly add up to none.
+    setup.store.fail(Call::Append, 8);
+    (1..=3).for_each(|number| setup.append(number));
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+    let failing = setup.health.failing();
+    assert!(failing.len() == 1 && failing[0].0 == "store" && failing[0].1.contains("as planned"), "{failing:?}");
+    assert!(setup.answers().is_empty() && setup.reports.take().is_empty());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(setup.answers(), numbered(1..=3));
+    assert!(setup.health.failing().is_empty(), "it answers again");
+    assert_eq!(setup.store.made(Call::Append), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_a_call_is_under_way_goes_into_the_next_one_together_and_in_order() {
+    let setup = Setup::new().await;
+    setup.store.delay(Call::Append, Duration::from_secs(1));
+    setup.append(1);
+    settled().await;
+    (2..=20).for_each(|number| setup.append(number));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!((setup.answers(), setup.store.made(Call::Append)), (numbered(1..=20), 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_that_the_store_did_not_take_is_repeated() {
+    let setup = Setup::new().await;
+    setup.append(1);
+    setup.store.fail(Call::Acknowledge, 3);
+    setup.writer.acknowledge(user(), None, 1);
+    settled().await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!((setup.store.cursor(&user()).await, setup.store.made(Call::Acknowledge)), (1, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_whose_actor_is_gone_is_reported_as_lost_and_not_as_crashed() {
+    let setup = Setup::new().await;
+    let (gone, _) = Collector::<Stored>::spawn().await;
+    gone.stop(None);
+    settled().await;
+    let mut in_flight = setup.reports.in_flight(7, durable(&user(), "7"));
+    in_flight.permit.begin();
+    setup.writer.append(in_flight, gone.get_derived());
+    settled().await;
+    assert_eq!(setup.reports.take(), [(7, Outcome::Lost)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_queued_is_written_after_the_last_writer_is_gone() {
+    let setup = Setup::new().await;
+    setup.append(1);
+    let Setup { writer, stored, .. } = setup;
+    drop(writer);
+    settled().await;
+    assert_eq!(stored.lock().len(), 1);
+}
