@@ -270,3 +270,6 @@ impl Shards {
         let _ = actor.cast(Msg::Attach(attach));
     }
 }
+
+#[cfg(test)]
+mod tests;

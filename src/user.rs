@@ -537,3 +537,6 @@ pub mod metric {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
