@@ -101,3 +101,6 @@ impl Inbox {
         self.asleep.store(false, Ordering::SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests;
