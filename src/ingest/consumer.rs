@@ -27,7 +27,7 @@ use super::{
     Config, Control,
     dead_letter::{self, DeadLetter, DeadLetters, Reason},
     decode::{Decoder, Record},
-    inbox::{Command, Inbox},
+    inbox::{Command, Inbox, Position},
     ledger::Ledger,
     metric,
 };
@@ -171,7 +171,7 @@ struct Queue {
     queue: PartitionQueue<Context>,
     /// Something may be in it.
     has: Arc<AtomicBool>,
-    release: Option<mpsc::Sender<(i32, i64)>>,
+    release: Option<mpsc::Sender<Position>>,
 }
 
 impl Poller {
@@ -246,7 +246,7 @@ impl Poller {
         answered || pulled
     }
 
-    fn commands(&mut self) -> Option<mpsc::Sender<(i32, i64)>> {
+    fn commands(&mut self) -> Option<mpsc::Sender<Position>> {
         for command in self.inbox.take_commands() {
             match command {
                 Command::Decode(decoder) => self.decoder = Some(decoder),
@@ -436,7 +436,7 @@ impl Poller {
         }
     }
 
-    fn stop(mut self, done: &mpsc::Sender<(i32, i64)>) {
+    fn stop(mut self, done: &mpsc::Sender<Position>) {
         let held: Vec<i32> = self.queues.keys().copied().collect();
         for partition in held {
             if let Some(queue) = self.queues.get_mut(&partition) {

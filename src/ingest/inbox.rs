@@ -32,6 +32,9 @@ pub(super) struct Inbox {
     wants_reports: AtomicBool,
 }
 
+/// A partition, and the offset where the next reader begins.
+pub(super) type Position = (i32, i64);
+
 /// An order for the poll thread.
 pub(super) enum Command {
     /// The cluster is known: records can be read.
@@ -39,11 +42,11 @@ pub(super) enum Command {
     /// Read this partition from here; it ended there when it was looked at.
     Assign { partition: i32, start: i64, end: i64 },
     /// Stop reading, settle what is under way, let go of the partition, and say where the next one begins.
-    Release { partition: i32, done: mpsc::Sender<(i32, i64)> },
+    Release { partition: i32, done: mpsc::Sender<Position> },
     /// A record that has to become a dead letter was read once more; what is gone comes without key and value.
     Bury { record: RecordRef, message: OwnedMessage, reason: Reason, detail: String },
     /// End; say where each partition that is still held stands.
-    Stop { done: mpsc::Sender<(i32, i64)> },
+    Stop { done: mpsc::Sender<Position> },
 }
 
 impl Report for Inbox {

@@ -17,7 +17,7 @@ use super::{
     Assignment, Config, Control, HEALTH_PART,
     consumer::{EventConsumer, list},
     decode::Decoder,
-    inbox::{Command, Inbox},
+    inbox::{Command, Inbox, Position},
 };
 use crate::health::Health;
 
@@ -41,7 +41,7 @@ pub(super) struct Partitions {
     held: BTreeSet<i32>,
     /// Partitions that the poll thread lets go as soon as they are settled.
     releasing: BTreeSet<i32>,
-    release_done: (mpsc::Sender<(i32, i64)>, mpsc::Receiver<(i32, i64)>),
+    release_done: (mpsc::Sender<Position>, mpsc::Receiver<Position>),
     /// Where partitions stood that were let go, in case the commit did not get through.
     released: BTreeMap<i32, i64>,
     /// The first look round is over: partitions that appear later are new.
