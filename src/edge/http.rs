@@ -135,7 +135,13 @@ async fn serve(socket: TcpStream, address: IpAddr, shared: Arc<Shared>, routes: 
         Ok(None) => {
             linger(conn.into_parts().io.inner.into_inner()).await;
         }
-        Err(error) => tracing::debug!(%address, %error, "http connection ended"),
+        Err(error) => {
+            // hyper's own deadline for a request's head is as long as ours, and may be the first to pass.
+            if error.is_timeout() && !progress.answered.load(Ordering::Relaxed) {
+                metric::rejected(Refusal::HandshakeDeadline);
+            }
+            tracing::debug!(%address, %error, "http connection ended");
+        }
     }
 }
 

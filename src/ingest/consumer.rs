@@ -81,6 +81,10 @@ impl ClientContext for Context {
                 tracing::debug!(reason, "no kafka broker can be reached");
                 let _ = self.control.lock().send(Control::Check);
             }
+            // Waiting does not help against these: somebody must act. librdkafka suppresses most repetitions.
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) => {
+                tracing::error!(reason, "kafka does not let us in");
+            }
             _ => tracing::debug!(%error, reason, "kafka client"),
         }
     }
