@@ -44,6 +44,8 @@ pub(super) struct Partitions {
     release_done: (mpsc::Sender<Position>, mpsc::Receiver<Position>),
     /// Where partitions stood that were let go, in case the commit did not get through.
     released: BTreeMap<i32, i64>,
+    /// The topic was there and is not now.
+    is_gone: bool,
     /// The first look round is over: partitions that appear later are new.
     knows_topic: bool,
     connected: bool,
@@ -73,6 +75,7 @@ impl Partitions {
             releasing: BTreeSet::new(),
             release_done: mpsc::channel(),
             released: BTreeMap::new(),
+            is_gone: false,
             knows_topic: false,
             connected: false,
             warned_of_dead_letter_topic: false,
@@ -163,8 +166,11 @@ impl Partitions {
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let partitions: Vec<i32> = found.iter().flat_map(|found| found.partitions()).map(|p| p.id()).collect();
         if partitions.is_empty() {
-            return Err(Obstacle::NoTopic { topic: topic.clone() });
+            let topic = topic.clone();
+            self.topic_is_gone();
+            return Err(Obstacle::NoTopic { topic });
         }
+        self.is_gone = false;
         self.check_dead_letter_topic();
         Ok(partitions)
     }
@@ -215,6 +221,17 @@ impl Partitions {
         }
     }
 
+    /// A topic that comes back under its name is another log: our positions mean nothing in it. Kafka forgets the
+    /// committed ones with the topic.
+    fn topic_is_gone(&mut self) {
+        if !self.held.is_empty() && !std::mem::replace(&mut self.is_gone, true) {
+            tracing::error!(topic = self.config.topic, "the topic is gone; if it comes back it is read from its start");
+            let held: Vec<i32> = self.held.iter().copied().collect();
+            self.release(&held);
+        }
+        self.released.clear();
+    }
+
     /// Commits where released partitions stood; whether there were any.
     fn note_released(&mut self, positions: BTreeMap<i32, i64>) -> bool {
         for (partition, position) in &positions {
@@ -222,9 +239,11 @@ impl Partitions {
             self.held.remove(partition);
             self.releasing.remove(partition);
         }
-        self.commit(&positions);
         let any = !positions.is_empty();
-        self.released.extend(positions);
+        if !self.is_gone {
+            self.commit(&positions);
+            self.released.extend(positions);
+        }
         any
     }
 
