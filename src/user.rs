@@ -426,8 +426,10 @@ impl State {
         }
     }
 
-    fn check_idle(&self) {
+    fn check_idle(&mut self) {
         if self.is_idle() && self.last_activity.elapsed() >= self.config.idle_after {
+            // If the shard says no, something is on its way; else the next question is as far off as this one was.
+            self.last_activity = Instant::now();
             let _ = self.outcomes.send_message(Outcome::Idle { user: self.user.clone(), handled: self.handled });
         }
     }

@@ -109,7 +109,7 @@ impl Registry {
                 }
                 budget -= 1.0;
                 told.insert(relay.client.session);
-                relay.close(Close::come_back(CloseCode::GoingAway, "draining", jitter(spread)));
+                relay.close_in_order(Close::come_back(CloseCode::GoingAway, "draining", jitter(spread)));
             }
         }
     }

@@ -174,6 +174,14 @@ impl Relay {
         self.woken.notify_one();
     }
 
+    /// Ends the connection behind everything that its session has been given so far.
+    pub(super) fn close_in_order(&self, close: Close) {
+        let session = self.state.lock().session.clone();
+        if session.is_none_or(|session| session.cast(session::Msg::Close(close.clone())).is_err()) {
+            self.close(close);
+        }
+    }
+
     /// The socket is gone, or must go without a goodbye.
     pub(super) fn end(&self) {
         let mut state = self.state.lock();
