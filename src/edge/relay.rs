@@ -438,3 +438,6 @@ impl Outlet for Arc<Relay> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,321 @@
+//! The relay over a real pair of sockets on the loopback interface.
+
+use std::future::Future;
+
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpListener, TcpSocket},
+};
+
+use super::*;
+use crate::{
+    edge::protocol::Sse,
+    event::Notification,
+    session::tests::fakes::{Collector, Heard, durable, transient, user},
+    wire::{CloseCode, Control, Frame, Gap, GapReason},
+};
+
+const LIMITS: QueueLimits = QueueLimits { items: 64, bytes: 256 * 1024 };
+const PLAIN: Protocol = Protocol::Sse(Sse { chunked: false, named: false });
+/// Small, so that the sockets are full soon; the kernel doubles it.
+const SOCKET_BYTES: u32 = 16 * 1024;
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Pair {
+    relay: Arc<Relay>,
+    client: TcpStream,
+    /// What the relay should have written, whole frames in order.
+    taken: Vec<u8>,
+    /// What the relay's side has read.
+    heard: Vec<u8>,
+}
+
+impl Pair {
+    async fn new(protocol: Protocol) -> Self {
+        let listener = {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_send_buffer_size(SOCKET_BYTES).unwrap();
+            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            socket.listen(1).unwrap()
+        };
+        let client = Self::client(&listener).await;
+        let (socket, _) = listener.accept().await.unwrap();
+        let who = Client { session: SessionId::random(), user: user(), device: None, expires_at: UnixMillis::MAX };
+        let relay = Relay::new(who, protocol, socket, LIMITS, LogEpoch::random(), Arc::default());
+        let relay = Arc::new(relay);
+        relay.next_attachment();
+        Self { relay, client, taken: Vec::new(), heard: Vec::new() }
+    }
+
+    async fn client(listener: &TcpListener) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(SOCKET_BYTES).unwrap();
+        socket.connect(listener.local_addr().unwrap()).await.unwrap()
+    }
+
+    /// Pushes a notification with so many bytes of payload.
+    fn push(&mut self, attachment: u64, seq: Option<Sequence>, bytes: usize) -> Pushed {
+        let id = seq.map_or("t".to_owned(), |seq| seq.to_string());
+        let mut event = if seq.is_some() { durable(&user(), &id) } else { transient(&user(), &id) };
+        Arc::make_mut(&mut event).payload = format!("\"{}\"", "x".repeat(bytes)).into();
+        let notification = Notification { seq, event };
+        let frame = Frame::notification(&notification);
+        let outgoing = Outgoing { frame: &frame, kind: Kind::Notification(seq, &notification.event) };
+        let queued = self.relay.state.lock().passed;
+        let pushed = self.relay.push(attachment, &outgoing);
+        if pushed == Pushed::Taken && seq.is_none_or(|seq| seq > queued) {
+            self.taken.extend_from_slice(&self.relay.protocol.encode(&self.relay.epoch, &outgoing));
+        }
+        pushed
+    }
+
+    /// Pushes until the relay is full; the first number that it did not take.
+    fn fill(&mut self, from: Sequence, bytes: usize) -> Sequence {
+        (from..).find(|seq| self.push(1, Some(*seq), bytes) == Pushed::Full).unwrap()
+    }
+
+    /// Reads as a client, while the relay writes what the socket takes, until the client has so much.
+    async fn read(&mut self, length: usize) -> Vec<u8> {
+        let mut got = Vec::new();
+        while got.len() < length {
+            self.read_some(&mut got).await;
+        }
+        got
+    }
+
+    /// One turn of the connection's task, and what the client can read until the next one.
+    async fn read_some(&mut self, got: &mut Vec<u8>) {
+        self.relay.todo().unwrap();
+        // As the connection's task does: readiness may be claimed wrongly, and only a read takes it back.
+        let mut said = [0; 64];
+        if let Ok(read) = self.relay.socket.try_read(&mut said) {
+            self.heard.extend_from_slice(&said[..read]);
+        }
+        let mut part = [0; 5000];
+        within(async {
+            tokio::select! {
+                read = self.client.read(&mut part) => got.extend_from_slice(&part[..read.unwrap()]),
+                ready = self.relay.ready() => ready.unwrap(),
+            }
+        })
+        .await;
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("nothing moves any more")
+}
+
+/// A session that only listens.
+async fn session() -> (SessionRef, Heard<session::Msg>) {
+    Collector::<session::Msg>::spawn().await
+}
+
+async fn drained(heard: &Heard<session::Msg>) -> usize {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    heard.lock().iter().filter(|msg| matches!(msg, session::Msg::Drained)).count()
+}
+
+fn numbers(bytes: &[u8]) -> Vec<Sequence> {
+    let text = std::str::from_utf8(bytes).unwrap();
+    let lines = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let frames = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    frames.filter_map(|frame| frame["seq"].as_u64()).collect()
+}
+
+#[tokio::test]
+async fn only_the_latest_attachment_counts() {
+    let mut pair = Pair::new(PLAIN).await;
+    assert_eq!(pair.push(1, Some(1), 1), Pushed::Taken);
+    let (latest, passed, _) = pair.relay.next_attachment();
+    assert_eq!((latest, passed), (2, 1));
+    assert_eq!(pair.push(1, Some(2), 1), Pushed::Gone);
+    let (old, _) = session().await;
+    assert!(!pair.relay.attached(1, old, 0));
+    Outlet::close(&pair.relay, 1, Close::new(CloseCode::GoingAway, "old"));
+    Outlet::lost(&pair.relay, 1);
+    let todo = pair.relay.todo().unwrap();
+    assert!(!todo.attach && todo.close.is_none(), "{todo:?}");
+    assert_eq!(pair.push(2, Some(2), 1), Pushed::Taken);
+    let length = pair.taken.len();
+    let got = pair.read(length).await;
+    assert_eq!(numbers(&got), [1, 2]);
+}
+
+#[tokio::test]
+async fn a_number_that_was_passed_on_is_not_written_again() {
+    let mut pair = Pair::new(PLAIN).await;
+    for seq in [1, 2, 2, 1, 3] {
+        pair.push(1, Some(seq), 1);
+    }
+    let frame = Frame::control(&Control::Gap(Gap { from: 4, to: 6, reason: GapReason::Expired }));
+    let gap = Outgoing { frame: &frame, kind: Kind::Control("$gap", Some(6)) };
+    assert_eq!(pair.relay.push(1, &gap), Pushed::Taken);
+    pair.taken.extend_from_slice(&pair.relay.protocol.encode(&pair.relay.epoch, &gap));
+    for seq in [5, 6, 7] {
+        pair.push(1, Some(seq), 1);
+    }
+    let length = pair.taken.len();
+    let got = pair.read(length).await;
+    assert_eq!((numbers(&got), pair.relay.passed()), (vec![1, 2, 3, 7], 7));
+    assert_eq!(got, pair.taken);
+}
+
+#[tokio::test]
+async fn what_a_new_session_begins_after_counts_as_passed_on() {
+    let mut pair = Pair::new(PLAIN).await;
+    let (actor, _) = session().await;
+    assert!(pair.relay.attached(1, actor, 5));
+    assert!(pair.relay.acknowledge(5) && !pair.relay.acknowledge(6));
+    pair.push(1, Some(5), 1);
+    pair.push(1, Some(6), 1);
+    assert!(pair.relay.acknowledge(6));
+    let length = pair.taken.len();
+    assert_eq!(numbers(&pair.read(length).await), [6]);
+}
+
+#[tokio::test]
+async fn a_queue_is_bounded_by_bytes_and_says_once_that_it_has_drained() {
+    let mut pair = Pair::new(PLAIN).await;
+    let (actor, heard) = session().await;
+    pair.relay.attached(1, actor, 0);
+    let first = pair.fill(1, 20_000);
+    for _ in 0..3 {
+        assert_eq!(pair.push(1, Some(first), 20_000), Pushed::Full);
+    }
+    {
+        let state = pair.relay.state.lock();
+        assert!(state.queued_bytes >= LIMITS.bytes && state.queued_bytes < LIMITS.bytes + 21_000);
+        assert_eq!(state.passed, first - 1, "what was not taken was not passed on");
+    }
+    assert_eq!(drained(&heard).await, 0);
+    let length = pair.taken.len();
+    let got = pair.read(length).await;
+    assert!(got == pair.taken, "whole frames in order, however the socket took them");
+    pair.relay.todo().unwrap();
+    assert_eq!(drained(&heard).await, 1);
+    assert_eq!(pair.push(1, Some(first), 20_000), Pushed::Taken);
+}
+
+#[tokio::test]
+async fn a_queue_is_bounded_by_items() {
+    let mut pair = Pair::new(PLAIN).await;
+    pair.fill(1, 2000);
+    assert_eq!(pair.relay.state.lock().queue.len(), LIMITS.items);
+    let length = pair.taken.len();
+    assert!(pair.read(length).await == pair.taken);
+}
+
+#[tokio::test]
+async fn drained_is_said_only_when_half_of_the_queue_is_free() {
+    let mut pair = Pair::new(PLAIN).await;
+    let (actor, heard) = session().await;
+    pair.relay.attached(1, actor, 0);
+    pair.fill(1, 20_000);
+    let mut got = Vec::new();
+    while drained(&heard).await == 0 {
+        assert!(got.len() < pair.taken.len(), "never said");
+        pair.read_some(&mut got).await;
+    }
+    let left = pair.relay.state.lock().queued_bytes;
+    assert!(left * 2 <= LIMITS.bytes && left > 0, "{left} bytes are left: neither too early nor only at the end");
+}
+
+#[tokio::test]
+async fn the_first_close_counts_and_nothing_is_taken_after_it() {
+    let mut pair = Pair::new(PLAIN).await;
+    let (actor, heard) = session().await;
+    pair.relay.attached(1, actor, 0);
+    Outlet::close(&pair.relay, 1, Close::new(CloseCode::Replaced, "first"));
+    Relay::close(&pair.relay, Close::new(CloseCode::GoingAway, "second"));
+    assert_eq!(pair.push(1, Some(1), 1), Pushed::Gone);
+    let (late, _) = session().await;
+    assert!(!pair.relay.attached(1, late, 0));
+    Outlet::lost(&pair.relay, 1);
+    let todo = pair.relay.todo().unwrap();
+    assert_eq!(todo.close.map(|close| close.code), Some(CloseCode::Replaced));
+    assert!(!todo.attach, "a connection that is being closed does not attach again");
+    tokio::task::yield_now().await;
+    let ends = heard.lock().iter().filter(|msg| matches!(msg, session::Msg::Disconnected)).count();
+    assert_eq!(ends, 1, "its session is told once");
+}
+
+#[tokio::test]
+async fn a_lost_attachment_is_attached_again_once() {
+    let pair = Pair::new(PLAIN).await;
+    Outlet::lost(&pair.relay, 1);
+    within(pair.relay.ready()).await.unwrap();
+    assert!(pair.relay.todo().unwrap().attach);
+    assert!(!pair.relay.todo().unwrap().attach);
+}
+
+#[tokio::test]
+async fn what_a_client_makes_us_write_with_its_pings_is_bounded() {
+    let mut pair = Pair::new(Protocol::WebSocket).await;
+    let first = pair.fill(1, 20_000);
+    let pong = [0x8a, 0x7d];
+    let mut accepted = 0;
+    while pair.relay.write_control(&pong).is_ok() {
+        accepted += 1;
+        assert!(accepted <= 1000, "without bound");
+    }
+    assert_eq!(accepted, CONTROLS_MAX);
+    assert!(pair.relay.state.lock().queue.len() <= LIMITS.items + CONTROLS_MAX);
+    let taken = std::mem::take(&mut pair.taken);
+    let got = pair.read(taken.len() + CONTROLS_MAX * pong.len()).await;
+    assert!(got[..taken.len()] == taken && got[taken.len()..] == pong.repeat(CONTROLS_MAX));
+    assert_eq!(pair.relay.state.lock().controls, 0);
+    assert!(pair.relay.write_control(&pong).is_ok());
+    assert_eq!(pair.push(1, Some(first), 1), Pushed::Taken);
+}
+
+#[tokio::test]
+async fn nothing_is_read_from_a_flooding_client_until_its_pongs_are_written() {
+    let mut pair = Pair::new(Protocol::WebSocket).await;
+    pair.fill(1, 20_000);
+    while pair.relay.write_control(&[0x8a, 0x00]).is_ok() {}
+    pair.client.try_write(&[0x89, 0x80, 0, 0, 0, 0]).unwrap();
+    let mut turns = 0;
+    let _ = tokio::time::timeout(Duration::from_millis(200), async {
+        loop {
+            pair.relay.ready().await.unwrap();
+            pair.relay.todo().unwrap();
+            turns += 1;
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // The kernel may still move something; what can be read would wake us at every turn.
+    assert!(turns < 50, "{turns} turns");
+    let all = pair.taken.len() + 2 * CONTROLS_MAX;
+    pair.read(all).await;
+    within(async {
+        while pair.heard.is_empty() {
+            pair.relay.ready().await.unwrap();
+            let mut said = [0; 64];
+            let read = pair.relay.socket.try_read(&mut said).unwrap_or_default();
+            pair.heard.extend_from_slice(&said[..read]);
+        }
+    })
+    .await;
+    assert_eq!(pair.heard.len(), 6);
+}
+
+#[tokio::test]
+async fn an_ended_relay_keeps_nothing() {
+    let mut pair = Pair::new(PLAIN).await;
+    let (actor, heard) = session().await;
+    pair.relay.attached(1, actor, 0);
+    let next = pair.fill(1, 20_000);
+    pair.relay.end();
+    assert_eq!(pair.push(1, Some(next), 1), Pushed::Gone);
+    pair.relay.write_start(Duration::from_secs(1));
+    let todo = pair.relay.todo().unwrap();
+    assert!(todo.ended && !todo.attach && pair.relay.is_flushed());
+    assert_eq!(pair.relay.state.lock().queued_bytes, 0);
+    tokio::task::yield_now().await;
+    assert!(matches!(heard.lock().last(), Some(session::Msg::Disconnected)));
+}
