@@ -228,19 +228,22 @@ async fn a_gap_is_announced_once_and_what_follows_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gap_that_a_full_outlet_did_not_take_is_announced_once_it_has_drained() {
-    let mut setup = Setup::with(0).await;
-    setup.store = FaultyStore::new(1);
-    for number in 1..=2 {
-        setup.store.fill(&[durable(&user(), &number.to_string())]).await;
+async fn an_outlet_that_is_full_before_or_after_a_gap_hears_of_it_once() {
+    for room in [0, 1] {
+        let mut setup = Setup::with(0).await;
+        setup.store = FaultyStore::new(1);
+        for number in 1..=2 {
+            setup.store.fill(&[durable(&user(), &number.to_string())]).await;
+        }
+        setup.outlet.room(room);
+        let session = setup.start(2).await;
+        settled().await;
+        assert_eq!(session.outlet.seen().len(), room);
+        session.outlet.room(100);
+        session.tell(Msg::Drained);
+        settled().await;
+        assert_eq!(session.outlet.seen(), [Seen::Gap(1, 1, "evicted".into()), Seen::Numbered(2)]);
     }
-    setup.outlet.room(0);
-    let session = setup.start(2).await;
-    settled().await;
-    session.outlet.room(100);
-    session.tell(Msg::Drained);
-    settled().await;
-    assert_eq!(session.outlet.seen(), [Seen::Gap(1, 1, "evicted".into()), Seen::Numbered(2)]);
 }
 
 #[tokio::test(start_paused = true)]
