@@ -115,9 +115,9 @@ async fn an_earlier_session_of_the_same_connection_is_stopped() {
     let number = outlet.next_attachment();
     user.attach_as(&outlet, number, session, Origin::Connection { passed: 0, acknowledged: 0 });
     settled().await;
+    assert_eq!(earlier.get_status(), ractor::ActorStatus::Stopped);
     user.event(durable(&fakes::user(), "a"));
     settled().await;
-    assert_eq!(earlier.get_status(), ractor::ActorStatus::Stopped);
     assert_eq!((outlet.numbers(), outlet.lost_count()), (vec![1], 0));
 }
 

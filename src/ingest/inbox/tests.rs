@@ -6,7 +6,7 @@ use super::*;
 
 const RECORD: RecordRef = RecordRef { partition: 0, assignment: 1, offset: 0 };
 /// Far longer than a wake-up takes: a sleep that reaches it was not ended.
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(10);
 
 fn asleep(wants_reports: bool) -> Inbox {
     let inbox = Inbox::default();
@@ -84,6 +84,11 @@ fn a_command_ends_the_sleep_of_another_thread() {
             began.elapsed()
         }
     });
+    // Parked, or about to be: a command that comes before that needs no wake-up.
+    while !is_asleep(&inbox) {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_millis(20));
     let (done, _) = mpsc::channel();
     inbox.command(Command::Stop { done });
     assert!(sleeper.join().unwrap() < LONG / 2);

@@ -134,6 +134,7 @@ impl Outlet for FakeOutlet {
         match &mut state.room {
             Some(0) => {
                 state.refused += 1;
+                assert!(state.refused < 100, "asked again and again, without having said that there is room");
                 return Pushed::Full;
             }
             Some(room) => *room -= 1,
