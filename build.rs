@@ -1,6 +1,9 @@
-//! Compiles `proto/` into Rust without a `protoc` program: protox parses, prost generates.
+//! Compiles `proto/` into Rust without a `protoc` program: protox parses, prost generates messages, tonic servers.
 
-use std::{error::Error, fs, path::PathBuf};
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+use tonic_build::manual::{Builder, Method, MethodBuilder, Service};
 
 const ROOT: &str = "proto";
 const PACKAGE_DIR: &str = "proto/atlas/notifier/v1";
@@ -16,6 +19,41 @@ fn main() -> Result<(), Box<dyn Error>> {
     files.sort();
 
     let descriptors = protox::compile(&files, [ROOT])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.binpb"), descriptors.encode_to_vec())?;
     prost_build::Config::new().compile_fds(descriptors)?;
+    Builder::new().build_client(false).build_transport(false).compile(&services());
     Ok(())
+}
+
+/// The contract's services. By hand, because `Connect` streams notifications that are encoded already.
+fn services() -> [Service; 2] {
+    let service = |name: &str| Service::builder().name(name).package("atlas.notifier.v1");
+    [
+        service("Notifier")
+            .method(
+                method("connect", "Connect", "ConnectionRequest")
+                    .output_type("bytes::Bytes")
+                    .server_streaming()
+                    .codec_path("crate::edge::grpc::Encoded")
+                    .build(),
+            )
+            .method(unary("acknowledge", "Acknowledge"))
+            .build(),
+        service("CommandHandler")
+            .method(unary("start_user_session", "StartUserSession"))
+            .method(unary("end_user_session", "EndUserSession"))
+            .build(),
+    ]
+}
+
+fn method(name: &str, route: &str, input: &str) -> MethodBuilder {
+    Method::builder().name(name).route_name(route).input_type(format!("crate::proto::{input}"))
+}
+
+fn unary(name: &str, route: &str) -> Method {
+    method(name, route, &format!("{route}Request"))
+        .output_type(format!("crate::proto::{route}Response"))
+        .codec_path("tonic_prost::ProstCodec")
+        .build()
 }

@@ -14,10 +14,12 @@ use std::{
 };
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use rdkafka::error::KafkaError;
 
 use crate::{
+    auth,
     config::{self, Config},
-    kafka,
+    kafka, node,
 };
 
 /// Delivers notifications from Kafka to every open session of a user.
@@ -72,7 +74,7 @@ impl Cli {
         match self.command {
             Command::Dev(args) => dev::run(args, file.as_deref()).await,
             Command::Serve(args) => serve::run(args, file.as_deref()).await,
-            Command::Send(args) => send::run(args, &load(file.as_deref())?.kafka).await,
+            Command::Send(args) => send::run(args, &load(file.as_deref())?).await,
             Command::Tail(args) => tail::run(args, &load(file.as_deref())?).await,
             Command::Token(args) => token::run(args, &load(file.as_deref())?),
             Command::CheckConfig(args) => check_config::run(&args, file.as_deref()),
@@ -88,6 +90,8 @@ impl Cli {
     }
 }
 
+/// What helps whoever has no configuration here.
+const WHERE_DEV_RUNS: &str = "run this where `notifier dev` runs, or give --config";
 /// The file that `notifier dev` writes into its data directory.
 const DEV_FILE: &str = "notifier.toml";
 /// The data directory of `notifier dev`, unless it is told another.
@@ -111,8 +115,17 @@ fn load_from(file: Option<&Path>) -> Result<Config, config::Error> {
 
 /// Lets librdkafka look at the properties: it knows best which there are.
 fn check_kafka(config: &Config) -> Result<(), Usage> {
-    let refused = |error: rdkafka::error::KafkaError| Usage(format!("kafka.properties: {error}"));
+    let refused = |error: KafkaError| match error {
+        // The value may be a secret whose name was mistyped.
+        KafkaError::ClientConfig(_, what, name, _) => Usage(format!("kafka.properties.{name}: {what}")),
+        error => Usage(format!("kafka.properties: {error}")),
+    };
     kafka::consumer_config(&config.kafka).create_native_config().map(drop).map_err(refused)
+}
+
+/// Reads the files that hold keys: what is in them, the configuration's own checks do not know.
+fn check_auth(config: &Config) -> Result<(), Usage> {
+    auth::validate(&node::auth_config(config)).map_err(|error| Usage(error.to_string()))
 }
 
 /// Resolves with the first SIGTERM or SIGINT; a second one ends the process at once.

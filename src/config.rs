@@ -23,9 +23,9 @@ mod shape;
 mod storage;
 mod value;
 
-pub use auth::{Algorithm, ApiKey, Auth, Jwt, Scope};
+pub use auth::{Algorithm, ApiKey, Auth, Jwt, KeyHash, Scope};
 pub use cluster::{Cluster, Node};
-pub use edge::{Admin, Buffer, Client, DeliveryLimit, Drain, Grpc, Limits, Sessions};
+pub use edge::{Admin, Buffer, Client, DeliveryLimit, Drain, Grpc, Limits, Network, Sessions};
 pub use error::{Error, Origin};
 pub use kafka::{Kafka, Properties, Start};
 pub use load::load;
@@ -84,6 +84,15 @@ impl Config {
         let jwt = &self.auth.jwt;
         warn(jwt.issuer.is_none(), "auth.jwt.issuer is not set: tokens of every issuer are accepted");
         warn(jwt.audience.is_none(), "auth.jwt.audience is not set: tokens for every audience are accepted");
+        let lists = |algorithm| jwt.algorithms.as_ref().is_none_or(|listed| listed.contains(&algorithm));
+        warn(
+            jwt.hs256_secret.is_some() && !lists(Algorithm::Hs256),
+            "auth.jwt.algorithms does not list HS256: the secret is not used",
+        );
+        warn(
+            jwt.jwks_url.as_ref().is_some_and(|url| url.starts_with("http:")),
+            "auth.jwt.jwks_url is not https: whoever can change the answer on its way can be any user",
+        );
         warn(
             self.client.allowed_origins.iter().any(|origin| origin == "*"),
             "client.allowed_origins has \"*\": every web page may connect with its visitor's token",

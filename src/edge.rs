@@ -1,33 +1,47 @@
-//! Sockets in: the accept loop, admission, authentication, HTTP, and a small task for every connected client.
-//! Knows users and sessions, and neither Kafka nor the store.
+//! Sockets in: the accept loops, admission, HTTP, gRPC, and a small task for every connected client. Knows users and
+//! sessions, and neither Kafka nor users' logs.
 
 mod admission;
-pub mod auth;
+mod carrier;
 mod connection;
+mod entry;
 mod flush;
+pub(crate) mod grpc;
+mod headers;
 mod http;
+mod memory;
+mod openapi;
 mod protocol;
+mod proxy;
 mod registry;
 mod relay;
 mod routes;
+mod sessions;
+mod socket;
+pub mod tls;
+mod transport;
 mod websocket;
 
 use std::{
     io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::future::select_all;
 use socket2::{Domain, Socket, TcpKeepalive, Type};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+};
+use utoipa_axum::router::OpenApiRouter;
 
-use self::{admission::Admission, auth::Authenticator, flush::Flusher, registry::Registry, relay::QueueLimits};
-pub use self::{admission::Limits, routes::DevRoutes};
-use crate::{ids::LogEpoch, shard::Shards};
+pub(crate) use self::headers::bearer;
+use self::{admission::Admission, flush::Flusher, registry::Registry, relay::QueueLimits};
+pub use self::{admission::Limits, carrier::Carrier, proxy::TrustedProxies};
+use crate::{auth::Authenticator, ids::LogEpoch, shard::Shards, store::sessions::StartedSessions};
 
 /// A peer that takes nothing for so long is gone.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,10 +53,10 @@ const UNSENT_BYTES_MAX: u32 = 16 * 1024;
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// Where gRPC clients connect.
+    pub grpc_listen: SocketAddr,
     /// Origins besides the same host; `*`: all.
     pub allowed_origins: Vec<String>,
-    /// What tokens are checked against.
-    pub auth: auth::Config,
     /// Who gets in.
     pub limits: Limits,
     /// The longest message of a client, in bytes.
@@ -57,22 +71,35 @@ pub struct Config {
     pub heartbeat: Duration,
     /// How long clients wait at the most before they connect again.
     pub reconnect: Duration,
+    /// How long a started session is accepted.
+    pub issued_ttl: Duration,
     /// The log's epoch.
     pub epoch: LogEpoch,
-    /// What only `notifier dev` serves.
-    pub dev: Option<Arc<dyn DevRoutes>>,
+    /// What others serve on the client port; what is documented of it gets into `/openapi.json`.
+    pub others: OpenApiRouter,
+    /// TLS for the client port; none: plain text.
+    pub tls: Option<Arc<tls::Acceptor>>,
+    /// The same for the gRPC port.
+    pub grpc_tls: Option<Arc<tls::Acceptor>>,
+    /// Whose `X-Forwarded-For` counts.
+    pub trusted_proxies: TrustedProxies,
+    /// Every connection begins with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+    /// What the process may use; 0: what the control group or the machine has.
+    pub memory_bytes_max: u64,
 }
 
 /// What every connection of a node shares.
 struct Shared {
     config: Config,
     shards: Shards,
-    authenticator: Authenticator,
+    authenticator: Arc<Authenticator>,
+    started: Arc<dyn StartedSessions>,
     admission: Admission,
     registry: Arc<Registry>,
     flusher: Arc<Flusher>,
     /// No request becomes a session any more.
-    draining: AtomicBool,
+    draining: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -85,32 +112,65 @@ impl Shared {
 pub struct Edge {
     shared: Arc<Shared>,
     address: SocketAddr,
-    accepting: JoinHandle<()>,
-    background: [JoinHandle<()>; 2],
+    grpc_address: SocketAddr,
+    accepting: [JoinHandle<()>; 2],
+    /// Each with what is wrong when it ends.
+    background: Vec<(&'static str, JoinHandle<()>)>,
+}
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: cannot listen on {address}")]
+pub struct ListenError {
+    key: &'static str,
+    address: SocketAddr,
+    source: io::Error,
 }
 
 /// Begins to accept clients.
 ///
 /// # Errors
-/// When the address cannot be listened on.
-pub fn start(config: Config, shards: Shards) -> io::Result<Edge> {
+/// When an address cannot be listened on.
+pub async fn start(
+    config: Config,
+    authenticator: Arc<Authenticator>,
+    started: Arc<dyn StartedSessions>,
+    shards: Shards,
+) -> Result<Edge, ListenError> {
     metric::describe();
-    let listener = listen(config.listen)?;
-    let address = listener.local_addr()?;
+    let (listener, address) = listen_for("client.listen", config.listen)?;
+    let (grpc_listener, grpc_address) = listen_for("grpc.listen", config.grpc_listen)?;
     let registry = Arc::new(Registry::new(config.heartbeat));
     let flusher = Arc::new(Flusher::default());
     let shared = Arc::new(Shared {
-        authenticator: Authenticator::new(&config.auth),
+        authenticator,
         admission: Admission::new(config.limits.clone()),
         registry: registry.clone(),
         flusher: flusher.clone(),
-        draining: AtomicBool::new(false),
+        draining: watch::Sender::new(false),
+        started,
         shards,
         config,
     });
-    let accepting = tokio::spawn(http::accept(listener, shared.clone()));
-    let background = [tokio::spawn(registry.sweep()), tokio::spawn(flusher.run())];
-    Ok(Edge { shared, address, accepting, background })
+    let routes = grpc::server::routes(&shared).await;
+    let accepting = [
+        tokio::spawn(http::accept(listener, shared.clone())),
+        tokio::spawn(grpc::server::accept(grpc_listener, shared.clone(), routes)),
+    ];
+    let mut background = vec![
+        ("the sweep of connections ended", tokio::spawn(registry.sweep())),
+        ("the flusher ended", tokio::spawn(flusher.run())),
+        ("the watch over memory ended", tokio::spawn(memory::watch(shared.clone()))),
+    ];
+    for tls in [&shared.config.tls, &shared.config.grpc_tls].into_iter().flatten() {
+        background.push(("the watch over a certificate ended", tokio::spawn(tls.clone().watch())));
+    }
+    Ok(Edge { shared, address, grpc_address, accepting, background })
+}
+
+fn listen_for(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
+    let listening = listen(address).and_then(|listener| listener.local_addr().map(|address| (listener, address)));
+    listening.map_err(|source| ListenError { key, address, source })
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -135,6 +195,20 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// The next client of a port, and its address. Cancel safe.
+async fn next_client(listener: &TcpListener) -> (TcpStream, IpAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, peer)) => return (socket, peer.ip().to_canonical()),
+            Err(error) => {
+                // Out of descriptors, most likely: accepting at full speed would only burn a core.
+                tracing::warn!(%error, "accepting failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
 impl Edge {
     /// Where clients connect: the port is known even when 0 was asked for.
     #[must_use]
@@ -142,29 +216,59 @@ impl Edge {
         self.address
     }
 
+    /// Where gRPC clients connect.
+    #[must_use]
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc_address
+    }
+
     /// Resolves when a task that the edge cannot do without has ended, which only a bug makes it do. Cancel safe.
     pub async fn failed(&mut self) -> &'static str {
-        let [sweeping, flushing] = &mut self.background;
+        let [http, grpc] = &mut self.accepting;
+        let background = self.background.iter_mut().map(|(ended, task)| {
+            Box::pin(async {
+                let _ = task.await;
+                *ended
+            })
+        });
         tokio::select! {
-            _ = &mut self.accepting => "the accept loop ended",
-            _ = sweeping => "the sweep of connections ended",
-            _ = flushing => "the flusher ended",
+            _ = http => "the accept loop ended",
+            _ = grpc => "gRPC's accept loop ended",
+            (ended, ..) = select_all(background) => ended,
         }
     }
 
     /// From here on nobody is let in; who is connected stays.
     pub fn refuse(&self) {
-        self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.draining.send_replace(true);
     }
 
     /// Accepts nobody any more, and says goodbye to everyone at `per_second`; returns when all have left, or at
     /// the deadline. Not cancel safe.
     pub async fn drain(self, per_second: u32, deadline: Instant) {
-        self.accepting.abort();
+        self.accepting.iter().for_each(JoinHandle::abort);
         // Twice the usual wait: everyone comes back at once otherwise.
         let spread = self.shared.config.reconnect * 2;
         self.shared.registry.goodbye(per_second, spread, deadline).await;
-        self.background.iter().for_each(JoinHandle::abort);
+        self.background.iter().for_each(|(_, task)| task.abort());
+    }
+}
+
+/// Fuzz builds only: what reads bytes of strangers, on bytes alone.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use super::{protocol::Form, proxy, websocket};
+
+    /// A PROXY header, as far as one is there.
+    pub fn proxy_header(bytes: &[u8]) {
+        if let Ok(Some(end)) = proxy::end(bytes) {
+            let _ = proxy::client(&bytes[..end]);
+        }
+    }
+
+    /// A WebSocket's bytes up to their end or the first error.
+    pub fn websocket(bytes: &[u8], protobuf: bool) {
+        websocket::read_all(bytes, if protobuf { Form::Protobuf } else { Form::Json });
     }
 }
 
@@ -176,22 +280,26 @@ mod metric {
         Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
     };
 
+    use super::protocol::Protocol;
+
     const CONNECTIONS: &str = "notifier_connections";
     const DELIVERIES: &str = "notifier_deliveries_total";
     const LATENCY: &str = "notifier_delivery_latency_seconds";
     const REJECTED: &str = "notifier_rejected_connections_total";
     const STAGE: &str = "notifier_stage_seconds";
     const CAPACITY: &str = "notifier_capacity_ratio";
+    const REQUESTS: &str = "notifier_http_requests_total";
 
-    static SENT: LazyLock<[Counter; 2]> = LazyLock::new(|| deliveries("sent"));
-    static DROPPED: LazyLock<[Counter; 2]> = LazyLock::new(|| deliveries("dropped"));
+    static SENT: LazyLock<[Counter; PROTOCOLS]> = LazyLock::new(|| deliveries("sent"));
+    static DROPPED: LazyLock<[Counter; PROTOCOLS]> = LazyLock::new(|| deliveries("dropped"));
     static SECONDS: LazyLock<Histogram> = LazyLock::new(|| histogram!(LATENCY));
     static HANDSHAKE: LazyLock<Histogram> = LazyLock::new(|| histogram!(STAGE, "stage" => "handshake"));
-    static OPEN: LazyLock<[Gauge; 2]> =
-        LazyLock::new(|| PROTOCOLS.map(|protocol| gauge!(CONNECTIONS, "protocol" => protocol)));
-    static USED: LazyLock<Gauge> = LazyLock::new(|| gauge!(CAPACITY, "resource" => "connections"));
+    static OPEN: LazyLock<[Gauge; PROTOCOLS]> =
+        LazyLock::new(|| Protocol::NAMES.map(|protocol| gauge!(CONNECTIONS, "protocol" => protocol)));
+    static CONNECTIONS_USED: LazyLock<Gauge> = LazyLock::new(|| gauge!(CAPACITY, "resource" => "connections"));
+    static MEMORY_USED: LazyLock<Gauge> = LazyLock::new(|| gauge!(CAPACITY, "resource" => "memory"));
 
-    const PROTOCOLS: [&str; 2] = ["websocket", "sse"];
+    const PROTOCOLS: usize = Protocol::NAMES.len();
 
     /// What became of a delivery that was not sent.
     pub(super) enum Delivery {
@@ -199,12 +307,8 @@ mod metric {
         Dropped,
     }
 
-    fn deliveries(outcome: &'static str) -> [Counter; 2] {
-        PROTOCOLS.map(|protocol| counter!(DELIVERIES, "protocol" => protocol, "outcome" => outcome))
-    }
-
-    fn index(protocol: &str) -> usize {
-        usize::from(protocol != PROTOCOLS[0])
+    fn deliveries(outcome: &'static str) -> [Counter; PROTOCOLS] {
+        Protocol::NAMES.map(|protocol| counter!(DELIVERIES, "protocol" => protocol, "outcome" => outcome))
     }
 
     pub(super) fn describe() {
@@ -213,6 +317,7 @@ mod metric {
         describe_histogram!(LATENCY, "Time from the record's timestamp to the write to the client's socket");
         describe_counter!(REJECTED, "Connections that were not let in, by reason");
         describe_histogram!(STAGE, "Time that a stage took");
+        describe_counter!(REQUESTS, "Requests on the client port, by route and class of the answer's status");
         describe_gauge!(CAPACITY, "How much of a limited resource is used, 0 to 1");
         OPEN.iter().for_each(|open| open.set(0.0));
         LazyLock::force(&SENT);
@@ -222,23 +327,23 @@ mod metric {
         for reason in super::admission::Refusal::ALL {
             counter!(REJECTED, "reason" => reason.as_str()).increment(0);
         }
-        capacity(0.0);
+        connections(0.0);
     }
 
-    pub(super) fn connected(protocol: &str, by: f64) {
-        OPEN[index(protocol)].increment(by);
+    pub(super) fn connected(protocol: Protocol, by: f64) {
+        OPEN[protocol.index()].increment(by);
     }
 
     /// A notification is in the socket, so long after its record was written.
-    pub(super) fn delivered(protocol: &str, latency_ms: i64) {
-        SENT[index(protocol)].increment(1);
+    pub(super) fn delivered(protocol: Protocol, latency_ms: i64) {
+        SENT[protocol.index()].increment(1);
         #[expect(clippy::cast_precision_loss, reason = "a latency is far below 2^52 ms")]
         SECONDS.record(latency_ms.max(0) as f64 / 1000.0);
     }
 
-    pub(super) fn delivery(protocol: &str, delivery: Delivery) {
+    pub(super) fn delivery(protocol: Protocol, delivery: Delivery) {
         match delivery {
-            Delivery::Dropped => DROPPED[index(protocol)].increment(1),
+            Delivery::Dropped => DROPPED[protocol.index()].increment(1),
         }
     }
 
@@ -246,12 +351,30 @@ mod metric {
         counter!(REJECTED, "reason" => reason.as_str()).increment(1);
     }
 
+    /// `route`: a path as it was declared, never one as it was asked for.
+    pub(super) fn requested(route: &str, status: axum::http::StatusCode) {
+        let class = match status.as_u16() / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            _ => "5xx",
+        };
+        counter!(REQUESTS, "route" => route.to_owned(), "status" => class).increment(1);
+    }
+
     pub(super) fn handshake(time: std::time::Duration) {
         HANDSHAKE.record(time.as_secs_f64());
     }
 
-    pub(super) fn capacity(connections: f64) {
-        USED.set(connections);
+    /// How many of the connections that may be there are, 0 to 1.
+    pub(super) fn connections(used: f64) {
+        CONNECTIONS_USED.set(used);
+    }
+
+    /// How much of the memory that there is is used, 0 to 1.
+    pub(super) fn memory(used: f64) {
+        MEMORY_USED.set(used);
     }
 }
 

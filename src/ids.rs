@@ -103,6 +103,22 @@ text_id! {
     NotificationId
 }
 
+impl NotificationId {
+    /// A new one: a UUID of version 7 (RFC 9562), which sorts by time and is unique by its random bits.
+    #[must_use]
+    pub fn time_ordered() -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let millis = u64::try_from(now.as_millis()).unwrap_or_default();
+        Self::of_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &rand::random()).into_uuid())
+    }
+
+    /// A UUID as an id.
+    #[must_use]
+    pub fn of_uuid(id: Uuid) -> Self {
+        Self(id.hyphenated().to_string().into())
+    }
+}
+
 /// A session: 122 random bits, so that knowing one is the right to act for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Uuid);
@@ -128,9 +144,10 @@ impl fmt::Display for SessionId {
     }
 }
 
+/// Enough to recognise it in logs, and too little to use it: who has the id of a started session is its user.
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        write!(f, "{}…", &self.0.simple().encode_lower(&mut Uuid::encode_buffer())[..8])
     }
 }
 
@@ -200,6 +217,7 @@ mod tests {
         assert_eq!(SessionId::parse(&id.to_string()), Some(id));
         assert_eq!(SessionId::parse(&id.to_string().to_uppercase()), None);
         assert_eq!(SessionId::parse("nobody"), None);
+        assert_eq!(format!("{id:?}"), format!("{}…", &id.to_string()[..8]), "logs do not hold it");
     }
 
     #[test]

@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 
 use self::{consumer::Poller, decode::Defaults, inbox::Inbox, ledger::Credits, partitions::Partitions};
+#[cfg(feature = "faults")]
+use crate::kafka;
 use crate::{health::Health, kafka::Fatal, shard::Shards};
 
 /// Which topics, and within which bounds.
@@ -68,6 +70,8 @@ impl Assignment {
 pub struct Ingest {
     control: mpsc::Sender<Control>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    #[cfg(feature = "faults")]
+    clients: (Arc<consumer::EventConsumer>, kafka::Producer),
 }
 
 /// What the thread that looks after partitions can be told.
@@ -94,7 +98,10 @@ pub fn start(
     let (control, orders) = mpsc::channel();
     let inbox = Arc::new(Inbox::default());
     let consumer = consumer::create(&config, &inbox, fatal.clone(), control.clone())?;
-    let dead_letters = dead_letter::start(&config, fatal)?;
+    let producer = dead_letter::producer(&config)?;
+    #[cfg(feature = "faults")]
+    let clients = (consumer.clone(), producer.clone());
+    let dead_letters = dead_letter::start(&config.dead_letter_topic, producer, fatal);
     metric::describe();
     health.not_ready(HEALTH_PART, format!("no broker answers at {}", config.brokers));
     let progress = health.watch_loop("kafka poll thread", Duration::from_secs(30));
@@ -105,7 +112,12 @@ pub fn start(
         thread("kafka-poll").spawn(move || poller.run()).expect("the system starts threads"),
         thread("kafka-partitions").spawn(move || partitions.run(&orders)).expect("the system starts threads"),
     ];
-    Ok(Ingest { control, threads: Mutex::new(threads) })
+    Ok(Ingest {
+        control,
+        threads: Mutex::new(threads),
+        #[cfg(feature = "faults")]
+        clients,
+    })
 }
 
 /// The health part that says whether partitions are read.
@@ -115,6 +127,16 @@ impl Ingest {
     /// Sets which partitions this node reads. Those that it no longer reads are released in good order.
     pub fn assign(&self, assignment: Assignment) {
         let _ = self.control.send(Control::Assign(assignment));
+    }
+
+    /// Test builds only: the consumer, or else the producer of dead letters, reports that it is of no use any more.
+    #[cfg(feature = "faults")]
+    pub fn fail(&self, consumer: bool) {
+        if consumer {
+            kafka::fail(rdkafka::consumer::Consumer::client(&*self.clients.0));
+        } else {
+            kafka::fail(rdkafka::producer::Producer::client(&self.clients.1));
+        }
     }
 
     /// Stops reading, waits until what was read is settled, commits, and releases the partitions; at the

@@ -1,10 +1,9 @@
 //! librdkafka clients with the properties that the promises depend on, and what the operator adds to them.
 
+use std::time::Duration;
+
 use rdkafka::{
-    ClientConfig, ClientContext,
-    config::RDKafkaLogLevel,
-    consumer::ConsumerContext,
-    error::{KafkaError, RDKafkaErrorCode},
+    ClientConfig, ClientContext, client::Client, config::RDKafkaLogLevel, consumer::ConsumerContext, error::KafkaError,
     producer::FutureProducer,
 };
 
@@ -13,10 +12,7 @@ use crate::config;
 /// Logs what librdkafka says, as far as it is news: that a broker cannot be reached is said once, by whoever
 /// needs it, and not at each of its attempts.
 #[derive(Clone, Default)]
-pub struct Log {
-    /// Who hears of an error after which the client is of no use any more.
-    pub fatal: Option<Fatal>,
-}
+pub struct Log;
 
 /// Client errors after which nothing works: the process must end.
 pub type Fatal = tokio::sync::mpsc::UnboundedSender<String>;
@@ -27,33 +23,61 @@ impl ClientContext for Log {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        match &self.fatal {
-            Some(fatal) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) => {
-                let _ = fatal.send(format!("kafka client failed: {reason}"));
-            }
-            _ => tracing::debug!(%error, reason, "kafka client"),
-        }
+        tracing::debug!(%error, reason, "kafka client");
     }
 }
 
 impl ConsumerContext for Log {}
 
+/// Why a client is of no use any more, if so. Callbacks cannot tell: the event of a fatal error carries the code of
+/// whatever led to it.
+#[must_use]
+pub fn fatal_error<C: ClientContext>(client: &Client<C>) -> Option<String> {
+    let (code, reason) = client.fatal_error()?;
+    Some(format!("kafka client failed: {reason} ({code})"))
+}
+
 /// A producer whose answers can be awaited.
 pub type Producer = FutureProducer<Log>;
+
+/// Resolves, with the reason, when the producer is of no use any more; it looks once a second. Cancel safe.
+pub async fn failure(producer: &Producer) -> String {
+    loop {
+        if let Some(failure) = fatal_error(rdkafka::producer::Producer::client(producer)) {
+            return failure;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
 
 /// For contexts with more to do than [`Log`].
 pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     let is_connection = matches!(facility, "FAIL" | "ERROR");
-    if (level as i32) <= (RDKafkaLogLevel::Warning as i32) && !is_connection {
+    // `kafka.properties` are for consumers and producers alike.
+    let is_for_others = facility == "CONFWARN" && message.contains("will be ignored by this");
+    if (level as i32) <= (RDKafkaLogLevel::Warning as i32) && !is_connection && !is_for_others {
         tracing::warn!(facility, "{message}");
     } else {
         tracing::debug!(facility, "{message}");
     }
 }
 
-fn client(kafka: &config::Kafka) -> ClientConfig {
+/// A client with `defaults`, which the operator's properties may change.
+/// Test builds only: the client reports an error that librdkafka calls fatal.
+#[cfg(feature = "faults")]
+#[expect(unsafe_code, reason = "librdkafka's function for tests has no safe name")]
+pub(crate) fn fail<C: ClientContext>(client: &Client<C>) {
+    let code = rdkafka::bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    // SAFETY: the client lives as long as the reference, and librdkafka copies the text.
+    unsafe { rdkafka::bindings::rd_kafka_test_fatal_error(client.native_ptr(), code, c"as planned".as_ptr()) };
+}
+
+fn client(kafka: &config::Kafka, defaults: &[(&str, &str)]) -> ClientConfig {
     let mut client = ClientConfig::new();
     client.set("client.id", "notifier");
+    for (name, value) in defaults {
+        client.set(*name, *value);
+    }
     for (name, value) in kafka.properties.iter() {
         client.set(name, value);
     }
@@ -65,7 +89,7 @@ fn client(kafka: &config::Kafka) -> ClientConfig {
 /// An idempotent producer: acknowledged by all in-sync replicas, no duplicates, no reordering.
 #[must_use]
 pub fn producer_config(kafka: &config::Kafka) -> ClientConfig {
-    let mut client = client(kafka);
+    let mut client = client(kafka, &[]);
     client.set("enable.idempotence", "true").set("acks", "all");
     client
 }
@@ -73,14 +97,13 @@ pub fn producer_config(kafka: &config::Kafka) -> ClientConfig {
 /// A consumer of committed records that never commits or stores an offset by itself.
 #[must_use]
 pub fn consumer_config(kafka: &config::Kafka) -> ClientConfig {
-    let mut client = client(kafka);
-    // With split queues this counts per partition; the default of 64 MiB would be the node's memory.
-    client.set("queued.max.messages.kbytes", "4096");
-    client.set("fetch.queue.backoff.ms", "20");
-    client.set("fetch.message.max.bytes", "524288");
-    for (name, value) in kafka.properties.iter() {
-        client.set(name, value);
-    }
+    let defaults = [
+        // With split queues this counts per partition; the default of 64 MiB would be the node's memory.
+        ("queued.max.messages.kbytes", "4096"),
+        ("fetch.queue.backoff.ms", "20"),
+        ("fetch.message.max.bytes", "524288"),
+    ];
+    let mut client = client(kafka, &defaults);
     client
         .set("group.id", &kafka.group)
         .set("enable.auto.commit", "false")

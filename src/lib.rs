@@ -9,6 +9,8 @@
 // Values and pure logic.
 pub mod backoff;
 pub mod event;
+#[cfg(test)]
+pub(crate) mod fakes;
 pub mod health;
 pub mod ids;
 pub mod placement;
@@ -18,6 +20,7 @@ pub mod settlement;
 pub mod wire;
 
 // What a node is configured with, and what it stands on.
+pub mod auth;
 pub mod config;
 pub mod embedded_broker;
 pub mod kafka;
@@ -35,6 +38,9 @@ pub mod router;
 pub mod admin;
 pub mod edge;
 pub mod ingest;
+
+// Over both of them: events in through the edge's port.
+pub mod api;
 
 // The node and its commands.
 pub mod node;

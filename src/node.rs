@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,11 +12,14 @@ use anyhow::Context as _;
 use metrics_exporter_prometheus::PrometheusHandle;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::{sync::mpsc, task::JoinHandle};
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     admin::{self, Admin},
+    api::{self, Api},
+    auth::{self, Authenticator},
     config::{self, Config},
-    edge::{self, DevRoutes, Edge},
+    edge::{self, Edge, TrustedProxies, tls},
     event::Options,
     health::Health,
     ingest::{self, Ingest, ledger::Credits},
@@ -24,6 +28,7 @@ use crate::{
     store::{
         Store,
         memory::{self, MemoryStore},
+        sessions::MemorySessions,
         writer::Writer,
     },
     user,
@@ -34,6 +39,11 @@ use crate::{
 const SHARD_ACTORS: usize = 8;
 /// Calls to the store that may be under way at once.
 const WRITE_LANES: u16 = 4;
+/// How long Kafka may take to acknowledge what a service sends over HTTP.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
+/// What services may have under way to Kafka over HTTP. librdkafka's own queue holds a little more.
+const PUBLISH_BYTES: usize = 64 << 20;
+const PUBLISH_EVENTS: usize = 50_000;
 /// How long clients wait at the most before they connect again.
 const RECONNECT: Duration = Duration::from_millis(1500);
 /// Records between a partition's position and the last one read.
@@ -50,6 +60,7 @@ pub struct Node {
     root_ended: JoinHandle<()>,
     ingest: Arc<Ingest>,
     edge: Edge,
+    api: Api,
     admin_address: SocketAddr,
     tasks: Vec<JoinHandle<()>>,
     fatal: mpsc::UnboundedReceiver<String>,
@@ -58,14 +69,38 @@ pub struct Node {
 
 /// What tokens are checked against, as configured.
 #[must_use]
-pub fn auth_config(config: &Config) -> edge::auth::Config {
+pub fn auth_config(config: &Config) -> auth::Config {
     let jwt = &config.auth.jwt;
-    edge::auth::Config {
+    auth::Config {
         hs256_secret: jwt.hs256_secret.as_ref().map(|secret| secret.expose().as_bytes().into()),
+        hs256_secret_file: jwt.hs256_secret_file.clone(),
+        public_key_files: jwt.public_key_files.clone(),
+        jwks_url: jwt.jwks_url.clone(),
+        algorithms: jwt.algorithms.as_ref().map(|listed| listed.iter().map(algorithm).collect()),
         leeway: jwt.leeway,
         issuer: jwt.issuer.clone(),
         audience: jwt.audience.clone(),
+        api_keys: config.auth.api_keys.iter().map(api_key).collect(),
     }
+}
+
+fn algorithm(algorithm: &config::Algorithm) -> auth::Algorithm {
+    match algorithm {
+        config::Algorithm::Hs256 => auth::Algorithm::Hs256,
+        config::Algorithm::Rs256 => auth::Algorithm::Rs256,
+        config::Algorithm::Es256 => auth::Algorithm::Es256,
+        config::Algorithm::EdDsa => auth::Algorithm::EdDsa,
+    }
+}
+
+fn api_key(key: &config::ApiKey) -> auth::ApiKey {
+    let scope = |scope: &config::Scope| match scope {
+        config::Scope::Publish => auth::Scope::Publish,
+        config::Scope::Sessions => auth::Scope::Sessions,
+        config::Scope::Read => auth::Scope::Read,
+    };
+    let service = auth::Service { name: key.name.clone(), scopes: key.scopes.iter().map(scope).collect() };
+    auth::ApiKey { sha256: *key.sha256.bytes(), service: Arc::new(service) }
 }
 
 impl Node {
@@ -73,11 +108,7 @@ impl Node {
     ///
     /// # Errors
     /// When an address is taken or librdkafka refuses a property.
-    pub async fn start(
-        config: &Config,
-        dev: Option<Arc<dyn DevRoutes>>,
-        metrics: PrometheusHandle,
-    ) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, dev: axum::Router, metrics: PrometheusHandle) -> anyhow::Result<Self> {
         raise_descriptor_limit();
         let health = Health::default();
         health.not_ready(HEALTH_PART, "starting");
@@ -94,8 +125,12 @@ impl Node {
         let (fatal_sender, fatal) = mpsc::unbounded_channel();
         let (root, root_ended, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
 
-        let edge = edge::start(edge_config(config, epoch, dev), shards.clone())
-            .with_context(|| format!("client.listen: cannot listen on {}", config.client.listen))?;
+        let authenticator = Authenticator::start(&auth_config(config))?;
+        let api = Api::start(api_config(config), authenticator.clone(), fatal_sender.clone());
+        let api = api.context("kafka.properties")?;
+        let others = api.routes().merge(dev.into());
+        let started = Arc::new(MemorySessions::default());
+        let edge = edge::start(edge_config(config, epoch, others)?, authenticator, started, shards.clone()).await?;
         let ingest = ingest::start(ingest_config(config), shards, &health, fatal_sender).context("kafka.properties")?;
         let ingest = Arc::new(ingest);
         let admin = Admin { health: health.clone(), metrics };
@@ -104,13 +139,20 @@ impl Node {
             .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
         health.ready(HEALTH_PART);
         let tasks = vec![admin, tokio::spawn(runtime_heartbeat(health.clone()))];
-        Ok(Self { health, root, root_ended, ingest, edge, admin_address, tasks, fatal, drain: config.drain.clone() })
+        let drain = config.drain.clone();
+        Ok(Self { health, root, root_ended, ingest, edge, api, admin_address, tasks, fatal, drain })
     }
 
     /// Where clients connect.
     #[must_use]
     pub fn client_address(&self) -> SocketAddr {
         self.edge.address()
+    }
+
+    /// Where gRPC clients connect.
+    #[must_use]
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.edge.grpc_address()
     }
 
     /// Where operators look.
@@ -147,8 +189,14 @@ impl Node {
         tracing::info!(deadline = ?self.drain.deadline, "draining");
         self.health.not_ready(HEALTH_PART, "draining");
         self.edge.refuse();
+        self.api.refuse();
         // Half of the time at the most for Kafka: clients must hear goodbye in any case.
-        self.ingest.drain(began + self.drain.deadline / 2).await;
+        let kafka_deadline = began + self.drain.deadline / 2;
+        let published = tokio::time::timeout_at(kafka_deadline.into(), self.api.settled());
+        let (_, published) = tokio::join!(self.ingest.drain(kafka_deadline), published);
+        if published.is_err() {
+            tracing::warn!("kafka did not confirm all events of services in time");
+        }
         self.edge.drain(self.drain.goodbyes_per_second, deadline).await;
         self.root.stop(None);
         self.tasks.iter().for_each(JoinHandle::abort);
@@ -173,12 +221,52 @@ fn user_config(config: &Config, store: Arc<dyn Store>, writer: Writer) -> Arc<us
     })
 }
 
-fn edge_config(config: &Config, epoch: crate::ids::LogEpoch, dev: Option<Arc<dyn DevRoutes>>) -> edge::Config {
+/// TLS for the client port, if its keys are set: HTTP/1.1 inside.
+///
+/// # Errors
+/// Names the key of the file that cannot be used.
+pub fn client_tls(config: &Config) -> Result<Option<tls::Acceptor>, config::Error> {
+    let config::Client { tls_cert_file, tls_key_file, .. } = &config.client;
+    listener_tls(config, tls::Listener::Client, tls_cert_file.as_deref(), tls_key_file.as_deref(), &[b"http/1.1"])
+}
+
+/// The same for the gRPC port: HTTP/2 inside.
+///
+/// # Errors
+/// Names the key of the file that cannot be used.
+pub fn grpc_tls(config: &Config) -> Result<Option<tls::Acceptor>, config::Error> {
+    let config::Grpc { tls_cert_file, tls_key_file, .. } = &config.grpc;
+    listener_tls(config, tls::Listener::Grpc, tls_cert_file.as_deref(), tls_key_file.as_deref(), &[b"h2"])
+}
+
+fn listener_tls(
+    config: &Config,
+    listener: tls::Listener,
+    cert: Option<&Path>,
+    key: Option<&Path>,
+    alpn: &[&[u8]],
+) -> Result<Option<tls::Acceptor>, config::Error> {
+    let (Some(cert), Some(key)) = (cert, key) else { return Ok(None) };
+    let files = tls::Files { cert: cert.to_owned(), key: key.to_owned() };
+    tls::Acceptor::load(listener, files, alpn).map(Some).map_err(|error| {
+        let file = match error.part {
+            tls::Part::Certificate => "tls_cert_file",
+            tls::Part::Key => "tls_key_file",
+        };
+        config.wrong(&format!("{}.{file}", listener.as_str()), error.to_string())
+    })
+}
+
+fn edge_config(
+    config: &Config,
+    epoch: crate::ids::LogEpoch,
+    others: OpenApiRouter,
+) -> Result<edge::Config, config::Error> {
     let limits = &config.limits;
-    edge::Config {
+    Ok(edge::Config {
         listen: config.client.listen,
+        grpc_listen: config.grpc.listen,
         allowed_origins: config.client.allowed_origins.clone(),
-        auth: auth_config(config),
         limits: edge::Limits {
             connects_per_second: limits.connects_per_second,
             connections_max: limits.connections_max,
@@ -193,8 +281,28 @@ fn edge_config(config: &Config, epoch: crate::ids::LogEpoch, dev: Option<Arc<dyn
         queue_bytes_max: config.sessions.window_bytes,
         heartbeat: config.sessions.heartbeat,
         reconnect: RECONNECT,
+        issued_ttl: config.sessions.issued_ttl,
         epoch,
-        dev,
+        others,
+        tls: client_tls(config)?.map(Arc::new),
+        grpc_tls: grpc_tls(config)?.map(Arc::new),
+        trusted_proxies: TrustedProxies::new(config.client.trusted_proxies.iter().map(|one| one.net()).collect()),
+        proxy_protocol: config.client.proxy_protocol,
+        memory_bytes_max: limits.memory_bytes_max as u64,
+    })
+}
+
+fn api_config(config: &Config) -> api::Config {
+    let limits = &config.limits;
+    api::Config {
+        producer: kafka::producer_config(&config.kafka),
+        topic: config.kafka.topic.clone(),
+        payload_bytes_max: limits.payload_bytes_max,
+        request_bytes_max: limits.request_bytes_max,
+        body_deadline: limits.handshake_deadline * 2,
+        publish_deadline: PUBLISH_DEADLINE,
+        in_flight_bytes: PUBLISH_BYTES,
+        in_flight_events: PUBLISH_EVENTS,
     }
 }
 
@@ -294,7 +402,7 @@ impl Actor for Root {
 }
 
 /// Test builds only: `POST /faults/assignment` takes partitions away and gives them back, `POST /faults/stall`
-/// makes a loop that liveness watches stand still.
+/// makes a loop that liveness watches stand still, `POST /faults/kafka` makes a client of no use any more.
 #[cfg(feature = "faults")]
 fn faults(ingest: &Arc<Ingest>, health: &Health) -> axum::Router {
     use axum::{Json, http::StatusCode, routing::post};
@@ -316,7 +424,7 @@ fn faults(ingest: &Arc<Ingest>, health: &Health) -> axum::Router {
     struct Body {
         partitions: Wanted,
     }
-    let ingest = ingest.clone();
+    let (ingest, failing) = (ingest.clone(), ingest.clone());
     let assign = async move |Json(body): Json<Body>| {
         ingest.assign(match body.partitions {
             Wanted::All(Everything::All) => Assignment::All,
@@ -334,7 +442,18 @@ fn faults(ingest: &Arc<Ingest>, health: &Health) -> axum::Router {
         let known = health.stall(&r#loop, Duration::from_secs(seconds));
         if known { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND }
     };
-    axum::Router::new().route("/faults/assignment", post(assign)).route("/faults/stall", post(stall))
+    #[derive(serde::Deserialize)]
+    struct Fail {
+        consumer: bool,
+    }
+    let fail = async move |Json(Fail { consumer }): Json<Fail>| {
+        failing.fail(consumer);
+        StatusCode::NO_CONTENT
+    };
+    axum::Router::new()
+        .route("/faults/assignment", post(assign))
+        .route("/faults/stall", post(stall))
+        .route("/faults/kafka", post(fail))
 }
 
 #[cfg(not(feature = "faults"))]

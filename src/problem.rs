@@ -6,14 +6,23 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-/// One error for whoever asked.
-#[derive(Debug, Serialize)]
+/// One error for whoever asked (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Problem {
+    /// Always `about:blank`: the status says what kind of problem it is.
     #[serde(rename = "type")]
+    #[schema(example = "about:blank")]
     kind: &'static str,
+    /// The status in words.
+    #[schema(example = "Bad Request")]
     title: &'static str,
+    /// The answer's status.
+    #[schema(minimum = 400, maximum = 599, example = 400)]
     status: u16,
+    /// What is wrong with this request, with the name of the field or header.
+    #[schema(example = "type is empty")]
     detail: String,
     #[serde(skip)]
     retry_after_seconds: Option<u64>,
@@ -41,19 +50,28 @@ impl Problem {
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+impl Problem {
+    /// The answer with this problem's status and headers, and with `body`, which is this problem and more.
+    pub(crate) fn answer(&self, body: &impl Serialize) -> Response {
         let status = StatusCode::from_u16(self.status).expect("made from a status");
-        let retry_after = self.retry_after_seconds;
-        let mut response = (status, Json(self)).into_response();
+        let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if let Some(seconds) = retry_after {
+        if status == StatusCode::UPGRADE_REQUIRED {
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
+        if let Some(seconds) = self.retry_after_seconds {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        self.answer(&self)
     }
 }

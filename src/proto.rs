@@ -4,6 +4,9 @@
 
 include!(concat!(env!("OUT_DIR"), "/atlas.notifier.v1.rs"));
 
+/// All of `proto/` as descriptors (`google.protobuf.FileDescriptorSet`), for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));
+
 #[cfg(test)]
 mod tests {
     use std::fmt::{Debug, Write as _};

@@ -426,7 +426,7 @@ impl State {
             return self.watch_deadlines(myself);
         }
         metric::slow_consumer();
-        tracing::info!(session = %self.id, "slow consumer closed");
+        tracing::info!(session = ?self.id, "slow consumer closed");
         self.close(myself, Close::come_back(CloseCode::SlowConsumer, "slow consumer", self.config.reconnect));
     }
 

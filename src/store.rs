@@ -2,6 +2,7 @@
 //! exists keeps everything in memory, for as long as the process lives.
 
 pub mod memory;
+pub mod sessions;
 pub mod writer;
 
 use std::{future::Future, pin::Pin, sync::Arc};

@@ -25,6 +25,10 @@ pub fn log() {
     } else {
         subscriber.json().flatten_event(true).init();
     }
+    #[cfg(feature = "faults")]
+    tracing::warn!(
+        "a build for tests: its admin port and some events can break it; build without the feature `faults`"
+    );
 }
 
 /// Installs the recorder and keeps it in order for as long as the process runs.

@@ -4,17 +4,21 @@
 use std::{io::Write as _, time::Duration};
 
 use bytes::Bytes;
+use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    event::{Notification, UnixMillis},
+    event::{Event, Notification, UnixMillis},
     ids::{LogEpoch, Sequence, SessionId, UserId},
+    proto,
 };
 
 /// Room in front of the JSON text for the largest WebSocket frame header of a server (RFC 6455, 5.2).
 const HEADER_BYTES_MAX: usize = 10;
 /// FIN and opcode 1, text (RFC 6455, 5.2).
 const FINAL_TEXT: u8 = 0x81;
+/// FIN and opcode 2, binary.
+const FINAL_BINARY: u8 = 0x82;
 
 /// One frame to a client: a JSON text with its WebSocket header in front, encoded once and shared by all sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,21 +29,8 @@ pub struct Frame {
 
 impl Frame {
     fn of(json: impl FnOnce(&mut Vec<u8>), capacity: usize) -> Self {
-        let mut buffer = Vec::with_capacity(HEADER_BYTES_MAX + capacity);
-        buffer.resize(HEADER_BYTES_MAX, 0);
-        json(&mut buffer);
-        let length = buffer.len() - HEADER_BYTES_MAX;
-        let (header_at, marker) = match length {
-            0..126 => (8, length),
-            126..=0xffff => (6, 126),
-            _ => (0, 127),
-        };
-        buffer[header_at] = FINAL_TEXT;
-        buffer[header_at + 1] = u8::try_from(marker).expect("a marker is at most 127");
-        let extended = HEADER_BYTES_MAX - (header_at + 2);
-        let be = (length as u64).to_be_bytes();
-        buffer[header_at + 2..HEADER_BYTES_MAX].copy_from_slice(&be[8 - extended..]);
-        Self { buffer: buffer.into(), header_at: u8::try_from(header_at).expect("at most 10") }
+        let (buffer, header_at) = message(FINAL_TEXT, json, capacity);
+        Self { buffer, header_at }
     }
 
     /// A notification as JSON.
@@ -99,6 +90,75 @@ impl Frame {
     }
 }
 
+/// One WebSocket message of a server, and where its header begins: there is room for the longest one.
+fn message(opcode: u8, body: impl FnOnce(&mut Vec<u8>), capacity: usize) -> (Bytes, u8) {
+    let mut buffer = Vec::with_capacity(HEADER_BYTES_MAX + capacity);
+    buffer.resize(HEADER_BYTES_MAX, 0);
+    body(&mut buffer);
+    let length = buffer.len() - HEADER_BYTES_MAX;
+    let (header_at, marker) = match length {
+        0..126 => (8, length),
+        126..=0xffff => (6, 126),
+        _ => (0, 127),
+    };
+    buffer[header_at] = opcode;
+    buffer[header_at + 1] = u8::try_from(marker).expect("a marker is at most 127");
+    let extended = HEADER_BYTES_MAX - (header_at + 2);
+    let be = (length as u64).to_be_bytes();
+    buffer[header_at + 2..HEADER_BYTES_MAX].copy_from_slice(&be[8 - extended..]);
+    (buffer.into(), u8::try_from(header_at).expect("at most 10"))
+}
+
+/// Test builds only: a client's message as it came, under the header that all frames have.
+#[cfg(feature = "faults")]
+pub(crate) fn echo(body: &[u8], is_text: bool) -> Bytes {
+    let opcode = if is_text { FINAL_TEXT } else { FINAL_BINARY };
+    let (buffer, header_at) = message(opcode, |out| out.extend_from_slice(body), body.len());
+    buffer.slice(usize::from(header_at)..)
+}
+
+/// A protobuf message as one WebSocket binary message, header and all.
+#[must_use]
+pub fn websocket_binary(body: &impl Message) -> Bytes {
+    let write = |out: &mut Vec<u8>| body.encode(out).expect("a vector grows");
+    let (buffer, header_at) = message(FINAL_BINARY, write, body.encoded_len());
+    buffer.slice(usize::from(header_at)..)
+}
+
+/// A notification as the contract's protobuf message.
+#[must_use]
+pub fn protobuf(seq: Option<Sequence>, event: &Event) -> proto::Notification {
+    proto::Notification {
+        notification_type: event.notification_type.to_string(),
+        data: event.payload.to_string(),
+        notification_id: event.id.to_string(),
+        sequence: seq.unwrap_or_default(),
+        created_at: Some(protobuf_time(event.created_at)),
+    }
+}
+
+/// A time as protobuf has it.
+#[must_use]
+pub fn protobuf_time(at: UnixMillis) -> prost_types::Timestamp {
+    let nanos = i32::try_from(at.rem_euclid(1000) * 1_000_000).expect("below 10^9");
+    prost_types::Timestamp { seconds: at.div_euclid(1000), nanos }
+}
+
+impl Frame {
+    /// A control frame as the contract's protobuf message: a notification whose type begins with `$`.
+    #[must_use]
+    pub fn protobuf(&self, name: &str) -> proto::Notification {
+        #[derive(Deserialize)]
+        struct Parts<'a> {
+            #[serde(borrow)]
+            payload: &'a serde_json::value::RawValue,
+        }
+        let parts: Parts<'_> = serde_json::from_slice(self.json()).expect("a control frame is JSON with a payload");
+        let data = parts.payload.get().to_owned();
+        proto::Notification { notification_type: name.to_owned(), data, ..proto::Notification::default() }
+    }
+}
+
 fn string(out: &mut Vec<u8>, text: &str) {
     let plain = text.bytes().all(|b| b >= 0x20 && b != b'"' && b != b'\\');
     if plain {
@@ -116,6 +176,14 @@ fn timestamp(out: &mut Vec<u8>, at: UnixMillis) {
     const YEAR_9999: UnixMillis = 253_402_207_200_000;
     let at = jiff::Timestamp::from_millisecond(at.clamp(YEAR_0, YEAR_9999)).expect("clamped to what it can hold");
     let _ = write!(out, "{at:.3}");
+}
+
+/// A time as frames have it: RFC 3339 with milliseconds, in UTC.
+#[must_use]
+pub fn timestamp_text(at: UnixMillis) -> String {
+    let mut out = Vec::new();
+    timestamp(&mut out, at);
+    String::from_utf8(out).expect("digits and signs")
 }
 
 /// What the server says about the session itself. Types of control frames begin with `$`.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use crate::{cli, config};
+use crate::{cli, config, node};
 
 /// Check the configuration and print it as it takes effect, secrets masked
 #[derive(clap::Args)]
@@ -29,6 +29,12 @@ pub fn run(args: &Args, file: Option<&Path>) -> anyhow::Result<()> {
     }
     let config = cli::load(file)?;
     cli::check_kafka(&config)?;
+    node::client_tls(&config)?;
+    node::grpc_tls(&config)?;
+    cli::check_auth(&config)?;
+    if let Err(error) = config.validate_serve() {
+        eprintln!("warning: `notifier serve` refuses this: {error}");
+    }
     config.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
     if args.json {
         let effective: toml::Table = config::effective(&config).parse().context("the configuration is TOML")?;

@@ -1,5 +1,6 @@
 //! `notifier dev`: one node with everything it needs in one process, and a page to look at.
 
+mod api_key;
 mod routes;
 
 use std::{
@@ -7,7 +8,6 @@ use std::{
     io::Write as _,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -16,9 +16,8 @@ use uuid::Uuid;
 
 use super::{DEV_DIRECTORY, DEV_FILE, Usage};
 use crate::{
-    cli,
+    auth, cli,
     config::{Config, Secret},
-    edge::auth,
     embedded_broker::EmbeddedBroker,
     ids::UserId,
     node::{self, Node},
@@ -63,9 +62,11 @@ pub async fn run(args: Args, file: Option<&Path>) -> anyhow::Result<()> {
     let local = |offset: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, args.port + offset));
     let mut config = cli::load_from(file)?;
     config.client.listen = local(0);
+    config.grpc.listen = local(1);
     config.admin.listen = local(2);
     let written = args.data_dir.join(DEV_FILE);
     config.auth.jwt.hs256_secret.get_or_insert_with(|| earlier_secret(&written).unwrap_or_else(new_secret));
+    let api_key = api_key::establish(&mut config, &args.data_dir)?;
     let broker = match &args.kafka {
         Some(brokers) => {
             config.kafka.brokers.clone_from(brokers);
@@ -73,16 +74,16 @@ pub async fn run(args: Args, file: Option<&Path>) -> anyhow::Result<()> {
         }
         None => Some(start_broker(&mut config, local(4)).await?),
     };
-    let routes = Arc::new(routes::Routes::new(&config)?);
+    let routes = routes::routes(&config, &api_key)?;
     let mut running = config.clone();
     if broker.is_some() {
         // The mock cluster answers a fetch only when its time is over, records or not.
         running.kafka.properties.set("fetch.wait.max.ms", "10");
     }
-    let node = Node::start(&running, Some(routes), telemetry::metrics()?).await?;
+    let node = Node::start(&running, routes, telemetry::metrics()?).await?;
     write_config(&config, &args.data_dir, &written)?;
     wait_until_ready(&node).await;
-    greet(&args, &config, &node)?;
+    greet(&args, &config, &api_key, &node)?;
     node.run(cli::stop_signal()).await?;
     if let Some(broker) = broker {
         broker.stop().await;
@@ -147,7 +148,7 @@ async fn wait_until_ready(node: &Node) {
     tracing::warn!(failing = ?node.health().failing(), "not ready yet");
 }
 
-fn greet(args: &Args, config: &Config, node: &Node) -> anyhow::Result<()> {
+fn greet(args: &Args, config: &Config, api_key: &str, node: &Node) -> anyhow::Result<()> {
     let auth = node::auth_config(config);
     let secret = auth.hs256_secret.as_deref().context("dev always has a secret")?;
     let (token, _) = auth::issue(&UserId::new(USER)?, TOKEN_TTL, &auth, secret)?;
@@ -158,12 +159,14 @@ fn greet(args: &Args, config: &Config, node: &Node) -> anyhow::Result<()> {
     let option = if elsewhere { format!(" --config {}", file.display()) } else { String::new() };
     let notifier = command_name();
     let send = format!(r#"{notifier} send{option} --user {USER} --type greeting --data '{{"hello":"world"}}'"#);
+    let event = format!(r#"{{"target":"{USER}","type":"greeting","payload":{{"hello":"curl"}}}}"#);
+    let curl = format!("curl --json '{event}' -H 'X-API-Key: {api_key}' http://{address}/v1/events");
     let brokers = &config.kafka.brokers;
     let mut out = std::io::stdout().lock();
     if args.json {
         let metrics = format!("http://{}/metrics", node.admin_address());
         let object = serde_json::json!({ "page": page, "websocket": websocket, "user": USER, "token": token,
-            "kafka": brokers, "metrics": metrics, "config": file, "send": send });
+            "kafka": brokers, "metrics": metrics, "config": file, "api_key": api_key, "send": send, "curl": curl });
         writeln!(out, "{object}")?;
         return Ok(out.flush()?);
     }
@@ -176,7 +179,7 @@ fn greet(args: &Args, config: &Config, node: &Node) -> anyhow::Result<()> {
     writeln!(out, "  Metrics    http://{}/metrics", node.admin_address())?;
     writeln!(out, "  Token      {token}")?;
     writeln!(out, "             for user {USER}, good for a day")?;
-    writeln!(out, "\nSend a first notification from another terminal:\n\n  {send}\n")?;
+    writeln!(out, "\nSend a first notification from another terminal:\n\n  {send}\n\nor over HTTP:\n\n  {curl}\n")?;
     writeln!(out, "{}", if args.kafka.is_some() { real } else { storage })?;
     Ok(out.flush()?)
 }

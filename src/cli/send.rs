@@ -18,8 +18,8 @@ use serde::Serialize;
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
 use crate::{
-    cli::Usage,
-    config,
+    cli::{Usage, WHERE_DEV_RUNS},
+    config::{self, Config},
     event::unix_millis_now,
     ids,
     kafka::{self, Log, Producer},
@@ -119,14 +119,22 @@ type Delivery = Pin<Box<dyn Future<Output = anyhow::Result<Written>> + Send>>;
 /// # Errors
 /// [`Usage`] for arguments that no event can be made of; else Kafka's reason for the first event that
 /// was not taken.
-pub async fn run(args: Args, kafka: &config::Kafka) -> anyhow::Result<()> {
+pub async fn run(args: Args, config: &Config) -> anyhow::Result<()> {
+    let (kafka, payload_bytes_max) = (&config.kafka, config.limits.payload_bytes_max);
     let args = Args { data: read_data(&args.data, io::stdin())?, ..args };
     check(&args)?;
+    if args.data.len() > payload_bytes_max {
+        let size = args.data.len();
+        return Err(Usage(format!("--data has {size} bytes; limits.payload_bytes_max is {payload_bytes_max}")).into());
+    }
+    if kafka.brokers.trim().is_empty() {
+        return Err(Usage(format!("kafka.brokers is not set; {WHERE_DEV_RUNS}")).into());
+    }
     let mut client = kafka::producer_config(kafka);
     if client.get("message.timeout.ms").is_none() {
         client.set("message.timeout.ms", KAFKA_DEADLINE.as_millis().to_string());
     }
-    let producer: Producer = client.create_with_context(Log::default()).context("cannot start the Kafka client")?;
+    let producer: Producer = client.create_with_context(Log).context("cannot start the Kafka client")?;
     check_topic(&producer, kafka).await?;
 
     let began = Instant::now();
@@ -267,14 +275,8 @@ fn id(args: &Args, number: u64) -> String {
     match &args.id {
         Some(id) if args.count == 1 => id.clone(),
         Some(id) => format!("{id}-{number}"),
-        None => time_ordered_id(),
+        None => ids::NotificationId::time_ordered().to_string(),
     }
-}
-
-/// A UUID of version 7 (RFC 9562): sorts by time, and is unique by its random bits.
-fn time_ordered_id() -> String {
-    let now = u64::try_from(unix_millis_now()).unwrap_or_default();
-    uuid::Builder::from_unix_timestamp_millis(now, &rand::random()).into_uuid().to_string()
 }
 
 fn event(args: &Args, id: String) -> proto::NotificationDeliveryRequested {

@@ -18,8 +18,9 @@ pub async fn run(_: Args, file: Option<&Path>) -> anyhow::Result<()> {
     let config = cli::load_from(file)?;
     config.validate_serve()?;
     cli::check_kafka(&config)?;
+    cli::check_auth(&config)?;
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
-    let node = Node::start(&config, None, telemetry::metrics()?).await?;
+    let node = Node::start(&config, axum::Router::new(), telemetry::metrics()?).await?;
     tracing::info!(clients = %node.client_address(), admin = %node.admin_address(), topic = config.kafka.topic, "serving");
     node.run(cli::stop_signal()).await
 }

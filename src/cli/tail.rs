@@ -3,7 +3,7 @@
 //! Here: what was asked for. The loop is in `follow.rs`, when to come back in `retry.rs`, and what a protocol
 //! is in `connection.rs` and the files that it names.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::ValueEnum;
 use tokio::io::AsyncWrite;
@@ -19,11 +19,13 @@ mod credentials;
 mod endpoint;
 mod follow;
 mod frame;
+mod grpc;
 mod http;
 mod output;
 mod position;
 mod retry;
 mod sse;
+mod tls;
 mod websocket;
 
 use self::{
@@ -66,9 +68,12 @@ pub struct Args {
     /// Print each frame's JSON text as it came, one a line, control frames too
     #[arg(long)]
     json: bool,
-    /// The server, such as http://notifier.example.com:8000 [default: client.listen, on this machine]
+    /// The server, such as https://notifier.example.com [default: client.listen, with gRPC grpc.listen, on this machine]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// The authorities that the server's certificate may be from, a PEM file [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     /// The user's token [default: a new one, signed with auth.jwt.hs256_secret]
     #[arg(long, value_name = "JWT", env = "NOTIFIER_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -81,7 +86,7 @@ enum Protocol {
     Websocket,
     /// Server-sent events
     Sse,
-    /// Not available in this version
+    /// gRPC, Notifier/Connect
     Grpc,
 }
 
@@ -96,9 +101,6 @@ pub async fn run(args: Args, config: &Config) -> anyhow::Result<()> {
 }
 
 fn follower<W: AsyncWrite + Unpin>(args: Args, config: &Config, printer: Printer<W>) -> Result<Follower<W>, Usage> {
-    if args.protocol == Protocol::Grpc {
-        return Err(Usage("--protocol grpc is not available in this version".to_owned()));
-    }
     let user = UserId::new(args.user).map_err(|problem| Usage(format!("--user {problem}")))?;
     let device = args.device.map(DeviceId::new).transpose().map_err(|problem| Usage(format!("--device {problem}")))?;
     let since = args.since.map(|since| {
@@ -107,14 +109,25 @@ fn follower<W: AsyncWrite + Unpin>(args: Args, config: &Config, printer: Printer
     });
     let endpoint = match args.url {
         Some(url) => Endpoint::parse(&url)?,
-        None => Endpoint::local(config.client.listen)?,
+        None if args.protocol == Protocol::Grpc => {
+            Endpoint::local("grpc.listen", config.grpc.listen, config.grpc.tls_cert_file.is_some())?
+        }
+        None => Endpoint::local("client.listen", config.client.listen, config.client.tls_cert_file.is_some())?,
+    };
+    let tls = match (endpoint.is_secure(), &args.ca_file) {
+        (true, ca_file) => {
+            let alpn: &[u8] = if args.protocol == Protocol::Grpc { b"h2" } else { b"http/1.1" };
+            Some(tls::connector(ca_file.as_deref(), alpn)?)
+        }
+        (false, None) => None,
+        (false, Some(_)) => return Err(Usage("--ca-file is of no use without https:// or wss://".to_owned())),
     };
     let credentials = match args.token {
         Some(token) => Credentials::given(&token)?,
         None => Credentials::made_for(user.clone(), crate::node::auth_config(config))?,
     };
     Ok(Follower::new(
-        Arc::new(Server { endpoint, credentials }),
+        Arc::new(Server { endpoint, credentials, tls }),
         args.protocol,
         Identity { user, device },
         Position::new(since.transpose()?, !args.no_ack),

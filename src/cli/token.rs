@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
-
-use super::Usage;
-use crate::{config::Config, edge::auth, ids::UserId, node};
+use super::{Usage, WHERE_DEV_RUNS};
+use crate::{auth, config::Config, ids::UserId, node};
 
 /// Print a token for a user, signed with the configured HS256 secret
 #[derive(clap::Args)]
@@ -29,7 +27,10 @@ pub struct Args {
 pub fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     let user = UserId::new(args.user).map_err(|error| Usage(format!("--user {error}")))?;
     let auth = node::auth_config(config);
-    let secret = auth.hs256_secret.as_deref().context(Usage("auth.jwt.hs256_secret is not set".into()))?;
+    let secret = auth
+        .hs256_secret
+        .as_deref()
+        .ok_or_else(|| Usage(format!("auth.jwt.hs256_secret is not set; {WHERE_DEV_RUNS}")))?;
     let (token, expires_at) = auth::issue(&user, args.ttl, &auth, secret)?;
     if args.json {
         let expires_at = jiff::Timestamp::from_millisecond(expires_at)?;

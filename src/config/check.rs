@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Config, error::Error, not_yet};
+use super::{Config, auth::Jwt, error::Error, not_yet};
 use crate::event::Priority;
 
 /// HS256 is as strong as its secret: RFC 7518, section 3.2 asks for at least the hash's size.
@@ -28,6 +28,7 @@ impl Config {
             return Err(Error::NotAvailable { origin: self.origins.of(&key), key });
         }
         self.check_listeners()?;
+        self.check_tls()?;
         self.check_kafka()?;
         self.check_not_zero()?;
         self.check_sizes()?;
@@ -44,21 +45,22 @@ impl Config {
         if self.kafka.brokers.trim().is_empty() {
             return Err(self.wrong("kafka.brokers", r#"is not set; expected "HOST:PORT,…""#));
         }
-        match &self.auth.jwt.hs256_secret {
-            None => Err(self.wrong("auth.jwt.hs256_secret", "is not set, so that nobody could connect")),
+        let jwt = &self.auth.jwt;
+        match &jwt.hs256_secret {
+            None if jwt.public_key_files.is_empty() && jwt.jwks_url.is_none() => Err(self.wrong(
+                "auth.jwt.hs256_secret",
+                "is not set, nor are public_key_files and jwks_url, so that nobody could connect",
+            )),
+            None => Ok(()),
             Some(secret) if secret.expose().len() < HS256_SECRET_BYTES_MIN => {
-                let key = match self.auth.jwt.hs256_secret_file {
-                    Some(_) => "auth.jwt.hs256_secret_file",
-                    None => "auth.jwt.hs256_secret",
-                };
-                Err(self
-                    .wrong(key, format!("the secret is too short; expected at least {HS256_SECRET_BYTES_MIN} bytes")))
+                let reason = format!("the secret is too short; expected at least {HS256_SECRET_BYTES_MIN} bytes");
+                Err(self.wrong(secret_key(jwt), reason))
             }
             Some(_) => Ok(()),
         }
     }
 
-    fn wrong(&self, key: &str, reason: impl Into<String>) -> Error {
+    pub(crate) fn wrong(&self, key: &str, reason: impl Into<String>) -> Error {
         Error::Value { key: key.to_owned(), reason: reason.into(), origin: self.origins.of(key) }
     }
 
@@ -91,10 +93,11 @@ impl Config {
     }
 
     fn check_listeners(&self) -> Result<(), Error> {
-        let mut listeners = vec![("client.listen", self.client.listen), ("admin.listen", self.admin.listen)];
-        if not_yet::not_yet("grpc.listen").is_none() {
-            listeners.push(("grpc.listen", self.grpc.listen));
-        }
+        let mut listeners = vec![
+            ("client.listen", self.client.listen),
+            ("grpc.listen", self.grpc.listen),
+            ("admin.listen", self.admin.listen),
+        ];
         if self.cluster.enabled {
             listeners.push(("cluster.listen", self.cluster.listen));
         }
@@ -103,6 +106,22 @@ impl Config {
                 let origin = self.origins.of(second);
                 return Err(Error::SamePort { first, second, port: address.port(), origin });
             }
+        }
+        Ok(())
+    }
+
+    fn check_tls(&self) -> Result<(), Error> {
+        let Self { client, grpc, .. } = self;
+        for (section, cert, key) in
+            [("client", &client.tls_cert_file, &client.tls_key_file), ("grpc", &grpc.tls_cert_file, &grpc.tls_key_file)]
+        {
+            let (missing, set) = match (cert, key) {
+                (Some(_), None) => ("key", "cert"),
+                (None, Some(_)) => ("cert", "key"),
+                _ => continue,
+            };
+            let reason = format!("is not set; {section}.tls_{set}_file is of no use without it");
+            return Err(self.wrong(&format!("{section}.tls_{missing}_file"), reason));
         }
         Ok(())
     }
@@ -215,7 +234,12 @@ impl Config {
                 return Err(self.wrong(key, "is empty; leave it out to have the claim not checked"));
             }
         }
-        if jwt.algorithms.is_empty() {
+        // Whoever configures a public key as the secret lets everybody who has read it sign.
+        if jwt.hs256_secret.as_ref().is_some_and(|secret| secret.expose().starts_with("-----BEGIN ")) {
+            let reason = "is a PEM file; expected a secret (public keys belong into auth.jwt.public_key_files)";
+            return Err(self.wrong(secret_key(jwt), reason));
+        }
+        if jwt.algorithms.as_ref().is_some_and(Vec::is_empty) {
             return Err(self.wrong("auth.jwt.algorithms", "is empty, so that nobody could connect"));
         }
         for (index, limit) in self.limits.delivery.iter().enumerate() {
@@ -238,6 +262,14 @@ impl Config {
             Some((pattern, _)) => Err(self.wrong(&format!("types.{pattern}.ttl"), "is 0; expected more")),
             None => Ok(()),
         }
+    }
+}
+
+/// The key that the secret came from.
+fn secret_key(jwt: &Jwt) -> &'static str {
+    match jwt.hs256_secret_file {
+        Some(_) => "auth.jwt.hs256_secret_file",
+        None => "auth.jwt.hs256_secret",
     }
 }
 

@@ -1,11 +1,12 @@
 //! What clients see: `[client]`, `[grpc]`, `[admin]`, `[sessions]`, `[limits]`, `[buffer]`, `[drain]`.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,18 +22,48 @@ pub struct Client {
     pub listen: SocketAddr,
     /// Web origins that may connect and read, such as `"https://app.example.com"`. Empty: the server's own host, and clients that send no `Origin`. `["*"]`: all. The same list answers CORS requests.
     pub allowed_origins: Vec<String>,
-    /// TLS certificate chain, a PEM file. Together with `tls_key_file`; without both, clients connect in plain text.
+    /// TLS certificate chain, a PEM file, read again when it changes. Together with `tls_key_file`; without both, clients connect in plain text.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "file"))]
     pub tls_cert_file: Option<PathBuf>,
-    /// Private key of the certificate, a PEM file.
+    /// Private key of the certificate, a PEM file, read again when it changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "file"))]
     pub tls_key_file: Option<PathBuf>,
-    /// Addresses or networks of proxies whose `X-Forwarded-For` names the client, such as `"10.0.0.0/8"`.
-    pub trusted_proxies: Vec<String>,
-    /// Whether connections begin with a PROXY protocol header that names the client.
+    /// Addresses or networks of proxies whose `X-Forwarded-For` names the client, such as `"10.0.0.0/8"`. The last address in it that is not one of these is the client's. Limits per address do not hold for the proxies themselves.
+    pub trusted_proxies: Vec<Network>,
+    /// Whether every connection begins with a PROXY protocol header (version 1 or 2) that names the client; those without one are closed. Only the balancer may be able to reach the port then. List it in `trusted_proxies` too, so that its connections do not count as one client's until their header is read.
     pub proxy_protocol: bool,
+}
+
+/// A network, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct Network(IpNet);
+
+impl Network {
+    /// The network itself.
+    #[must_use]
+    pub fn net(self) -> IpNet {
+        self.0
+    }
+}
+
+impl TryFrom<String> for Network {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let net = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        net.map(|net: IpNet| Self(net.trunc()))
+            .map_err(|_| format!(r#"{text:?} is no network; expected such as "10.0.0.0/8" or "192.0.2.7""#))
+    }
+}
+
+impl From<Network> for String {
+    fn from(Network(net): Network) -> Self {
+        if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+    }
 }
 
 /// The listener for gRPC.
@@ -105,7 +136,11 @@ pub struct Limits {
     pub handshakes_per_address: usize,
     /// Connections of one client address. 0: no limit.
     pub connections_per_address: usize,
-    /// How long a client may take from connecting to being authenticated.
+    /// Memory of the process: from nine tenths of it on, new connections are refused. 0: what the control group or the machine has.
+    #[serde(with = "size")]
+    #[schemars(with = "SizeText")]
+    pub memory_bytes_max: usize,
+    /// How long a client may take from connecting to being authenticated; PROXY header and TLS handshake count.
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub handshake_deadline: Duration,
@@ -213,6 +248,7 @@ impl Default for Limits {
             handshakes_max: 512,
             handshakes_per_address: 64,
             connections_per_address: 0,
+            memory_bytes_max: 0,
             handshake_deadline: Duration::from_secs(10),
             frame_bytes_max: 64 << 10,
             payload_bytes_max: 256 << 10,

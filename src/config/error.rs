@@ -11,7 +11,7 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no reading the file.
-    #[error("cannot read the configuration file {}: {source}", path.display())]
+    #[error("cannot read the configuration file {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -67,7 +67,7 @@ pub enum Error {
         origin: Origin,
     },
     /// A file that a key names cannot be read.
-    #[error("{key}: cannot read {}: {source}{origin}", path.display())]
+    #[error("{key}: cannot read {}{origin}", path.display())]
     Unreadable {
         /// The dotted path.
         key: String,

@@ -13,20 +13,10 @@ pub(super) struct NotYet {
 }
 
 const NOT_YET: &[NotYet] = &[
-    NotYet { key: "auth.api_keys", but: None },
-    NotYet { key: "auth.jwt.algorithms", but: None },
-    NotYet { key: "auth.jwt.jwks_url", but: None },
-    NotYet { key: "auth.jwt.public_key_files", but: None },
     NotYet { key: "buffer", but: None },
-    NotYet { key: "client.proxy_protocol", but: None },
-    NotYet { key: "client.tls_cert_file", but: None },
-    NotYet { key: "client.tls_key_file", but: None },
-    NotYet { key: "client.trusted_proxies", but: None },
     NotYet { key: "cluster", but: None },
-    NotYet { key: "grpc", but: None },
     NotYet { key: "kafka.receipts_topic", but: Some("") },
     NotYet { key: "limits.delivery", but: None },
-    NotYet { key: "sessions.issued_ttl", but: None },
 ];
 
 /// The row of a key, or a section as a whole, that waits for its feature.

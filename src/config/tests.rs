@@ -80,7 +80,7 @@ fn contract_example_is_read() {
         window_bytes = "512KiB"
         [[auth.api_keys]]
         name = "billing"
-        sha256 = "00"
+        sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         scopes = ["publish", "sessions", "read"]
         [[limits.delivery]]
         priority = "normal"
@@ -188,6 +188,10 @@ fn bad_file_is_named_with_key_and_expectation() {
     for (toml, parts) in [
         ("[kafka]\nbroker = \"x\"", &["kafka.broker:", "no such key", "notifier.toml", "brokers, "][..]),
         ("[kafkaa]\nx = 1", &["kafkaa:", "no such key", "notifier.toml"]),
+        (
+            "[[auth.api_keys]]\nname = \"a\"\nsha256 = \"00\"",
+            &["auth.api_keys[0].sha256:", "64 hexadecimal", "notifier.toml"],
+        ),
         ("[[auth.api_keys]]\nnam = 1", &["auth.api_keys[0].nam:", "no such key", "notifier.toml"]),
         ("[types.a]\ncolour = 1", &["types.a.colour:", "no such key", "notifier.toml"]),
         (

@@ -1,16 +1,20 @@
 //! Who gets in, before anything is spent on them: connections in all and per address, handshakes under way,
-//! connects per second. Each refusal has a reason, and a permit is given back however a connection ends.
+//! connects per second, memory. Each refusal has a reason, and a permit is given back however a connection ends.
+//! Behind a proxy the address is known only later: the connection moves under it then.
 
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 
-use super::metric;
+use super::{memory, metric};
 
 /// Descriptors for everything but clients: Kafka, the admin port, the store, files.
 const SPARE_DESCRIPTORS: u64 = 128;
@@ -42,6 +46,9 @@ pub(super) enum Refusal {
     Handshakes,
     HandshakesPerAddress,
     HandshakeDeadline,
+    Memory,
+    ProxyHeader,
+    TlsHandshake,
     ConnectRate,
     Unauthenticated,
     Origin,
@@ -49,12 +56,15 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Connections,
         Self::ConnectionsPerAddress,
         Self::Handshakes,
         Self::HandshakesPerAddress,
         Self::HandshakeDeadline,
+        Self::Memory,
+        Self::ProxyHeader,
+        Self::TlsHandshake,
         Self::ConnectRate,
         Self::Unauthenticated,
         Self::Origin,
@@ -68,6 +78,9 @@ impl Refusal {
             Self::Handshakes => "handshakes",
             Self::HandshakesPerAddress => "handshakes_per_address",
             Self::HandshakeDeadline => "handshake_deadline",
+            Self::Memory => "memory",
+            Self::ProxyHeader => "proxy_header",
+            Self::TlsHandshake => "tls_handshake",
             Self::ConnectRate => "connect_rate",
             Self::Unauthenticated => "unauthenticated",
             Self::Origin => "origin",
@@ -81,21 +94,54 @@ pub(super) struct Admission {
     pub(super) limits: Limits,
     counts: Arc<Mutex<Counts>>,
     rate: Mutex<Bucket>,
+    /// So much memory is used that nobody else is let in.
+    memory_full: AtomicBool,
 }
 
-#[derive(Default)]
 struct Counts {
+    limits: Limits,
     connections: usize,
     handshakes: usize,
     by_address: HashMap<IpAddr, PerAddress>,
-    connections_max: usize,
 }
 
 impl Counts {
     fn measure(&self) {
         #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-        metric::capacity(self.connections as f64 / self.connections_max as f64);
+        metric::connections(self.connections as f64 / self.limits.connections_max as f64);
     }
+
+    /// Whether one more of this address may be there.
+    fn has_room(&self, address: IpAddr, in_handshake: bool) -> Result<(), Refusal> {
+        let Some(of_address) = self.by_address.get(&address) else { return Ok(()) };
+        if !allows(self.limits.connections_per_address, of_address.connections) {
+            return Err(Refusal::ConnectionsPerAddress);
+        }
+        if in_handshake && !allows(self.limits.handshakes_per_address, of_address.handshakes) {
+            return Err(Refusal::HandshakesPerAddress);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, address: IpAddr, in_handshake: bool) {
+        let of_address = self.by_address.entry(address).or_default();
+        of_address.connections += 1;
+        of_address.handshakes += usize::from(in_handshake);
+    }
+
+    fn remove(&mut self, address: IpAddr, in_handshake: bool) {
+        let Some(of_address) = self.by_address.get_mut(&address) else { return };
+        of_address.connections -= 1;
+        of_address.handshakes -= usize::from(in_handshake);
+        if of_address.connections == 0 {
+            self.by_address.remove(&address);
+        }
+    }
+}
+
+/// A limit of 0 is none.
+fn allows(limit: usize, count: usize) -> bool {
+    limit == 0 || count < limit
 }
 
 #[derive(Default)]
@@ -107,45 +153,67 @@ struct PerAddress {
 /// A connection that is let in; counted until it is dropped.
 pub(super) struct Admitted {
     counts: Arc<Mutex<Counts>>,
-    address: IpAddr,
+    client: IpAddr,
+    /// What limits per address count it under; not at all, when it comes from a trusted proxy itself.
+    counted: Option<IpAddr>,
     in_handshake: bool,
 }
 
+/// A session beside others on one connection; counted until it is dropped.
+pub(super) struct AdmittedStream(Arc<Mutex<Counts>>);
+
 impl Admission {
-    pub(super) fn new(limits: Limits) -> Self {
-        let connections_max = match limits.connections_max {
-            0 => connections_from_machine(),
-            configured => configured,
-        };
+    pub(super) fn new(mut limits: Limits) -> Self {
+        if limits.connections_max == 0 {
+            limits.connections_max = connections_from_machine();
+        }
         let rate = Mutex::new(Bucket::new(f64::from(limits.connects_per_second), Instant::now()));
-        let counts = Arc::new(Mutex::new(Counts { connections_max, ..Counts::default() }));
-        Self { limits, counts, rate }
+        let counts = Counts { limits: limits.clone(), connections: 0, handshakes: 0, by_address: HashMap::new() };
+        Self { limits, counts: Arc::new(Mutex::new(counts)), rate, memory_full: AtomicBool::new(false) }
     }
 
-    /// Lets a connection in that was just accepted, or says why not.
-    pub(super) fn admit(&self, address: IpAddr) -> Result<Admitted, Refusal> {
-        let limits = &self.limits;
-        let allows = |limit: usize, count: usize| limit == 0 || count < limit;
+    /// Lets a connection in that was just accepted, or says why not. Limits per address count it under `counted`,
+    /// if there is one.
+    pub(super) fn admit(&self, client: IpAddr, counted: Option<IpAddr>) -> Result<Admitted, Refusal> {
+        if self.memory_full.load(Ordering::Relaxed) {
+            return Err(Refusal::Memory);
+        }
         let mut counts = self.counts.lock();
-        if counts.connections >= counts.connections_max {
+        if counts.connections >= counts.limits.connections_max {
             return Err(Refusal::Connections);
         }
-        if !allows(limits.handshakes_max, counts.handshakes) {
+        if !allows(counts.limits.handshakes_max, counts.handshakes) {
             return Err(Refusal::Handshakes);
         }
-        let of_address = counts.by_address.entry(address).or_default();
-        if !allows(limits.connections_per_address, of_address.connections) {
-            return Err(Refusal::ConnectionsPerAddress);
+        if let Some(address) = counted {
+            counts.has_room(address, true)?;
+            counts.add(address, true);
         }
-        if !allows(limits.handshakes_per_address, of_address.handshakes) {
-            return Err(Refusal::HandshakesPerAddress);
-        }
-        of_address.connections += 1;
-        of_address.handshakes += 1;
         counts.connections += 1;
         counts.handshakes += 1;
         counts.measure();
-        Ok(Admitted { counts: self.counts.clone(), address, in_handshake: true })
+        Ok(Admitted { counts: self.counts.clone(), client, counted, in_handshake: true })
+    }
+
+    /// Lets a session in on a connection that carries several, unless there is no room for more connections.
+    pub(super) fn admit_stream(&self) -> Option<AdmittedStream> {
+        if self.is_memory_full() {
+            metric::rejected(Refusal::Memory);
+            return None;
+        }
+        let mut counts = self.counts.lock();
+        if counts.connections >= counts.limits.connections_max {
+            metric::rejected(Refusal::Connections);
+            return None;
+        }
+        counts.connections += 1;
+        counts.measure();
+        Some(AdmittedStream(self.counts.clone()))
+    }
+
+    /// Whether there is no memory for further sessions.
+    pub(super) fn is_memory_full(&self) -> bool {
+        self.memory_full.load(Ordering::Relaxed)
     }
 
     /// Takes one of this second's connects; else how long to wait.
@@ -155,53 +223,82 @@ impl Admission {
         }
         self.rate.lock().take(Instant::now())
     }
+
+    /// Nobody else is let in while memory is full.
+    pub(super) fn memory_full(&self, full: bool) {
+        if self.memory_full.swap(full, Ordering::Relaxed) != full {
+            if full {
+                tracing::error!("memory is nearly used up: new connections are refused");
+            } else {
+                tracing::info!("there is memory again: new connections are let in");
+            }
+        }
+    }
 }
 
 impl Admitted {
+    /// Where the connection comes from, as far as that is known.
+    pub(super) fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// A proxy has said where the connection, or its latest request, comes from: it counts there from here on.
+    ///
+    /// # Errors
+    /// When there are enough of that address; nothing has changed then.
+    pub(super) fn came_from(&mut self, client: IpAddr, counted: Option<IpAddr>) -> Result<(), Refusal> {
+        if self.counted != counted {
+            let mut counts = self.counts.lock();
+            if let Some(address) = counted {
+                counts.has_room(address, self.in_handshake)?;
+                counts.add(address, self.in_handshake);
+            }
+            if let Some(address) = self.counted {
+                counts.remove(address, self.in_handshake);
+            }
+        }
+        self.client = client;
+        self.counted = counted;
+        Ok(())
+    }
+
     /// The peer has shown who it is, or asked its first request.
     pub(super) fn handshake_done(&mut self) {
         if std::mem::take(&mut self.in_handshake) {
             let mut counts = self.counts.lock();
             counts.handshakes -= 1;
-            if let Some(of_address) = counts.by_address.get_mut(&self.address) {
+            if let Some(of_address) = self.counted.and_then(|address| counts.by_address.get_mut(&address)) {
                 of_address.handshakes -= 1;
             }
         }
     }
 }
 
-impl Drop for Admitted {
+impl Drop for AdmittedStream {
     fn drop(&mut self) {
-        self.handshake_done();
-        let mut counts = self.counts.lock();
+        let mut counts = self.0.lock();
         counts.connections -= 1;
         counts.measure();
-        if let Some(of_address) = counts.by_address.get_mut(&self.address) {
-            of_address.connections -= 1;
-            if of_address.connections == 0 {
-                counts.by_address.remove(&self.address);
-            }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock();
+        counts.connections -= 1;
+        counts.handshakes -= usize::from(self.in_handshake);
+        if let Some(address) = self.counted {
+            counts.remove(address, self.in_handshake);
         }
+        counts.measure();
     }
 }
 
 fn connections_from_machine() -> usize {
     let descriptors = rlimit::Resource::NOFILE.get().map_or(1024, |(soft, _)| soft);
     let from_descriptors = descriptors.saturating_sub(SPARE_DESCRIPTORS).max(16);
-    let from_memory = memory_bytes().map_or(u64::MAX, |bytes| bytes / MEMORY_PER_CONNECTION);
+    let from_memory = memory::available_bytes().map_or(u64::MAX, |bytes| bytes / MEMORY_PER_CONNECTION);
     usize::try_from(from_descriptors.min(from_memory)).unwrap_or(usize::MAX)
-}
-
-/// The memory that this process may use: its control group's limit, else the machine's.
-fn memory_bytes() -> Option<u64> {
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
-    let machine = || {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let kib: u64 =
-            text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().split(' ').next()?.parse().ok()?;
-        Some(kib * 1024)
-    };
-    group.or_else(machine)
 }
 
 /// A token bucket that holds one second's worth.
@@ -229,56 +326,4 @@ impl Bucket {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn admission(limits: Limits) -> Admission {
-        Admission::new(limits)
-    }
-
-    const NONE: Limits = Limits {
-        connects_per_second: 0,
-        connections_max: 100,
-        handshakes_max: 0,
-        handshakes_per_address: 0,
-        connections_per_address: 0,
-        handshake_deadline: Duration::from_secs(1),
-    };
-
-    fn address(last: u8) -> IpAddr {
-        [127, 0, 0, last].into()
-    }
-
-    #[test]
-    fn half_open_connections_of_one_address_do_not_count_for_another() {
-        let admission = admission(Limits { handshakes_per_address: 2, handshakes_max: 3, ..NONE });
-        let mut first = admission.admit(address(1)).ok().unwrap();
-        let _second = admission.admit(address(1)).ok().unwrap();
-        assert_eq!(admission.admit(address(1)).err(), Some(Refusal::HandshakesPerAddress));
-        let _other = admission.admit(address(2)).ok().unwrap();
-        assert_eq!(admission.admit(address(3)).err(), Some(Refusal::Handshakes));
-        first.handshake_done();
-        assert!(admission.admit(address(1)).is_ok());
-    }
-
-    #[test]
-    fn connections_are_counted_until_they_end() {
-        let admission = admission(Limits { connections_max: 3, connections_per_address: 1, ..NONE });
-        let first = admission.admit(address(1)).ok().unwrap();
-        assert_eq!(admission.admit(address(1)).err(), Some(Refusal::ConnectionsPerAddress));
-        let _others = [2, 3].map(|last| admission.admit(address(last)).ok().unwrap());
-        assert_eq!(admission.admit(address(4)).err(), Some(Refusal::Connections));
-        drop(first);
-        assert!(admission.admit(address(1)).is_ok());
-        assert_eq!(admission.counts.lock().by_address.len(), 2, "an address without connections is forgotten");
-    }
-
-    #[test]
-    fn a_second_has_so_many_connects_and_says_how_long_to_wait() {
-        let start = Instant::now();
-        let mut bucket = Bucket::new(10.0, start);
-        (0..10).for_each(|_| bucket.take(start).unwrap());
-        let wait = bucket.take(start).unwrap_err();
-        assert!(wait <= Duration::from_millis(100) && bucket.take(start + wait * 2).is_ok());
-    }
-}
+mod tests;

@@ -18,11 +18,14 @@ use crate::{
     ids::Since,
     session::Attachment,
     user::{Attach, Origin},
-    wire::{Acknowledge, Close, CloseCode},
+    wire::{Close, CloseCode},
 };
 
 /// How long a client has to take the goodbye and to answer it.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// Messages, or reads of 512 bytes, after its goodbye: who goes on sending is not waited for, or reading on would cost
+/// more than serving it.
+const GOODBYE_READS_MAX: usize = 512;
 /// Messages, or reads, before others have their turn.
 const READS_PER_TURN: usize = 16;
 /// A session that was served for so long was not lost in a row with the one before.
@@ -34,10 +37,16 @@ const LOST_MAX: u32 = 8;
 pub(super) async fn run(relay: Arc<Relay>, shared: Arc<Shared>, since: Option<Since>, already_read: Vec<u8>) {
     let registry = shared.registry.clone();
     let _registered = registry.register(&relay);
+    // It may have been ended between being looked up and being found here.
+    if relay.client.is_started && !matches!(shared.started.find(relay.client.session).await, Ok(Some(_))) {
+        relay.close(Close::new(CloseCode::Replaced, "ended by the API"));
+    }
     let mut connection = Connection {
         incoming: match relay.protocol {
-            Protocol::WebSocket => Some(Box::new(WebSocket::new(already_read, shared.config.frame_bytes_max))),
-            Protocol::Sse(_) => None,
+            Protocol::WebSocket(form) => {
+                Some(Box::new(WebSocket::new(already_read, form, shared.config.frame_bytes_max)))
+            }
+            Protocol::Sse(_) | Protocol::Grpc(_) => None,
         },
         relay,
         shared,
@@ -50,11 +59,14 @@ pub(super) async fn run(relay: Arc<Relay>, shared: Arc<Shared>, since: Option<Si
         },
     };
     connection.relay.write_start(connection.shared.config.reconnect);
-    connection.attach();
+    if !connection.relay.is_echo() {
+        connection.attach();
+    }
     if let Err(error) = connection.serve().await {
-        tracing::debug!(session = %connection.relay.client.session, %error, "connection lost");
+        tracing::debug!(session = ?connection.relay.client.session, %error, "connection lost");
     }
     connection.relay.end();
+    connection.relay.close_socket();
 }
 
 struct Connection {
@@ -104,10 +116,9 @@ impl Connection {
                 None => return Ok(Turn::Done),
                 Some(Incoming::Heard) => self.relay.heard(),
                 Some(Incoming::Left) => return Ok(Turn::Left),
-                Some(Incoming::Text(text)) => {
+                Some(Incoming::Said(ack)) => {
                     self.relay.heard();
-                    let known = Acknowledge::parse(&text).is_some_and(|ack| self.relay.acknowledge(ack.ack));
-                    if !known {
+                    if !ack.is_some_and(|ack| self.relay.acknowledge(ack)) {
                         self.relay.close(Close::new(CloseCode::BadFrame, "not an acknowledgement of what was sent"));
                         return Ok(Turn::Done);
                     }
@@ -184,9 +195,10 @@ impl Connection {
             None => self.relay.write_end(),
         }
         let relay = self.relay.clone();
+        let mut reads_left = GOODBYE_READS_MAX;
         let finish = async {
             loop {
-                if self.relay.todo()?.ended || !self.read_on()? {
+                if self.relay.todo()?.ended || !self.read_on(&mut reads_left)? {
                     return Ok(());
                 }
                 self.relay.ready().await?;
@@ -197,22 +209,22 @@ impl Connection {
         match tokio::time::timeout_at(until.into(), finish).await {
             Ok(result) => result,
             Err(_) => {
-                tracing::debug!(session = %relay.client.session, "the client did not take the goodbye in time");
+                tracing::debug!(session = ?relay.client.session, "the client did not take the goodbye in time");
                 Ok(())
             }
         }
     }
 
     /// Reads on only to see the end: the client's close, or that all is written where there is no such answer.
-    fn read_on(&mut self) -> io::Result<bool> {
+    fn read_on(&mut self, reads_left: &mut usize) -> io::Result<bool> {
         for _ in 0..READS_PER_TURN {
             match self.next()? {
                 None => return Ok(self.incoming.is_some() || !self.relay.is_flushed()),
                 Some(Incoming::Left) => return Ok(false),
-                Some(_) => {}
+                Some(_) => *reads_left = reads_left.saturating_sub(1),
             }
         }
-        Ok(true)
+        Ok(*reads_left > 0)
     }
 }
 
@@ -229,7 +241,7 @@ enum Turn {
 /// A client of server-sent events has nothing to say; only its end matters.
 pub(super) fn discard(relay: &Relay) -> io::Result<Option<Incoming>> {
     let mut nowhere = [0; 512];
-    match relay.socket.try_read(&mut nowhere) {
+    match relay.try_read(&mut nowhere) {
         Ok(0) => Ok(Some(Incoming::Left)),
         Ok(_) => Ok(Some(Incoming::Heard)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),

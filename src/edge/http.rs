@@ -4,7 +4,6 @@
 use std::{
     future::{Future as _, poll_fn, ready},
     io,
-    net::IpAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -14,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::Router;
+use axum::{Router, http::StatusCode, response::IntoResponse as _};
 use futures_util::future::Either;
 use hyper::{
     Request,
@@ -34,12 +33,14 @@ use tower::ServiceExt as _;
 use super::{
     Shared,
     admission::{Admitted, Refusal},
-    connection, metric,
+    carrier::Carrier,
+    connection, metric, next_client,
     protocol::Protocol,
-    relay::{Client, Relay},
+    relay::{Client, Relay, Sink},
     routes,
+    transport::{self, Stream},
 };
-use crate::ids::Since;
+use crate::{ids::Since, problem::Problem};
 
 /// The longest request head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -64,45 +65,80 @@ pub(super) type TakeoverSlot = Arc<Mutex<Option<Takeover>>>;
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let routes = routes::router(shared.clone());
     loop {
-        let (socket, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, most likely: accepting at full speed would only burn a core.
-                tracing::warn!(%error, "accepting failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        match shared.admission.admit(peer.ip()) {
-            Ok(admitted) => _ = tokio::spawn(serve(socket, peer.ip(), shared.clone(), routes.clone(), admitted)),
+        let (socket, peer) = next_client(&listener).await;
+        match shared.admission.admit(peer, shared.config.trusted_proxies.counted(peer)) {
+            Ok(admitted) => _ = tokio::spawn(begin(socket, shared.clone(), routes.clone(), admitted)),
             Err(refusal) => {
                 metric::rejected(refusal);
-                let _ = socket.try_write(BUSY);
+                // Whoever waits for a TLS handshake, or speaks for somebody else, could not read the answer.
+                if shared.config.tls.is_none() {
+                    refuse(&socket);
+                }
             }
         }
     }
 }
 
-/// Speaks HTTP on one socket until it closes or becomes a session.
-async fn serve(socket: TcpStream, address: IpAddr, shared: Arc<Shared>, routes: Router, mut admitted: Admitted) {
+/// Says that there is no room, where the socket takes it at once.
+pub(super) fn refuse(socket: &TcpStream) {
+    let _ = socket.try_write(BUSY);
+}
+
+/// Makes an accepted socket ready for HTTP and speaks it, under one deadline until it is known who asks.
+async fn begin(socket: TcpStream, shared: Arc<Shared>, routes: Router, mut admitted: Admitted) {
     let accepted_at = Instant::now();
+    let deadline = accepted_at + shared.admission.limits.handshake_deadline;
+    let stream = if shared.config.proxy_protocol || shared.config.tls.is_some() {
+        // Boxed: every connection would keep room for it otherwise.
+        let opening = Box::pin(transport::open(socket, &shared, &mut admitted));
+        match tokio::time::timeout_at(deadline.into(), opening).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(refusal)) => return metric::rejected(refusal),
+            Err(_) => return metric::rejected(Refusal::HandshakeDeadline),
+        }
+    } else {
+        Stream::Plain(socket)
+    };
+    serve(stream, shared, routes, admitted, accepted_at).await;
+}
+
+/// Speaks HTTP on one socket until it closes or becomes a session.
+async fn serve(stream: Stream, shared: Arc<Shared>, routes: Router, admitted: Admitted, accepted_at: Instant) {
+    let proxies = &shared.config.trusted_proxies;
+    // Whoever this is may speak for others, if it is trusted: each request may be another client's.
+    let peer = admitted.client();
+    let speaks_for_others = proxies.trusts(peer);
+    let admitted = Mutex::new(admitted);
     let slot = TakeoverSlot::default();
     let progress = Arc::new(Progress::default());
+    let carrier = Carrier::default();
     let requests = service_fn(|mut request: Request<Incoming>| {
+        if speaks_for_others {
+            let client = proxies.client(peer, request.headers());
+            if let Err(refusal) = admitted.lock().came_from(client, proxies.counted(client)) {
+                metric::rejected(refusal);
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many connections of this address");
+                return Either::Left(ready(Ok(problem.retry_after(1).into_response())));
+            }
+        }
         if let Some(response) = routes::direct(&shared, &request, &slot) {
             return Either::Left(ready(Ok(response)));
         }
         request.extensions_mut().insert(slot.clone());
+        request.extensions_mut().insert(carrier.clone());
         Either::Right(Box::pin(routes.clone().oneshot(request)))
     });
-    let io = Io { inner: TokioIo::new(socket), progress: progress.clone() };
+    let io = Io { inner: TokioIo::new(stream), progress: progress.clone() };
     let mut conn = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(shared.admission.limits.handshake_deadline)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(io, requests);
-    let deadline = tokio::time::sleep(shared.admission.limits.handshake_deadline);
+    let deadline = accepted_at + shared.admission.limits.handshake_deadline;
+    let deadline = tokio::time::sleep_until(deadline.into());
     let mut deadline = std::pin::pin!(deadline);
+    let mut hung_up = std::pin::pin!(carrier.hung_up());
+    let mut is_last = false;
     let takeover = poll_fn(|cx| {
         let ended = conn.poll_without_shutdown(cx);
         // The answer's head must have left hyper before the socket is taken away from it.
@@ -113,24 +149,34 @@ async fn serve(socket: TcpStream, address: IpAddr, shared: Arc<Shared>, routes: 
         }
         match ended {
             Poll::Ready(result) => return Poll::Ready(result.map(|()| None)),
-            Poll::Pending if progress.answered.load(Ordering::Relaxed) => admitted.handshake_done(),
-            // One deadline from the accept to the first answer, whatever the client does in between.
+            Poll::Pending if carrier.is_identified() => admitted.lock().handshake_done(),
+            // Nobody has shown who it is. Who was answered may read that to its end, and ask no more.
             Poll::Pending if deadline.as_mut().poll(cx).is_ready() => {
-                metric::rejected(Refusal::HandshakeDeadline);
-                return Poll::Ready(Ok(None));
+                if is_last || !progress.answered.load(Ordering::Relaxed) {
+                    metric::rejected(Refusal::HandshakeDeadline);
+                    return Poll::Ready(Ok(None));
+                }
+                is_last = true;
+                Pin::new(&mut conn).graceful_shutdown();
+                deadline.as_mut().reset((Instant::now() + shared.admission.limits.handshake_deadline).into());
+                cx.waker().wake_by_ref();
             }
             Poll::Pending => {}
+        }
+        if hung_up.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(None));
         }
         Poll::Pending
     });
     match takeover.await {
         Ok(Some(takeover)) => {
             metric::handshake(accepted_at.elapsed());
+            let http1::Parts { io, read_buf, .. } = conn.into_parts();
+            let stream = io.inner.into_inner();
+            let mut admitted = admitted.into_inner();
             admitted.handshake_done();
-            let parts = conn.into_parts();
-            let socket = parts.io.inner.into_inner();
             // A task of its own, because this one is as large as all of HTTP.
-            tokio::spawn(run(socket, parts.read_buf.to_vec(), takeover, shared, admitted));
+            tokio::spawn(run(stream, read_buf.to_vec(), takeover, shared.clone(), admitted));
         }
         Ok(None) => {
             linger(conn.into_parts().io.inner.into_inner()).await;
@@ -140,18 +186,22 @@ async fn serve(socket: TcpStream, address: IpAddr, shared: Arc<Shared>, routes: 
             if error.is_timeout() && !progress.answered.load(Ordering::Relaxed) {
                 metric::rejected(Refusal::HandshakeDeadline);
             }
-            tracing::debug!(%address, %error, "http connection ended");
+            tracing::debug!(client = %admitted.lock().client(), %error, "http connection ended");
+            if error.is_parse_too_large() {
+                // The rest of the head is on its way, and would destroy the answer.
+                linger(conn.into_parts().io.inner.into_inner()).await;
+            }
         }
     }
 }
 
-async fn run(socket: TcpStream, already_read: Vec<u8>, takeover: Takeover, shared: Arc<Shared>, admitted: Admitted) {
+async fn run(stream: Stream, already_read: Vec<u8>, takeover: Takeover, shared: Arc<Shared>, admitted: Admitted) {
     let _admitted = admitted;
     let Takeover { client, protocol, since } = takeover;
     let relay = Relay::new(
         client,
         protocol,
-        socket,
+        Sink::Socket(stream.into()),
         shared.queue_limits(),
         shared.config.epoch.clone(),
         shared.flusher.clone(),
@@ -161,10 +211,13 @@ async fn run(socket: TcpStream, already_read: Vec<u8>, takeover: Takeover, share
 
 /// Closes a socket whose peer may still be sending, such as a body that was refused: closing it at once would
 /// reset the connection and destroy the answer on its way.
-async fn linger(mut socket: TcpStream) {
-    let _ = socket.shutdown().await;
-    let mut rest = socket.take(LINGER_BYTES);
-    let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+async fn linger(mut stream: Stream) {
+    let rest = async {
+        // With TLS a goodbye is written, which the peer has to take.
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(LINGER, rest).await;
 }
 
 /// How far hyper has come with a socket.
@@ -178,7 +231,7 @@ struct Progress {
 
 /// The socket as hyper wants it, with an eye on what is written.
 struct Io {
-    inner: TokioIo<TcpStream>,
+    inner: TokioIo<Stream>,
     progress: Arc<Progress>,
 }
 

@@ -2,20 +2,42 @@
 //! same for all of them.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use prost::Message as _;
 
 use crate::{
     ids::LogEpoch,
+    proto,
     session::{Kind, Outgoing},
-    wire::{Close, Control, Frame, position},
+    wire::{self, Close, Control, Frame, position, websocket_binary},
 };
 
 /// How a client is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
-    /// RFC 6455, subprotocol `notifier.v1.json`.
-    WebSocket,
+    /// RFC 6455.
+    WebSocket(Form),
     /// WHATWG HTML, "Server-sent events".
     Sse(Sse),
+    /// gRPC's `Connect`.
+    Grpc(Grpc),
+}
+
+/// What a WebSocket's messages are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Subprotocol `notifier.v1.json`: text messages.
+    Json,
+    /// Subprotocol `notifier.v1.proto`: binary messages.
+    Protobuf,
+}
+
+/// What carries a gRPC stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grpc {
+    /// HTTP/2, on the gRPC port.
+    Native,
+    /// gRPC-Web, on the client port.
+    Web,
 }
 
 /// What a client of server-sent events asked for.
@@ -28,28 +50,35 @@ pub(super) struct Sse {
 }
 
 impl Protocol {
-    /// The metric's label.
-    pub(super) fn name(self) -> &'static str {
+    /// The labels of metrics, by [`Protocol::index`].
+    pub(super) const NAMES: [&str; 4] = ["websocket", "sse", "grpc", "grpc-web"];
+
+    /// Its place in [`Protocol::NAMES`].
+    pub(super) fn index(self) -> usize {
         match self {
-            Self::WebSocket => "websocket",
-            Self::Sse(_) => "sse",
+            Self::WebSocket(_) => 0,
+            Self::Sse(_) => 1,
+            Self::Grpc(Grpc::Native) => 2,
+            Self::Grpc(Grpc::Web) => 3,
         }
     }
 
-    /// Whether clients acknowledge on the connection itself.
+    /// Whether clients can be expected to acknowledge: a browser's `EventSource` has nothing to do it with.
     pub(super) fn counts_acknowledgements(self) -> bool {
-        self == Self::WebSocket
+        !matches!(self, Self::Sse(_))
     }
 
     /// Whether a peer that is there answers a heartbeat.
     pub(super) fn answers_heartbeats(self) -> bool {
-        self == Self::WebSocket
+        matches!(self, Self::WebSocket(_))
     }
 
-    /// A heartbeat: a ping without payload (RFC 6455, 5.5.2), or a comment.
+    /// A heartbeat: a ping without payload (RFC 6455, 5.5.2), a comment, or a control notification.
     pub(super) fn heartbeat(self) -> &'static [u8] {
         match self {
-            Self::WebSocket => &[0x89, 0x00],
+            Self::WebSocket(_) => &[0x89, 0x00],
+            // Field 1, `notification_type`, and its length. Proxies count a stream without messages as idle.
+            Self::Grpc(_) => b"\x0a\x0a$heartbeat",
             Self::Sse(Sse { chunked: true, .. }) => b"3\r\n:\n\n\r\n",
             Self::Sse(Sse { chunked: false, .. }) => b":\n\n",
         }
@@ -58,8 +87,10 @@ impl Protocol {
     /// One frame as bytes.
     pub(super) fn encode(self, epoch: &LogEpoch, outgoing: &Outgoing<'_>) -> Bytes {
         match self {
-            Self::WebSocket => outgoing.frame.websocket(),
+            Self::WebSocket(Form::Json) => outgoing.frame.websocket(),
+            Self::WebSocket(Form::Protobuf) => websocket_binary(&protobuf(outgoing)),
             Self::Sse(sse) => sse.encode(epoch, outgoing),
+            Self::Grpc(_) => protobuf(outgoing).encode_to_vec().into(),
         }
     }
 
@@ -67,6 +98,13 @@ impl Protocol {
     pub(super) fn goodbye(self, epoch: &LogEpoch, close: &Close) -> Bytes {
         let frame = Frame::control(&Control::Bye(close.bye()));
         self.encode(epoch, &Outgoing { frame: &frame, kind: Kind::Control("$bye", None) })
+    }
+}
+
+fn protobuf(outgoing: &Outgoing<'_>) -> proto::Notification {
+    match outgoing.kind {
+        Kind::Notification(seq, event) => wire::protobuf(seq, event),
+        Kind::Control(name, _) => outgoing.frame.protobuf(name),
     }
 }
 

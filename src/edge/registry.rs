@@ -8,12 +8,16 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
-use super::{metric, relay::Relay};
+use super::{
+    metric,
+    relay::{Client, Relay},
+};
 use crate::{
     backoff::jitter,
     event::unix_millis_now,
-    ids::SessionId,
+    ids::{SessionId, UserId},
     wire::{Close, CloseCode},
 };
 
@@ -22,11 +26,42 @@ const SWEEP: Duration = Duration::from_millis(500);
 
 /// The connections of this node.
 pub(super) struct Registry {
-    by_session: Mutex<HashMap<SessionId, Arc<Relay>>>,
+    known: Mutex<Known>,
     /// What is due when, in sweeps since the start: one entry for each connection, at most a heartbeat away.
     due: Mutex<BTreeMap<u64, Vec<Weak<Relay>>>>,
     heartbeat: Duration,
     start: Instant,
+}
+
+#[derive(Default)]
+struct Known {
+    by_session: HashMap<SessionId, Arc<Relay>>,
+    by_user: HashMap<UserId, SmallVec<[SessionId; 1]>>,
+}
+
+impl Known {
+    fn insert(&mut self, relay: &Arc<Relay>) -> Option<Arc<Relay>> {
+        let former = self.by_session.insert(relay.client.session, relay.clone());
+        if former.is_none() {
+            self.by_user.entry(relay.client.user.clone()).or_default().push(relay.client.session);
+        }
+        former
+    }
+
+    fn remove(&mut self, relay: &Arc<Relay>) {
+        let Client { session, user, .. } = &relay.client;
+        // A later connection of the same session has its place.
+        if self.by_session.get(session).is_none_or(|known| !Arc::ptr_eq(known, relay)) {
+            return;
+        }
+        self.by_session.remove(session);
+        if let Some(of_user) = self.by_user.get_mut(user) {
+            of_user.retain(|one| one != session);
+            if of_user.is_empty() {
+                self.by_user.remove(user);
+            }
+        }
+    }
 }
 
 /// Removes the connection when it ends, however it ends.
@@ -37,18 +72,29 @@ pub(super) struct Registered<'a> {
 
 impl Registry {
     pub(super) fn new(heartbeat: Duration) -> Self {
-        Self { by_session: Mutex::default(), due: Mutex::default(), heartbeat, start: Instant::now() }
+        Self { known: Mutex::default(), due: Mutex::default(), heartbeat, start: Instant::now() }
     }
 
     pub(super) fn register(&self, relay: &Arc<Relay>) -> Registered<'_> {
-        self.by_session.lock().insert(relay.client.session, relay.clone());
-        metric::connected(relay.protocol.name(), 1.0);
+        let former = self.known.lock().insert(relay);
+        if let Some(former) = former {
+            // A started session serves one connection at a time: the newest.
+            former.close(Close::new(CloseCode::Replaced, "the session is used by another connection"));
+        }
+        metric::connected(relay.protocol, 1.0);
         self.schedule(relay);
         Registered { registry: self, relay: relay.clone() }
     }
 
     pub(super) fn find(&self, session: SessionId) -> Option<Arc<Relay>> {
-        self.by_session.lock().get(&session).cloned()
+        self.known.lock().by_session.get(&session).cloned()
+    }
+
+    /// The connections of one user, the oldest first.
+    pub(super) fn of_user(&self, user: &UserId) -> Vec<Arc<Relay>> {
+        let known = self.known.lock();
+        let sessions = known.by_user.get(user).into_iter().flatten();
+        sessions.filter_map(|session| known.by_session.get(session).cloned()).collect()
     }
 
     fn schedule(&self, relay: &Arc<Relay>) {
@@ -92,7 +138,7 @@ impl Registry {
             ticks.tick().await;
             let left = deadline.saturating_duration_since(Instant::now());
             let waiting: Vec<Arc<Relay>> = {
-                let all = self.by_session.lock();
+                let all = &self.known.lock().by_session;
                 if all.is_empty() || left.is_zero() {
                     return;
                 }
@@ -117,7 +163,7 @@ impl Registry {
 
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
-        metric::connected(self.relay.protocol.name(), -1.0);
-        self.registry.by_session.lock().remove(&self.relay.client.session);
+        metric::connected(self.relay.protocol, -1.0);
+        self.registry.known.lock().remove(&self.relay);
     }
 }

@@ -9,34 +9,44 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::{io::Interest, net::TcpStream, sync::Notify};
+use tokio::{io::Interest, sync::Notify};
 
-use super::{
-    flush::Flusher,
-    metric::{self, Delivery},
-    protocol::Protocol,
-};
+use super::{flush::Flusher, metric, protocol::Protocol, socket::Socket};
 use crate::{
     event::{UnixMillis, unix_millis_now},
     ids::{DeviceId, LogEpoch, Sequence, SessionId, UserId},
-    session::{self, Kind, Outgoing, Outlet, Pushed, SessionRef},
+    session::{self, SessionRef},
     wire::Close,
 };
+
+mod outlet;
 
 /// So many chunks go into one write.
 const SLICES_MAX: usize = 16;
 /// A queue of so many chunks is written at once.
 const FLUSH_AT_ITEMS: usize = 32;
+/// Events of one user come in batches of at most this many (the router's).
+const BURST_ITEMS: usize = 512;
 /// An empty queue keeps room for so many chunks.
 const KEPT_CAPACITY: usize = 4;
 /// What a client can make us queue with its pings: nothing more is read from it until these are written.
 const CONTROLS_MAX: usize = 16;
+
+/// Where a connection's bytes go.
+pub(super) enum Sink {
+    /// Into a socket of its own; what it does not take at once waits in the queue.
+    Socket(Socket),
+    /// Nowhere by themselves: whoever writes the stream takes one message after the other out of the queue.
+    Stream(AtomicWaker),
+}
 
 /// Bounds of what waits for the socket.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +60,8 @@ pub(super) struct Client {
     pub(super) session: SessionId,
     pub(super) user: UserId,
     pub(super) device: Option<DeviceId>,
+    /// Whether the session was started ahead of its connection, and may be ended.
+    pub(super) is_started: bool,
     /// When the token ends, leeway included; in ms.
     pub(super) expires_at: UnixMillis,
 }
@@ -58,7 +70,7 @@ pub(super) struct Client {
 pub(super) struct Relay {
     pub(super) client: Client,
     pub(super) protocol: Protocol,
-    pub(super) socket: TcpStream,
+    sink: Sink,
     limits: QueueLimits,
     epoch: LogEpoch,
     flusher: Arc<Flusher>,
@@ -114,16 +126,21 @@ impl Relay {
     pub(super) fn new(
         client: Client,
         protocol: Protocol,
-        socket: TcpStream,
+        sink: Sink,
         limits: QueueLimits,
         epoch: LogEpoch,
         flusher: Arc<Flusher>,
     ) -> Self {
+        let items = match &sink {
+            Sink::Socket(_) => limits.items,
+            // Nobody writes while a session pushes a burst: as much as comes at once has to fit.
+            Sink::Stream(_) => limits.items.max(BURST_ITEMS),
+        };
         Self {
             client,
             protocol,
-            socket,
-            limits,
+            sink,
+            limits: QueueLimits { items, ..limits },
             epoch,
             flusher,
             state: Mutex::default(),
@@ -193,6 +210,9 @@ impl Relay {
             let _ = session.cast(session::Msg::Disconnected);
         }
         self.woken.notify_one();
+        if let Sink::Stream(reader) = &self.sink {
+            reader.wake();
+        }
     }
 
     pub(super) fn heard(&self) {
@@ -202,7 +222,7 @@ impl Relay {
     /// One heartbeat; ends the connection when the client answered nothing since the last one.
     pub(super) fn beat(&self) {
         if self.protocol.answers_heartbeats() && !self.heard.swap(false, Ordering::Relaxed) {
-            tracing::debug!(session = %self.client.session, "the peer is silent");
+            tracing::debug!(session = ?self.client.session, "the peer is silent");
             return self.end();
         }
         let mut state = self.state.lock();
@@ -218,7 +238,11 @@ impl Relay {
     pub(super) async fn ready(&self) -> io::Result<()> {
         let (is_empty, is_flooded) = {
             let state = self.state.lock();
-            (state.queue.is_empty(), state.controls >= CONTROLS_MAX)
+            (!self.waits_for_socket(&state), state.controls >= CONTROLS_MAX)
+        };
+        let Sink::Socket(socket) = &self.sink else {
+            self.woken.notified().await;
+            return Ok(());
         };
         let interest = match (is_empty, is_flooded) {
             (_, true) => Interest::WRITABLE,
@@ -228,7 +252,7 @@ impl Relay {
         tokio::select! {
             biased;
             () = self.woken.notified() => Ok(()),
-            ready = self.socket.ready(interest) => ready.map(drop),
+            ready = socket.ready(interest) => ready,
         }
     }
 
@@ -272,7 +296,20 @@ impl Relay {
 
     /// Whether all that was queued is written.
     pub(super) fn is_flushed(&self) -> bool {
-        self.state.lock().queue.is_empty()
+        let has_unsent = matches!(&self.sink, Sink::Socket(socket) if socket.has_unsent());
+        self.state.lock().queue.is_empty() && !has_unsent
+    }
+
+    /// Test builds only: a WebSocket of the device `fault.echo` has no session and gets back what it sends.
+    pub(super) fn is_echo(&self) -> bool {
+        cfg!(feature = "faults") && self.client.device.as_deref() == Some("fault.echo")
+    }
+
+    /// Gives a message back. Who reads no answers is not read: see [`Self::ready`].
+    #[cfg(feature = "faults")]
+    pub(super) fn echo(&self, message: &tokio_tungstenite::tungstenite::Message) {
+        let mut state = self.state.lock();
+        self.enqueue(&mut state, crate::wire::echo(&message.clone().into_data(), message.is_text()));
     }
 
     /// Queues bytes of the protocol itself, whole frames only.
@@ -293,9 +330,14 @@ impl Relay {
         if state.ended {
             return;
         }
-        if state.queue.is_empty() {
-            match self.socket.try_write(&bytes) {
-                Ok(written) if written == bytes.len() => return,
+        if let (Sink::Socket(socket), true) = (&self.sink, state.queue.is_empty()) {
+            match socket.try_write(&bytes) {
+                Ok(written) if written == bytes.len() => {
+                    if socket.has_unsent() {
+                        self.woken.notify_one();
+                    }
+                    return;
+                }
                 Ok(written) => drop(bytes.split_to(written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // The connection's task meets the same error and ends the connection.
@@ -305,17 +347,31 @@ impl Relay {
         state.queued_bytes += bytes.len();
         state.controls += 1;
         state.queue.push_back(Chunk { bytes, recorded_at: None, is_control: true });
-        self.woken.notify_one();
+        match &self.sink {
+            Sink::Socket(_) => self.woken.notify_one(),
+            Sink::Stream(reader) => reader.wake(),
+        }
     }
 
     fn write_queue(&self, state: &mut State) -> io::Result<()> {
+        let socket = match &self.sink {
+            Sink::Socket(socket) => socket,
+            Sink::Stream(reader) => {
+                reader.wake();
+                return Ok(());
+            }
+        };
+        match socket.try_flush() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            _ => {}
+        }
         while let Some(chunk) = state.queue.front() {
             let written = if state.queue.len() == 1 {
-                self.socket.try_write(&chunk.bytes)
+                socket.try_write(&chunk.bytes)
             } else {
                 let slices: SmallVec<[io::IoSlice<'_>; SLICES_MAX]> =
                     state.queue.iter().take(SLICES_MAX).map(|chunk| io::IoSlice::new(&chunk.bytes)).collect();
-                self.socket.try_write_vectored(&slices)
+                socket.try_write_vectored(&slices)
             };
             match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -324,6 +380,12 @@ impl Relay {
                 Err(error) => return Err(error),
             }
         }
+        self.note_room(state);
+        Ok(())
+    }
+
+    /// Says so, if a session waits for room and there is some now.
+    fn note_room(&self, state: &mut State) {
         let has_room = state.queue.len() * 2 <= self.limits.items && state.queued_bytes * 2 <= self.limits.bytes;
         if state.refused && has_room {
             state.refused = false;
@@ -334,7 +396,49 @@ impl Relay {
         if state.queue.is_empty() && state.queue.capacity() > KEPT_CAPACITY {
             state.queue = VecDeque::new();
         }
-        Ok(())
+    }
+
+    /// The next message of a stream, for whoever writes it; `None`: the stream has ended.
+    pub(super) fn poll_message(&self, cx: &Context<'_>) -> Poll<Option<Bytes>> {
+        if let Sink::Stream(reader) = &self.sink {
+            reader.register(cx.waker());
+        }
+        let mut state = self.state.lock();
+        let Some(chunk) = state.queue.pop_front() else {
+            return if state.ended { Poll::Ready(None) } else { Poll::Pending };
+        };
+        state.queued_bytes -= chunk.bytes.len();
+        state.controls -= usize::from(chunk.is_control);
+        self.written(chunk.recorded_at);
+        self.note_room(&mut state);
+        if state.queue.is_empty() && state.close.is_some() {
+            // The goodbye is on its way.
+            self.woken.notify_one();
+        }
+        Poll::Ready(Some(chunk.bytes))
+    }
+
+    /// Why the connection was ended, if by a decision.
+    pub(super) fn close_reason(&self) -> Option<Close> {
+        self.state.lock().close.clone()
+    }
+
+    /// Says on the socket that nothing more comes, where it has a word for that.
+    pub(super) fn close_socket(&self) {
+        if let Sink::Socket(socket) = &self.sink {
+            socket.close();
+        }
+    }
+
+    /// Reads what the client said.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it said nothing, or has no way to.
+    pub(super) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.sink {
+            Sink::Socket(socket) => socket.try_read(buffer),
+            Sink::Stream(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
     /// Writes what is queued, as far as the socket takes it.
@@ -342,7 +446,7 @@ impl Relay {
         let mut state = self.state.lock();
         state.dirty = false;
         // The connection's task waits until the socket takes the rest, or meets the same error and ends.
-        if self.write_queue(&mut state).is_err() || !state.queue.is_empty() {
+        if self.write_queue(&mut state).is_err() || self.waits_for_socket(&state) {
             drop(state);
             self.woken.notify_one();
         }
@@ -362,79 +466,17 @@ impl Relay {
         }
     }
 
+    /// Whether something is there that only the socket can take.
+    fn waits_for_socket(&self, state: &State) -> bool {
+        match &self.sink {
+            Sink::Socket(socket) => !state.queue.is_empty() || socket.has_unsent(),
+            Sink::Stream(_) => false,
+        }
+    }
+
     fn written(&self, recorded_at: Option<UnixMillis>) {
         if let Some(recorded_at) = recorded_at {
-            metric::delivered(self.protocol.name(), unix_millis_now() - recorded_at);
-        }
-    }
-}
-
-impl Outlet for Arc<Relay> {
-    fn push(&self, attachment: u64, outgoing: &Outgoing<'_>) -> Pushed {
-        let mut state = self.state.lock();
-        if state.attachment != attachment || state.ended || state.close.is_some() {
-            return Pushed::Gone;
-        }
-        let (covers, recorded_at) = match outgoing.kind {
-            Kind::Notification(seq, event) => (seq, Some(event.recorded_at)),
-            Kind::Control(_, covers) => (covers, None),
-        };
-        if covers.is_some_and(|seq| seq <= state.passed) && recorded_at.is_some() {
-            // The client has it: a number is never sent twice on one connection.
-            return Pushed::Taken;
-        }
-        if state.queue.len() >= FLUSH_AT_ITEMS {
-            // A burst for one socket must not count as a slow reader before the flusher has had its turn. An error
-            // here is met again by the connection's task.
-            let _ = self.write_queue(&mut state);
-        }
-        if state.queue.len() >= self.limits.items || state.queued_bytes >= self.limits.bytes {
-            state.refused = true;
-            if covers.is_none() && recorded_at.is_some() {
-                metric::delivery(self.protocol.name(), Delivery::Dropped);
-            }
-            return Pushed::Full;
-        }
-        let bytes = self.protocol.encode(&self.epoch, outgoing);
-        if let Some(seq) = covers {
-            state.passed = state.passed.max(seq);
-        }
-        state.queued_bytes += bytes.len();
-        state.queue.push_back(Chunk { bytes, recorded_at, is_control: false });
-        if !std::mem::replace(&mut state.dirty, true) {
-            drop(state);
-            self.flusher.add(self.clone());
-        }
-        Pushed::Taken
-    }
-
-    fn close(&self, attachment: u64, close: Close) {
-        if self.state.lock().attachment == attachment {
-            Relay::close(self, close);
-        }
-    }
-
-    fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool {
-        let mut state = self.state.lock();
-        if state.attachment != attachment || state.ended || state.close.is_some() {
-            return false;
-        }
-        // What the client had before it came counts as passed on: it may acknowledge that.
-        state.passed = state.passed.max(begins_after);
-        // What was acknowledged while nobody served the connection.
-        let _ = session.cast(session::Msg::Acknowledged(state.acknowledged));
-        state.session = Some(session);
-        state.greeted = true;
-        true
-    }
-
-    fn lost(&self, attachment: u64) {
-        let mut state = self.state.lock();
-        if state.attachment == attachment && state.close.is_none() && !state.ended {
-            state.session = None;
-            state.lost = true;
-            drop(state);
-            self.woken.notify_one();
+            metric::delivered(self.protocol, unix_millis_now() - recorded_at);
         }
     }
 }

@@ -3,25 +3,32 @@
 
 use std::io::{self, Read, Write};
 
-use bytes::Bytes;
+use prost::Message as _;
 use tokio_tungstenite::tungstenite::{
     Error, Message,
     error::{CapacityError, ProtocolError},
     protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext},
 };
 
-use super::relay::Relay;
-use crate::wire::{Close, CloseCode};
+use super::{protocol::Form, relay::Relay};
+use crate::{
+    ids::{Sequence, SessionId},
+    proto,
+    wire::{Acknowledge, Close, CloseCode},
+};
 
 /// Clients say little: acknowledgements, pongs. tungstenite allocates this much for each connection up front.
 const READ_BUFFER_BYTES: usize = 256;
+/// Reads for one message, before others have their turn: tungstenite reads on until a message is whole, which one of
+/// fragments without end never is.
+const READS_PER_MESSAGE: usize = 16;
 
 /// Something a client said.
 #[derive(Debug)]
 pub(super) enum Incoming {
-    /// A text message.
-    Text(Bytes),
-    /// A ping or a pong; the answer is on its way.
+    /// A message: the number that it acknowledges, if it does.
+    Said(Option<Sequence>),
+    /// A ping or a pong, whose answer is on its way, or a part of a message.
     Heard,
     /// The connection is closed.
     Left,
@@ -32,18 +39,19 @@ pub(super) enum Incoming {
 /// The protocol state of one WebSocket.
 pub(super) struct WebSocket {
     context: WebSocketContext,
+    form: Form,
     broken: bool,
 }
 
 impl WebSocket {
-    pub(super) fn new(already_read: Vec<u8>, frame_bytes_max: usize) -> Self {
+    pub(super) fn new(already_read: Vec<u8>, form: Form, frame_bytes_max: usize) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
             .max_message_size(Some(frame_bytes_max))
             .max_frame_size(Some(frame_bytes_max));
         let context = WebSocketContext::from_partially_read(already_read, Role::Server, Some(config));
-        Self { context, broken: false }
+        Self { context, form, broken: false }
     }
 
     /// The next message, if one is there.
@@ -54,11 +62,27 @@ impl WebSocket {
         if self.broken {
             return discard_rest(relay);
         }
-        let incoming = match self.context.read(&mut Socket(relay)) {
-            Ok(Message::Text(text)) => Incoming::Text(text.into()),
-            Ok(Message::Binary(_)) => broken(CloseCode::BadFrame, "binary frames are not part of notifier.v1.json"),
+        let mut socket = Socket { relay, reads_left: READS_PER_MESSAGE };
+        let incoming = match self.context.read(&mut socket) {
+            #[cfg(feature = "faults")]
+            Ok(message @ (Message::Text(_) | Message::Binary(_))) if relay.is_echo() => {
+                relay.echo(&message);
+                Incoming::Heard
+            }
+            Ok(Message::Text(text)) if self.form == Form::Json => {
+                Incoming::Said(Acknowledge::parse(text.as_bytes()).map(|ack| ack.ack))
+            }
+            Ok(Message::Binary(bytes)) if self.form == Form::Protobuf => {
+                Incoming::Said(acknowledged(&bytes, relay.client.session))
+            }
+            Ok(Message::Text(_) | Message::Binary(_)) => {
+                broken(CloseCode::BadFrame, "notifier.v1.json has text messages, notifier.v1.proto binary ones")
+            }
             Ok(_) => Incoming::Heard,
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                // A part of a message is a sign of life too.
+                return Ok((socket.reads_left == 0).then_some(Incoming::Heard));
+            }
             Err(Error::Io(error)) => return Err(error),
             Err(Error::ConnectionClosed | Error::AlreadyClosed) => Incoming::Left,
             Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => Incoming::Left,
@@ -66,7 +90,8 @@ impl WebSocket {
             Err(Error::Capacity(CapacityError::MessageTooLong { .. })) => broken(CloseCode::TooBig, "message too big"),
             Err(_) => broken(CloseCode::ProtocolError, "not a WebSocket frame"),
         };
-        self.broken = matches!(incoming, Incoming::Broken(_));
+        // A message of the wrong kind is a whole one: the client's answer to our close can still be read.
+        self.broken = matches!(&incoming, Incoming::Broken(close) if close.code != CloseCode::BadFrame);
         Ok(Some(incoming))
     }
 
@@ -76,11 +101,18 @@ impl WebSocket {
     /// When the socket is gone.
     pub(super) fn close(&mut self, relay: &Relay, close: &Close) -> io::Result<()> {
         let frame = CloseFrame { code: (close.code as u16).into(), reason: close.reason.into() };
-        match self.context.close(&mut Socket(relay), Some(frame)) {
+        match self.context.close(&mut Socket { relay, reads_left: READS_PER_MESSAGE }, Some(frame)) {
             Err(Error::Io(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),
         }
     }
+}
+
+/// What an `AcknowledgeRequest` says; it need not name the session that it comes from.
+fn acknowledged(bytes: &[u8], session: SessionId) -> Option<Sequence> {
+    let request = proto::AcknowledgeRequest::decode(bytes).ok()?;
+    let is_ours = request.session_id.is_empty() || SessionId::parse(&request.session_id) == Some(session);
+    is_ours.then_some(request.sequence)
 }
 
 fn broken(code: CloseCode, reason: &'static str) -> Incoming {
@@ -94,20 +126,51 @@ fn discard_rest(relay: &Relay) -> io::Result<Option<Incoming>> {
 }
 
 /// The relay's socket as tungstenite wants it.
-struct Socket<'a>(&'a Relay);
+struct Socket<'a> {
+    relay: &'a Relay,
+    reads_left: usize,
+}
 
 impl Read for Socket<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.socket.try_read(buffer)
+        self.reads_left = self.reads_left.checked_sub(1).ok_or(io::ErrorKind::WouldBlock)?;
+        self.relay.try_read(buffer)
     }
 }
 
 impl Write for Socket<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write_control(bytes)
+        self.relay.write_control(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Fuzz builds only: reads bytes to their end or the first error, as of a client that sends nothing else.
+#[cfg(fuzzing)]
+pub(super) fn read_all(bytes: &[u8], form: Form) {
+    struct Deaf;
+    impl Read for Deaf {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+    impl Write for Deaf {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut websocket = WebSocket::new(bytes.to_vec(), form, 64 * 1024);
+    while let Ok(message) = websocket.context.read(&mut Deaf) {
+        match message {
+            Message::Text(text) => _ = Acknowledge::parse(text.as_bytes()),
+            Message::Binary(bytes) => _ = acknowledged(&bytes, SessionId::random()),
+            _ => {}
+        }
     }
 }

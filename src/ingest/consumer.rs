@@ -73,9 +73,6 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::Fatal) => {
-                let _ = self.fatal.send(format!("kafka client failed: {reason}"));
-            }
             Some(RDKafkaErrorCode::AllBrokersDown) => {
                 // The thread that looks after partitions says so once, if it is still true when it asks.
                 tracing::debug!(reason, "no kafka broker can be reached");
@@ -305,6 +302,10 @@ impl Poller {
             match self.consumer.poll(Duration::ZERO) {
                 None => {}
                 Some(Ok(message)) => tracing::error!(partition = message.partition(), "a record outside of its queue"),
+                Some(Err(KafkaError::MessageConsumptionFatal(_))) => {
+                    let failure = kafka::fatal_error(self.consumer.client());
+                    let _ = self.consumer.context().fatal.send(failure.unwrap_or_else(|| "kafka client failed".into()));
+                }
                 Some(Err(error)) => tracing::debug!(%error, "kafka consumer"),
             }
         }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    kafka::{Fatal, Log, Producer},
+    kafka::{self, Fatal, Log, Producer},
     settlement::{Permit, RecordRef},
 };
 
@@ -76,26 +76,36 @@ impl DeadLetters {
     }
 }
 
-/// Starts the task that writes dead letters; it ends with the last sender.
-pub(super) fn start(config: &Config, fatal: Fatal) -> KafkaResult<DeadLetters> {
+/// A producer for dead letters.
+pub(super) fn producer(config: &Config) -> KafkaResult<Producer> {
     let mut properties = config.producer.clone();
     // A record that was small enough for its own topic must not fail here first; the topic decides.
     properties.set("message.max.bytes", "100000000");
-    let producer: Producer = properties.create_with_context(Log { fatal: Some(fatal) })?;
-    let topic: Arc<str> = config.dead_letter_topic.as_str().into();
+    properties.create_with_context(Log)
+}
+
+/// Starts the task that writes dead letters; it ends with the last sender.
+pub(super) fn start(topic: &str, producer: Producer, fatal: Fatal) -> DeadLetters {
+    let topic: Arc<str> = topic.into();
     let (sender, mut letters) = mpsc::unbounded_channel::<DeadLetter>();
     tokio::spawn(async move {
-        while let Some(letter) = letters.recv().await {
-            // Handed over here, so that letters keep their order unless one fails.
-            let attempt = producer.send_result(letter.record(&topic, &letter.headers(false), true));
-            let attempt = attempt.map_err(|(error, _)| error);
-            let (producer, topic) = (producer.clone(), topic.clone());
-            tokio::spawn(async move {
-                letter.deliver(&producer, &topic, attempt).await;
-            });
+        let delivering = async {
+            while let Some(letter) = letters.recv().await {
+                // Handed over here, so that letters keep their order unless one fails.
+                let attempt = producer.send_result(letter.record(&topic, &letter.headers(false), true));
+                let attempt = attempt.map_err(|(error, _)| error);
+                let (producer, topic) = (producer.clone(), topic.clone());
+                tokio::spawn(async move {
+                    letter.deliver(&producer, &topic, attempt).await;
+                });
+            }
+        };
+        tokio::select! {
+            () = delivering => {}
+            failure = kafka::failure(&producer) => drop(fatal.send(failure)),
         }
     });
-    Ok(DeadLetters(sender))
+    DeadLetters(sender)
 }
 
 impl DeadLetter {
@@ -205,7 +215,7 @@ pub(super) fn read_again(config: &Config, inbox: &Arc<Inbox>, record: RecordRef)
 fn read_record(config: &Config, record: RecordRef) -> KafkaResult<OwnedMessage> {
     let mut properties = config.consumer.clone();
     properties.set("statistics.interval.ms", "0");
-    let consumer: BaseConsumer<Log> = properties.create_with_context(Log::default())?;
+    let consumer: BaseConsumer<Log> = properties.create_with_context(Log)?;
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(&config.topic, record.partition, Offset::Offset(record.offset))?;
     consumer.assign(&assignment)?;

@@ -164,13 +164,34 @@ impl Decoder {
     /// # Errors
     /// Says why the record cannot be delivered; trying again gives the same answer.
     pub fn decode(&self, record: &Record<'_>) -> Result<Event, Rejected> {
-        let draft = read(record)?;
+        self.check(read(record)?, record, || self.derived_id(record))
+    }
+
+    /// Checks an event that is not in Kafka yet, by the rules that hold once it is: a JSON object in either of its
+    /// forms. One without an id gets `id`.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_json(&self, text: &str, id: impl FnOnce() -> NotificationId) -> Result<Event, Rejected> {
+        if !text.starts_with('{') {
+            return Err(Rejected::undecodable("an event", "expected a JSON object"));
+        }
+        let record = Record { value: None, headers: &[], timestamp: None, partition: 0, offset: 0 };
+        self.check(json::read(text.as_bytes())?, &record, || Ok(id()))
+    }
+
+    fn check(
+        &self,
+        draft: Draft,
+        record: &Record<'_>,
+        id: impl FnOnce() -> Result<NotificationId, InvalidId>,
+    ) -> Result<Event, Rejected> {
         let names = draft.names;
         let user = UserId::new(draft.user).map_err(|problem| Rejected::id(names.user, problem))?;
         let notification_type = notification_type(draft.notification_type, names)?;
         let session = optional(draft.session, names.session)?;
         let collapse_key = optional(draft.collapse_key, names.collapse_key)?;
-        let id = if draft.id.is_empty() { self.derived_id(record) } else { NotificationId::new(draft.id) };
+        let id = if draft.id.is_empty() { id() } else { NotificationId::new(draft.id) };
         let id = id.map_err(|problem| Rejected::id(names.id, problem))?;
         let payload = payload(draft.payload, self.payload_bytes_max, names)?;
 

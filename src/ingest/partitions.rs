@@ -119,7 +119,7 @@ impl Partitions {
             let left = until.saturating_duration_since(Instant::now());
             let step = if self.releasing.is_empty() { left } else { left.min(RELEASE_POLL) };
             match orders.recv_timeout(step) {
-                Ok(order) => return Some(order),
+                Ok(order) => return Some(latest(order, orders)),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Some(Control::Stop(Instant::now())),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
@@ -281,6 +281,15 @@ impl Partitions {
     }
 }
 
+/// Looking once is enough: a broker that is away asks for it again and again, and an order behind must not wait for
+/// each of them.
+fn latest(order: Control, orders: &mpsc::Receiver<Control>) -> Control {
+    match order {
+        Control::Check => orders.try_iter().find(|order| !matches!(order, Control::Check)).unwrap_or(Control::Check),
+        order => order,
+    }
+}
+
 /// The contract's rule: the stored position; one that the log does not have any more, or not yet, is replaced.
 fn start(partition: i32, known: Option<i64>, (low, high): (i64, i64), from_latest: bool) -> i64 {
     match known {
@@ -306,6 +315,19 @@ fn start(partition: i32, known: Option<i64>, (low, high): (i64, i64), from_lates
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_does_not_wait_behind_looks_that_say_the_same() {
+        let (sender, orders) = mpsc::channel();
+        for order in [Control::Check, Control::Check, Control::Restart(3), Control::Check] {
+            sender.send(order).unwrap();
+        }
+        let first = orders.recv().unwrap();
+        assert!(matches!(latest(first, &orders), Control::Restart(3)));
+        let next = orders.recv().unwrap();
+        assert!(matches!(latest(next, &orders), Control::Check));
+        assert!(orders.try_recv().is_err());
+    }
 
     #[test]
     fn a_partition_begins_at_its_position_when_the_log_has_it() {

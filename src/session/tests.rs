@@ -1,11 +1,14 @@
 //! The session actor with an outlet that writes down what it is told, over a store in memory, on a paused clock.
 
-pub(crate) mod fakes;
+pub(crate) mod outlet;
 
 use super::*;
-use crate::store::tests::{Call, FaultyStore};
-use crate::wire::GapReason;
-use fakes::{Collector, FakeOutlet, Heard, Seen, durable, settled, transient, user};
+use crate::{
+    fakes::{self, Collector, Heard, durable, settled, transient, user},
+    store::tests::{Call, FaultyStore},
+    wire::GapReason,
+};
+use outlet::{FakeOutlet, Seen};
 
 const SLOW: Duration = Duration::from_secs(30);
 const ACK: Duration = Duration::from_secs(60);

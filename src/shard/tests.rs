@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     event::{Durability, Event},
-    session::tests::fakes::{self, Reports, durable, event, settled},
+    fakes::{self, Reports, durable, event, settled},
+    session::tests::outlet::FakeOutlet,
     settlement::Outcome,
     store::tests::{Call, FaultyStore},
     user::tests::{IDLE, config},
@@ -82,7 +83,7 @@ async fn what_a_crashed_user_had_not_begun_is_lost_and_not_blamed() {
 async fn a_crashed_users_sessions_are_lost_and_another_users_are_not() {
     let shard = Running::new().await;
     let outlets = ["101", "other"].map(|user| {
-        let outlet = fakes::FakeOutlet::new();
+        let outlet = FakeOutlet::new();
         let attach = Attach {
             user: UserId::new(user).unwrap(),
             session: crate::ids::SessionId::random(),

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::{
+    fakes::{self, Collector, Heard, Reports, durable, settled, transient},
     health::Health,
     session::{
-        tests::fakes::{self, Collector, FakeOutlet, Heard, Reports, Seen, durable, settled, transient},
+        tests::outlet::{FakeOutlet, Seen},
         window,
     },
     settlement::Outcome as Settlement,

@@ -43,6 +43,11 @@ await withChromium(async (browser) => {
   try {
     await page.goto(new URL("/", base).href);
     await page.waitForSelector('#status[data-state="live"]');
+    // Its script must leave the console to whoever tries something there: the README's snippet declares a `token`.
+    const console_ = await page.context().newCDPSession(page);
+    const typed = { expression: "const { token } = { token: 1 }; token", replMode: true };
+    const { exceptionDetails } = await console_.send("Runtime.evaluate", typed);
+    if (exceptionDetails) throw new Error(`the console: ${exceptionDetails.exception.description}`);
     await page.fill("#send-form #send-type", type);
     await page.fill("#send-form #send-data", JSON.stringify({ user: 100, channel: 201 }));
     await page.click("#send-form #send-submit");

@@ -178,3 +178,21 @@ async fn a_handshake_over_its_deadline_is_closed_and_counted() {
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     eventually("both counted", async || (refused(&node, "handshake_deadline").await == 2.0).then_some(())).await;
 }
+
+#[tokio::test]
+async fn nobody_is_let_in_while_memory_is_nearly_used_up() {
+    let feed = Feed::new(1).await;
+    let used = async |node: &Node| node.metrics().await.sum_where("notifier_capacity_ratio", "resource", "memory");
+    // Any process needs more than that.
+    let node = Node::builder(&feed).set("limits.memory_bytes_max", "4MiB").start().await;
+    eventually("memory measured", async || (used(&node).await > 1.0).then_some(())).await;
+    let (head, _socket) = ask(&node, "101").await;
+    says_when_to_come_back(&head);
+    assert_eq!(refused(&node, "memory").await, 1.0);
+
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("limits.memory_bytes_max", "16GiB").start().await;
+    eventually("memory measured", async || (used(&node).await > 0.0).then_some(())).await;
+    assert!(used(&node).await < 0.5);
+    assert_eq!(ask(&node, "101").await.0.status, 200);
+}

@@ -115,7 +115,7 @@ async fn printed(tail: &Process, count: usize) -> Vec<Value> {
 
 #[tokio::test]
 async fn tail_prints_reconnects_and_resumes_over_a_restart() {
-    for protocol in ["websocket", "sse"] {
+    for protocol in ["websocket", "sse", "grpc"] {
         let feed = Feed::new(1).await;
         let mut node = Node::start(&feed).await;
         let arguments = ["tail", "--user", "101", "--json", "--protocol", protocol];

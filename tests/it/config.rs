@@ -2,6 +2,7 @@
 
 use crate::harness::{
     Event, Feed, Kafka, Node,
+    certs::Certs,
     command::finish,
     node::{Builder, free_ports},
     token::SECRET,
@@ -58,7 +59,7 @@ async fn two_listeners_on_one_port_are_named() {
 #[tokio::test]
 async fn what_is_not_there_yet_is_refused_and_not_ignored() {
     refused(|builder| builder.set("cluster.enabled", true), &["cluster.enabled", "not available"]).await;
-    refused(|builder| builder.set("grpc.listen", "127.0.0.1:9"), &["grpc.listen", "not available"]).await;
+    refused(|builder| builder.set("buffer.items", 9), &["buffer.items", "not available"]).await;
 }
 
 #[tokio::test]
@@ -66,6 +67,37 @@ async fn an_unreadable_certificate_is_named() {
     for key in ["client.tls_cert_file", "grpc.tls_cert_file", "grpc.tls_key_file"] {
         let missing = "/nonexistent/notifier.pem";
         refused(|builder| builder.without("auth.jwt.hs256_secret").set(key, missing), &[key, missing]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_used_is_named() {
+    let (certs, other) = (Certs::new().await, Certs::new().await);
+    let text = |path: std::path::PathBuf| path.to_str().expect("UTF-8").to_owned();
+    let (cert, key) = ("client.tls_cert_file", "client.tls_key_file");
+    refused(|builder| builder.set(cert, text(certs.cert())), &[key, "is not set"]).await;
+    refused(|builder| builder.set(key, text(certs.key())), &[cert, "is not set"]).await;
+    // Two files that are there and are something else.
+    let pair = |cert_file: String, key_file: String| {
+        move |builder: Builder| builder.set(cert, cert_file.as_str()).set(key, key_file.as_str())
+    };
+    refused(pair(text(certs.key()), text(certs.key())), &["client.tls_cert_file: ", "holds no certificate"]).await;
+    refused(pair(text(certs.cert()), text(certs.cert())), &["client.tls_key_file: ", "no private key"]).await;
+    refused(pair(text(certs.cert()), text(other.key())), &["client.tls_key_file: ", "is not the key of"]).await;
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    std::fs::write(other.cert(), broken).expect("a writable file");
+    refused(pair(text(other.cert()), text(other.key())), &["client.tls_cert_file: ", "cannot be read"]).await;
+}
+
+#[tokio::test]
+async fn a_network_that_is_none_is_named() {
+    for bad in ["10.0.0.0/33", "localhost", "10.0.0", ""] {
+        let proxies = vec!["192.0.2.1", bad];
+        refused(
+            |builder| builder.set("client.trusted_proxies", proxies.clone()),
+            &["client.trusted_proxies", "expected such as"],
+        )
+        .await;
     }
 }
 

@@ -130,13 +130,22 @@ async fn dev_takes_events_from_the_form_and_by_the_short_json() {
     let dev = Dev::start(dir.path(), port()).await;
     let mut client = dev.connect("101").await;
     let event = r#"{"target":"101","type":"form","payload":{"big":9007199254740993},"durability":"durable"}"#;
-    let answer = dev.request("POST", "/dev/events", event).await;
+    // As the page does it; the key is also in the file that `dev` keeps.
+    let key = dev.request("GET", "/dev/token?user=101", "").await.json()["api_key"].clone();
+    let key = key.as_str().expect("a key");
+    let kept = std::fs::read_to_string(dir.path().join("api-key")).expect("a file with the key");
+    assert_eq!(kept.trim(), key);
+    assert!(dev.process.stdout().contains(&format!("X-API-Key: {key}")), "no command that sends over HTTP");
+    let headers = [("Content-Type", "application/json"), ("X-API-Key", key)];
+    let post =
+        async |body| send(dev.addr(), Request { method: "POST", path: "/v1/events", headers: &headers, body }).await;
+    let answer = post(event).await;
     assert_eq!(answer.status(), 202, "{answer:?}");
     let ids = answer.json()["ids"].clone();
     let frame = client.one().await;
     assert_eq!(ids, json!([frame.id.as_deref()]));
     assert_eq!(frame.raw(), r#"{"big":9007199254740993}"#);
-    let refused = dev.request("POST", "/dev/events", r#"{"target":"101"}"#).await;
+    let refused = post(r#"{"target":"101"}"#).await;
     refused.problem(400);
     assert!(refused.json()["detail"].is_string(), "{refused:?}");
     dev.stop().await;

@@ -3,17 +3,27 @@
 //! Nothing here knows the inside of the product; the only thing taken from its crate is the
 //! generated protobuf. Everything that is started is killed when its value is dropped.
 
+pub mod attack;
 pub mod broker;
+pub mod carrier;
+pub mod certs;
 pub mod check;
 pub mod command;
+pub mod dial;
 pub mod event;
+pub mod example;
 pub mod frame;
+pub mod grpc;
 pub mod http;
+pub mod jwks;
 pub mod kafka;
+pub mod keys;
 pub mod metrics;
 pub mod node;
 pub mod process;
+pub mod proxy;
 pub mod raw;
+pub mod script;
 pub mod secure;
 pub mod sse;
 pub mod token;

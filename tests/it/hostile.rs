@@ -1,20 +1,88 @@
 //! Clients that break the protocol are told so by the right code, and harm nobody else.
 
+use std::time::Duration;
+
 use crate::harness::{
-    Event, Feed, Node,
-    raw::{End, RawWs, opcode},
+    Event, Feed, Node, eventually,
+    raw::{End, FIN, RawWs, frame, header, opcode},
 };
 
-/// Lets `misbehave` loose on a fresh connection and checks the end, and that others go on.
-async fn ends_with(code: u16, misbehave: impl AsyncFn(&mut RawWs)) {
+/// What breaks the protocol, by name, and the code that it ends with.
+pub fn violations() -> Vec<(&'static str, u16, Vec<u8>)> {
+    use opcode::{BINARY, CLOSE, CONTINUATION, PING, TEXT};
+    const RSV1: u8 = 0x40;
+    const RSV2: u8 = 0x20;
+    const RSV3: u8 = 0x10;
+    let ack = br#"{"ack":0}"#;
+    let control = |first: u8| frame(first, b"x");
+    let both = |first: Vec<u8>, second: Vec<u8>| [first, second].concat();
+    let mut unmasked = vec![FIN | TEXT, 9];
+    unmasked.extend_from_slice(ack);
+    vec![
+        ("a frame without mask", 1002, unmasked),
+        ("a reserved opcode", 1002, control(FIN | 3)),
+        ("the last reserved opcode", 1002, control(FIN | 7)),
+        ("a reserved control opcode", 1002, control(FIN | 0xb)),
+        ("a compressed message, which was not negotiated", 1002, frame(FIN | RSV1 | TEXT, ack)),
+        ("a reserved bit", 1002, frame(FIN | RSV2 | TEXT, ack)),
+        ("another reserved bit", 1002, frame(FIN | RSV3 | TEXT, ack)),
+        ("a ping in fragments", 1002, control(PING)),
+        ("a ping of 126 bytes", 1002, frame(FIN | PING, &[b'x'; 126])),
+        ("the end of a message that never began", 1002, control(FIN | CONTINUATION)),
+        ("a message in the middle of another", 1002, both(frame(TEXT, b"{"), frame(FIN | TEXT, ack))),
+        ("a close of one byte", 1002, frame(FIN | CLOSE, b"x")),
+        ("a close with a code that must not be sent", 1002, frame(FIN | CLOSE, &1005_u16.to_be_bytes())),
+        ("too much announced", 1009, both(header(FIN | TEXT, 10 << 20), b"the beginning".to_vec())),
+        ("all there is announced", 1009, header(FIN | TEXT, u64::MAX >> 1)),
+        ("a message above the limit", 1009, frame(FIN | TEXT, &[b' '; 70_000])),
+        (
+            "fragments that are too much together",
+            1009,
+            both(frame(TEXT, &[b' '; 40_000]), frame(CONTINUATION, &[b' '; 40_000])),
+        ),
+        ("text that is not UTF-8", 1007, frame(FIN | TEXT, b"{\"ack\":\"\xff\xfe\"}")),
+        (
+            "text that is not UTF-8 over two fragments",
+            1007,
+            both(frame(TEXT, b"{\"ack\":\"\xf0\x9f"), frame(FIN | CONTINUATION, b"\x28\x8d\"}")),
+        ),
+        ("text that ends within a character", 1007, frame(FIN | TEXT, b"\xf0\x9f")),
+        ("text that is no acknowledgement", 4004, frame(FIN | TEXT, b"hello")),
+        ("an acknowledgement of what was never sent", 4004, frame(FIN | TEXT, br#"{"ack":999}"#)),
+        ("a binary message", 4004, frame(FIN | BINARY, ack)),
+    ]
+}
+
+#[tokio::test]
+async fn what_breaks_the_protocol_ends_with_its_code_and_disturbs_nobody() {
     let feed = Feed::new(1).await;
     let node = Node::start(&feed).await;
     let mut good = node.connect("101").await;
-    let mut hostile = RawWs::open(node.addr(), &node.token("101")).await;
-    misbehave(&mut hostile).await;
-    assert_eq!(hostile.end().await, End::Code(code));
-    feed.send(&Event::new("101", "undisturbed")).await;
-    assert_eq!(good.one().await.kind, "undisturbed");
+    for (what, code, bytes) in violations() {
+        let mut hostile = RawWs::open(node.addr(), &node.token("101")).await;
+        hostile.write(&bytes).await;
+        assert_eq!(hostile.end().await, End::Code(code), "{what}");
+        feed.send(&Event::new("101", "undisturbed").transient()).await;
+        assert_eq!(good.one().await.kind, "undisturbed", "beside {what}");
+    }
+}
+
+#[tokio::test]
+async fn an_acknowledgement_in_fragments_with_pings_between_them_counts() {
+    let feed = Feed::new(1).await;
+    let node = Node::start(&feed).await;
+    let mut client = node.connect("101").await;
+    feed.send_all(&[Event::numbered("101", 0), Event::numbered("101", 1)]).await;
+    assert_eq!(client.expect(2).await[1].number(), 2);
+    let mut raw = RawWs::open(node.addr(), &node.token("101")).await;
+    let text = br#"{"ack":2}"#;
+    for (at, byte) in text.iter().enumerate() {
+        let opcode = if at == 0 { opcode::TEXT } else { opcode::CONTINUATION };
+        let last = if at + 1 == text.len() { FIN } else { 0 };
+        raw.write(&frame(last | opcode, &[*byte])).await;
+        raw.send(opcode::PING, b"").await;
+    }
+    eventually("the cursor at 2", async || (node.connect("101").await.hello().cursor == 2).then_some(())).await;
 }
 
 #[tokio::test]
@@ -46,15 +114,6 @@ async fn text_that_is_no_acknowledgement_ends_with_4004() {
 }
 
 #[tokio::test]
-async fn a_binary_frame_ends_with_4004() {
-    let feed = Feed::new(1).await;
-    let node = Node::start(&feed).await;
-    let mut client = node.connect("101").await;
-    client.binary(vec![1, 2, 3]).await;
-    assert_eq!(client.close_code().await, 4004);
-}
-
-#[tokio::test]
 async fn an_acknowledgement_above_what_was_sent_ends_with_4004() {
     let feed = Feed::new(1).await;
     let node = Node::start(&feed).await;
@@ -67,32 +126,17 @@ async fn an_acknowledgement_above_what_was_sent_ends_with_4004() {
 }
 
 #[tokio::test]
-async fn a_frame_that_announces_too_much_ends_with_1009_before_it_has_come() {
-    ends_with(1009, async |peer| {
-        peer.header(opcode::TEXT, 10 << 20).await;
-        peer.write(b"the beginning").await;
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_whole_frame_above_the_limit_ends_with_1009() {
-    ends_with(1009, async |peer| peer.send(opcode::TEXT, &[b' '; 70_000]).await).await;
-}
-
-#[tokio::test]
-async fn text_that_is_not_utf8_ends_with_1007() {
-    ends_with(1007, async |peer| peer.send(opcode::TEXT, b"{\"ack\":\"\xff\xfe\"}").await).await;
-}
-
-#[tokio::test]
-async fn a_reserved_opcode_ends_with_1002() {
-    ends_with(1002, async |peer| peer.send(3, b"x").await).await;
-}
-
-#[tokio::test]
-async fn a_frame_without_mask_ends_with_1002() {
-    ends_with(1002, async |peer| peer.write(b"\x81\x09{\"ack\":1}").await).await;
+async fn who_goes_on_sending_after_its_goodbye_is_cut_off() {
+    /// Less than a goodbye may take.
+    const CUT_WITHIN: Duration = Duration::from_secs(3);
+    let feed = Feed::new(1).await;
+    let node = Node::start(&feed).await;
+    for (what, _, bytes) in violations() {
+        let mut peer = RawWs::open(node.addr(), &node.token("101")).await;
+        peer.write(&bytes).await;
+        let goes_on = async { while peer.is_taken(&[0xff; 16 << 10]).await {} };
+        assert!(tokio::time::timeout(CUT_WITHIN, goes_on).await.is_ok(), "still listened to after {what}");
+    }
 }
 
 #[tokio::test]
@@ -104,8 +148,6 @@ async fn peers_that_vanish_leave_no_connection_behind() {
         // Half a frame, then gone.
         peer.write(b"\x81\x89abcd").await;
     }
-    crate::harness::eventually("no connections", async || {
-        (node.metrics().await.sum("notifier_connections") == 0.0).then_some(())
-    })
-    .await;
+    eventually("no connections", async || (node.metrics().await.sum("notifier_connections") == 0.0).then_some(()))
+        .await;
 }

@@ -13,6 +13,8 @@ use crate::harness::{
 
 /// A client of a broker that was killed needs its time to come back.
 const AFTER_OUTAGE: Duration = Duration::from_secs(60);
+/// A process that cannot go on ends at once; the machine is shared.
+const ENDED: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn a_node_waits_for_a_broker_that_is_away_at_its_start() {
@@ -196,4 +198,20 @@ async fn a_new_group_may_start_at_the_latest_event() {
     let mut client = node.connect("101").await;
     feed.send(&Event::new("101", "after")).await;
     assert_eq!(client.one().await.kind, "after");
+}
+
+#[tokio::test]
+async fn a_client_error_that_librdkafka_calls_fatal_ends_the_process_with_a_message() {
+    for consumer in [true, false] {
+        let feed = Feed::new(1).await;
+        let node = Node::start(&feed).await;
+        node.fail_kafka(consumer).await;
+        let (process, _node) = node.into_process();
+        let finished = process.finish(ENDED).await;
+        assert_eq!(finished.code(), 1, "{finished:?}");
+        assert!(
+            finished.stderr.contains("kafka client failed") && finished.stderr.contains("as planned"),
+            "{finished:?}"
+        );
+    }
 }

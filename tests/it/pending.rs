@@ -110,6 +110,8 @@ async fn each_device_has_a_cursor_of_its_own() {
     shared.expect(5).await;
     shared.ack(1).await;
     shared.leave().await;
+    // It counts once it is stored.
+    eventually("the cursor", async || (node.connect("101").await.hello().cursor == 1).then_some(())).await;
     // A new device starts at the user's shared cursor.
     let mut phone = node.ws("101").query("device", "phone").open().await;
     assert_eq!(numbers(&phone.expect(4).await), [2, 3, 4, 5]);

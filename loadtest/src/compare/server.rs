@@ -163,6 +163,8 @@ fn config(client: SocketAddr, admin: SocketAddr, topic: &Topic, secret: &str) ->
 id = "loadtest"
 [client]
 listen = "{client}"
+[grpc]
+listen = "127.0.0.1:0"
 [admin]
 listen = "{admin}"
 [kafka]

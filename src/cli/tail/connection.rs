@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Protocol,
+    grpc::Grpc,
     http::Server,
     retry::{Closed, Failure},
     sse::Sse,
@@ -37,6 +38,7 @@ pub(super) struct Wanted<'a> {
 pub(super) enum Connection {
     WebSocket(Box<WebSocket>),
     Sse(Sse),
+    Grpc(Box<Grpc>),
 }
 
 impl Wanted<'_> {
@@ -57,7 +59,7 @@ impl Connection {
                 WebSocket::open(server, wanted).await.map(|socket| Self::WebSocket(Box::new(socket)))
             }
             Protocol::Sse => Sse::open(server, wanted).await.map(Self::Sse),
-            Protocol::Grpc => unreachable!("refused with the arguments"),
+            Protocol::Grpc => Grpc::open(server, wanted).await.map(|stream| Self::Grpc(Box::new(stream))),
         }
     }
 
@@ -69,6 +71,7 @@ impl Connection {
         match self {
             Self::WebSocket(socket) => socket.next().await,
             Self::Sse(stream) => stream.next().await,
+            Self::Grpc(stream) => stream.next().await,
         }
     }
 
@@ -83,6 +86,7 @@ impl Connection {
                 stream.acknowledge(session, seq);
                 Ok(())
             }
+            Self::Grpc(stream) => stream.acknowledge(session, seq).await,
         }
     }
 
@@ -92,6 +96,8 @@ impl Connection {
         match self {
             Self::WebSocket(socket) => socket.close().await,
             Self::Sse(stream) => stream.close().await,
+            // Each acknowledgement was answered; the stream ends when it is dropped.
+            Self::Grpc(_) => {}
         }
     }
 }

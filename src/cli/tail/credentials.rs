@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::header::HeaderValue;
 
-use crate::{cli::Usage, edge::auth, ids::UserId};
+use crate::{auth, cli::Usage, ids::UserId};
 
 /// How long a token that was made here is good for.
 const TTL: Duration = Duration::from_secs(3600);
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn without_secret_and_token_the_user_is_told_what_to_set() {
-        let config = auth::Config { hs256_secret: None, leeway: Duration::ZERO, issuer: None, audience: None };
+        let config = auth::Config::default();
         let problem = Credentials::made_for(UserId::new("101").unwrap(), config).err().unwrap();
         assert!(problem.0.contains("auth.jwt.hs256_secret") && problem.0.contains("--token"), "{problem}");
     }

@@ -13,26 +13,27 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// The paths that a user may paste with the rest of the URL, since `notifier dev` prints them.
 const KNOWN_PATHS: [&str; 2] = ["/v1/connect", "/v1/stream"];
 
-/// A server without TLS.
+/// A server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
+    is_secure: bool,
     host: String,
     port: u16,
     prefix: String,
 }
 
 impl Endpoint {
-    /// Reads `http://host[:port][/prefix]` or the same with `ws://`.
+    /// Reads `http://host[:port][/prefix]`, or the same with `https://`, `ws://` or `wss://`.
     ///
     /// # Errors
     /// Says what the URL must not have.
     pub(super) fn parse(url: &str) -> Result<Self, Usage> {
         let usage = |problem: &str| Usage(format!("--url {problem}"));
         let uri: Uri = url.parse().map_err(|_| usage("is no URL such as http://127.0.0.1:8000"))?;
-        let default_port = match uri.scheme_str() {
-            Some("http" | "ws") => 80,
-            Some("https" | "wss") => return Err(usage("asks for TLS, which tail does not have in this version")),
-            _ => return Err(usage("must begin with http:// or ws://")),
+        let (is_secure, default_port) = match uri.scheme_str() {
+            Some("http" | "ws") => (false, 80),
+            Some("https" | "wss") => (true, 443),
+            _ => return Err(usage("must begin with http://, https://, ws:// or wss://")),
         };
         let authority = uri.authority().filter(|authority| !authority.host().is_empty());
         let authority = authority.ok_or_else(|| usage("names no host"))?;
@@ -50,16 +51,16 @@ impl Endpoint {
         let path = uri.path();
         let prefix = KNOWN_PATHS.iter().find_map(|known| path.strip_suffix(known)).unwrap_or(path);
         let prefix = prefix.trim_end_matches('/').to_owned();
-        Ok(Self { host: authority.host().to_owned(), port, prefix })
+        Ok(Self { is_secure, host: authority.host().to_owned(), port, prefix })
     }
 
-    /// The listener of a node on this machine.
+    /// The listener of a node on this machine, with or without TLS.
     ///
     /// # Errors
     /// When its port is only known to the node.
-    pub(super) fn local(listen: SocketAddr) -> Result<Self, Usage> {
+    pub(super) fn local(key: &str, listen: SocketAddr, is_secure: bool) -> Result<Self, Usage> {
         if listen.port() == 0 {
-            return Err(Usage("--url is needed: client.listen has port 0".to_owned()));
+            return Err(Usage(format!("--url is needed: {key} has port 0")));
         }
         let ip = match listen.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -67,12 +68,22 @@ impl Endpoint {
             ip => ip,
         };
         let host = if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
-        Ok(Self { host, port: listen.port(), prefix: String::new() })
+        Ok(Self { is_secure, host, port: listen.port(), prefix: String::new() })
+    }
+
+    /// Whether it speaks TLS.
+    pub(super) fn is_secure(&self) -> bool {
+        self.is_secure
+    }
+
+    /// The name that a certificate has to be for.
+    pub(super) fn name(&self) -> &str {
+        self.host.trim_start_matches('[').trim_end_matches(']')
     }
 
     /// What a socket connects to.
     pub(super) fn address(&self) -> (&str, u16) {
-        (self.host.trim_start_matches('[').trim_end_matches(']'), self.port)
+        (self.name(), self.port)
     }
 
     /// The value of the `Host` header.
@@ -110,6 +121,7 @@ mod tests {
             ("ws://127.0.0.1:8000/v1/connect", "127.0.0.1:8000", "/v1/stream"),
             ("http://[::1]:8000/", "[::1]:8000", "/v1/stream"),
             ("http://a:1/push//v1/stream", "a:1", "/push/v1/stream"),
+            ("wss://a.example", "a.example:443", "/v1/stream"),
         ];
         for (url, host, target) in cases {
             assert_eq!(parsed(url), (host.to_owned(), target.to_owned()), "{url}");
@@ -120,8 +132,6 @@ mod tests {
     #[test]
     fn a_url_that_cannot_be_used_is_refused_with_the_reason() {
         let cases = [
-            ("wss://a/", "TLS"),
-            ("https://a/", "TLS"),
             ("a:8000", "http://"),
             ("/v1/connect", "http://"),
             ("ftp://a", "http://"),
@@ -141,9 +151,9 @@ mod tests {
         for (listen, host) in
             [("0.0.0.0:8000", "127.0.0.1:8000"), ("[::]:8000", "[::1]:8000"), ("10.0.3.7:9000", "10.0.3.7:9000")]
         {
-            assert_eq!(Endpoint::local(listen.parse().unwrap()).unwrap().host(), host);
+            assert_eq!(Endpoint::local("client.listen", listen.parse().unwrap(), false).unwrap().host(), host);
         }
-        assert!(Endpoint::local("0.0.0.0:0".parse().unwrap()).is_err());
+        assert!(Endpoint::local("client.listen", "0.0.0.0:0".parse().unwrap(), false).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Requests to the server, each on a connection of its own; hyper speaks HTTP.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, io, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -11,13 +11,19 @@ use hyper::{
     header::{self, HeaderMap},
 };
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
 
 use super::{credentials::Credentials, endpoint::Endpoint, retry::Failure};
 
 /// From the name's resolution to the answer's head.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// An error's text is short; more than this is not read.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 
@@ -25,7 +31,15 @@ const ERROR_BYTES_MAX: usize = 64 * 1024;
 pub(super) struct Server {
     pub(super) endpoint: Endpoint,
     pub(super) credentials: Credentials,
+    /// Where the endpoint is secure.
+    pub(super) tls: Option<TlsConnector>,
 }
+
+/// A connection, with TLS or without.
+/// What TCP and TLS have in common.
+pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 /// RFC 9457.
 #[derive(Default, Deserialize)]
@@ -63,15 +77,25 @@ impl Server {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
-        let socket = TcpStream::connect(self.endpoint.address()).await;
-        let socket = socket.map_err(|error| Failure::Unreachable(error.to_string()))?;
-        // Acknowledgements are small and must not wait for more of them.
-        socket.set_nodelay(true).map_err(|error| Failure::Unreachable(error.to_string()))?;
+        let socket = self.connect().await.map_err(|error| Failure::Unreachable(chain(&error)))?;
         let unreachable = |error: hyper::Error| Failure::Unreachable(chain(&error));
         let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(unreachable)?;
         // Ends with the answer's body, or hands the socket over to whoever upgrades it.
         tokio::spawn(connection.with_upgrades());
         sender.send_request(request).await.map_err(unreachable)
+    }
+
+    /// A connection, with TLS where the endpoint has it.
+    ///
+    /// # Errors
+    /// When nobody answers, or nobody who is trusted.
+    pub(super) async fn connect(&self) -> io::Result<Box<dyn Io>> {
+        let socket = TcpStream::connect(self.endpoint.address()).await?;
+        // Acknowledgements are small and must not wait for more of them.
+        socket.set_nodelay(true)?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(socket)) };
+        let name = ServerName::try_from(self.endpoint.name().to_owned()).map_err(io::Error::other)?;
+        Ok(Box::new(tls.connect(name, socket).await?))
     }
 }
 

@@ -14,11 +14,12 @@ fn usage_of(flags: &[&str], config: &Config) -> String {
 
 #[test]
 fn bad_arguments_are_refused_by_name() {
-    assert!(usage_of(&["--protocol", "grpc"], &config()).contains("--protocol grpc"));
     assert!(usage_of(&["--user", ""], &config()).contains("--user"));
     assert!(usage_of(&["--device", "a\nb"], &config()).contains("--device"));
     assert!(usage_of(&["--since", "12"], &config()).contains("--since"));
-    assert!(usage_of(&["--url", "wss://a"], &config()).contains("--url"));
+    assert!(usage_of(&["--url", "ftp://a"], &config()).contains("--url"));
+    assert!(usage_of(&["--url", "wss://a", "--ca-file", "/nowhere/ca"], &config()).contains("--ca-file /nowhere/ca"));
+    assert!(usage_of(&["--url", "ws://a", "--ca-file", "ca.pem"], &config()).contains("--ca-file"));
     assert!(usage_of(&[], &Config::default()).contains("auth.jwt.hs256_secret"));
 }
 
@@ -218,7 +219,7 @@ async fn a_silent_server_is_left_for_a_new_connection() {
 async fn a_comment_is_a_sign_of_life() {
     let server = Server::start().await;
     let endpoint = Endpoint::parse(&server.url()).unwrap();
-    let client = Arc::new(http::Server { endpoint, credentials: Credentials::given("a.b.c").unwrap() });
+    let client = Arc::new(http::Server { endpoint, credentials: Credentials::given("a.b.c").unwrap(), tls: None });
     let wanted = connection::Wanted { device: None, since: None };
     let (stream, opened) = tokio::join!(server.stream(), sse::Sse::open(&client, &wanted));
     let (mut stream, mut opened) = (stream, opened.unwrap());

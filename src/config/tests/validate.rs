@@ -6,6 +6,7 @@ use super::*;
 fn impossible_configuration_is_refused_by_name() {
     for (toml, parts) in [
         ("[admin]\nlisten = \"127.0.0.1:8000\"", &["client.listen and admin.listen", "8000", "notifier.toml"][..]),
+        ("[grpc]\nlisten = \"0.0.0.0:8000\"", &["client.listen and grpc.listen", "8000", "notifier.toml"]),
         ("[log]\nper_user_max = 0", &["log.per_user_max: is 0", "notifier.toml"]),
         ("[log]\nretention = \"0s\"", &["log.retention: is 0"]),
         ("[sessions]\nheartbeat = \"0s\"", &["sessions.heartbeat: is 0"]),
@@ -36,6 +37,11 @@ fn impossible_configuration_is_refused_by_name() {
         ),
         ("[client]\nallowed_origins = [\"https://a.example/\"]", &["client.allowed_origins[0]:"]),
         ("[auth.jwt]\nissuer = \"\"", &["auth.jwt.issuer: is empty"]),
+        ("[auth.jwt]\nalgorithms = []", &["auth.jwt.algorithms: is empty"]),
+        (
+            "[auth.jwt]\nhs256_secret = \"-----BEGIN PUBLIC KEY-----\\nMIIB\"",
+            &["auth.jwt.hs256_secret: is a PEM file", "public_key_files"],
+        ),
         ("[types.a]\nttl = \"0s\"", &["types.a.ttl: is 0", "notifier.toml"]),
         (
             "[client]\ntls_cert_file = \"/nowhere/c.pem\"",
@@ -80,11 +86,10 @@ fn harmless_settings_are_accepted() {
         "[kafka]\nreceipts_topic = \"\"".to_owned(),
         "[log]\ndedup_window = \"1h\"".to_owned(),
         "[types.\"*\"]\ndurability = \"transient\"\npriority = \"low\"\nttl = \"1h\"".to_owned(),
-        // The port of a listener that is not in use.
-        "[client]\nlisten = \"0.0.0.0:8001\"".to_owned(),
         "[client]\nlisten = \"127.0.0.1:8002\"\n[admin]\nlisten = \"127.0.0.2:8002\"".to_owned(),
         "[client]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"".to_owned(),
         "[limits]\nconnections_max = 0\nconnects_per_second = 0\nconnections_per_address = 0".to_owned(),
+        "[auth.jwt]\nalgorithms = [\"HS256\", \"RS256\"]\njwks_url = \"https://login.example/keys\"".to_owned(),
         "[cluster]\nenabled = false\nshards = 1024\n[buffer]\nitems = 1000".to_owned(),
         "[client]\nallowed_origins = [\"*\", \"http://localhost:3000\", \"https://app.example.com\"]".to_owned(),
     ] {
@@ -105,16 +110,6 @@ fn features_that_come_later_are_refused() {
         ("cluster.secret", "[cluster]\nsecret = \"x\"".to_owned()),
         ("cluster.shards", "[cluster]\nshards = 16".to_owned()),
         ("cluster.tls_ca_file", format!("[cluster]\ntls_ca_file = \"{pem}\"")),
-        ("grpc.listen", "[grpc]\nlisten = \"0.0.0.0:9001\"".to_owned()),
-        ("grpc.tls_cert_file", format!("[grpc]\ntls_cert_file = \"{pem}\"")),
-        ("client.tls_cert_file", format!("[client]\ntls_cert_file = \"{pem}\"\ntls_key_file = \"{pem}\"")),
-        ("client.trusted_proxies", "[client]\ntrusted_proxies = [\"10.0.0.0/8\"]".to_owned()),
-        ("client.proxy_protocol", "[client]\nproxy_protocol = true".to_owned()),
-        ("auth.jwt.public_key_files", format!("[auth.jwt]\npublic_key_files = [\"{pem}\"]")),
-        ("auth.jwt.jwks_url", "[auth.jwt]\njwks_url = \"https://idp\"".to_owned()),
-        ("auth.jwt.algorithms", "[auth.jwt]\nalgorithms = [\"HS256\", \"RS256\"]".to_owned()),
-        ("auth.api_keys", "[[auth.api_keys]]\nname = \"a\"\nsha256 = \"00\"\nscopes = [\"read\"]".to_owned()),
-        ("sessions.issued_ttl", "[sessions]\nissued_ttl = \"1h\"".to_owned()),
         ("limits.delivery", "[[limits.delivery]]\npriority = \"normal\"".to_owned()),
         ("buffer.items", "[buffer]\nitems = 1".to_owned()),
         ("kafka.receipts_topic", "[kafka]\nreceipts_topic = \"receipts\"".to_owned()),
@@ -154,6 +149,20 @@ fn serve_needs_brokers_and_a_long_secret() {
 }
 
 #[test]
+fn serve_needs_keys_from_one_source_of_any_kind() {
+    for toml in [
+        "hs256_secret = \"0123456789abcdef0123456789abcdef\"",
+        "public_key_files = [\"some.pem\"]",
+        "jwks_url = \"https://login.example/keys\"",
+    ] {
+        let mut config = from_file(&format!("[kafka]\nbrokers = \"k:9092\"\n[auth.jwt]\n{toml}")).expect(toml);
+        // Whether it is there is another question.
+        config.auth.jwt.public_key_files.iter_mut().for_each(|path| *path = file!().into());
+        assert!(config.validate_serve().is_ok(), "{toml}");
+    }
+}
+
+#[test]
 fn warnings_name_what_is_probably_not_meant() {
     let warns = |toml: &str, key: &str| {
         from_file(toml).expect(toml).warnings().iter().filter(|warning| warning.starts_with(key)).count()
@@ -164,4 +173,9 @@ fn warnings_name_what_is_probably_not_meant() {
     assert_eq!(warns("[store]\nurl = \"sqlite:x.db\"", "[store]"), 1);
     assert_eq!(warns("[client]\nallowed_origins = [\"*\"]", "client.allowed_origins"), 1);
     assert_eq!(warns("[auth.jwt]\nissuer = \"i\"\naudience = \"a\"", "auth.jwt"), 0);
+    assert_eq!(warns("[auth.jwt]\njwks_url = \"http://login.example/keys\"", "auth.jwt.jwks_url is not https"), 1);
+    assert_eq!(warns("[auth.jwt]\njwks_url = \"https://login.example/keys\"", "auth.jwt.jwks_url"), 0);
+    let unused = |listed: &str| format!("[auth.jwt]\nhs256_secret = \"s\"\nalgorithms = [\"{listed}\"]");
+    assert_eq!(warns(&unused("RS256"), "auth.jwt.algorithms does not list HS256"), 1);
+    assert_eq!(warns(&unused("HS256"), "auth.jwt.algorithms"), 0);
 }

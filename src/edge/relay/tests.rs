@@ -4,16 +4,20 @@ use std::future::Future;
 
 use tokio::{
     io::AsyncReadExt as _,
-    net::{TcpListener, TcpSocket},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 
 use super::*;
 use crate::{
-    edge::protocol::Sse,
+    edge::protocol::{Form, Sse},
     event::Notification,
-    session::tests::fakes::{Collector, Heard, durable, transient, user},
+    fakes::{Collector, Heard, durable, transient, user},
+    session::{Kind, Outgoing, Outlet, Pushed},
     wire::{CloseCode, Control, Frame, Gap, GapReason},
 };
+
+mod stream;
+mod tls;
 
 const LIMITS: QueueLimits = QueueLimits { items: 64, bytes: 256 * 1024 };
 const PLAIN: Protocol = Protocol::Sse(Sse { chunked: false, named: false });
@@ -41,8 +45,8 @@ impl Pair {
         };
         let client = Self::client(&listener).await;
         let (socket, _) = listener.accept().await.unwrap();
-        let who = Client { session: SessionId::random(), user: user(), device: None, expires_at: UnixMillis::MAX };
-        let relay = Relay::new(who, protocol, socket, LIMITS, LogEpoch::random(), Arc::default());
+        let relay =
+            Relay::new(who(), protocol, Sink::Socket(socket.into()), LIMITS, LogEpoch::random(), Arc::default());
         let relay = Arc::new(relay);
         relay.next_attachment();
         Self { relay, client, taken: Vec::new(), heard: Vec::new() }
@@ -89,7 +93,7 @@ impl Pair {
         self.relay.todo().unwrap();
         // As the connection's task does: readiness may be claimed wrongly, and only a read takes it back.
         let mut said = [0; 64];
-        if let Ok(read) = self.relay.socket.try_read(&mut said) {
+        if let Ok(read) = self.relay.try_read(&mut said) {
             self.heard.extend_from_slice(&said[..read]);
         }
         let mut part = [0; 5000];
@@ -101,6 +105,10 @@ impl Pair {
         })
         .await;
     }
+}
+
+fn who() -> Client {
+    Client { session: SessionId::random(), user: user(), device: None, is_started: false, expires_at: UnixMillis::MAX }
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -244,6 +252,33 @@ async fn the_first_close_counts_and_nothing_is_taken_after_it() {
 }
 
 #[tokio::test]
+async fn a_close_in_order_goes_through_the_session_that_serves_and_is_direct_without_one() {
+    let close = || Close::new(CloseCode::GoingAway, "draining");
+    let unserved = Pair::new(Protocol::WebSocket(Form::Json)).await;
+    unserved.relay.close_in_order(close());
+    assert_eq!(unserved.relay.todo().unwrap().close, Some(close()));
+
+    let served = Pair::new(Protocol::WebSocket(Form::Json)).await;
+    let (session, heard) = session().await;
+    assert!(served.relay.attached(1, session.clone(), 0));
+    served.relay.close_in_order(close());
+    assert_eq!(served.relay.todo().unwrap().close, None, "what the session has been given comes first");
+    let told = |heard: &Heard<session::Msg>| {
+        heard.lock().iter().any(|msg| matches!(msg, session::Msg::Close(told) if *told == close()))
+    };
+    within(async {
+        while !told(&heard) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    session.stop_and_wait(None, None).await.unwrap();
+    served.relay.close_in_order(close());
+    assert_eq!(served.relay.todo().unwrap().close, Some(close()), "nobody is left to pass it on");
+}
+
+#[tokio::test]
 async fn a_lost_attachment_is_attached_again_once() {
     let pair = Pair::new(PLAIN).await;
     Outlet::lost(&pair.relay, 1);
@@ -254,7 +289,7 @@ async fn a_lost_attachment_is_attached_again_once() {
 
 #[tokio::test]
 async fn what_a_client_makes_us_write_with_its_pings_is_bounded() {
-    let mut pair = Pair::new(Protocol::WebSocket).await;
+    let mut pair = Pair::new(Protocol::WebSocket(Form::Json)).await;
     let first = pair.fill(1, 20_000);
     let pong = [0x8a, 0x7d];
     let mut accepted = 0;
@@ -274,7 +309,7 @@ async fn what_a_client_makes_us_write_with_its_pings_is_bounded() {
 
 #[tokio::test]
 async fn nothing_is_read_from_a_flooding_client_until_its_pongs_are_written() {
-    let mut pair = Pair::new(Protocol::WebSocket).await;
+    let mut pair = Pair::new(Protocol::WebSocket(Form::Json)).await;
     pair.fill(1, 20_000);
     assert!((0..CONTROLS_MAX).all(|_| pair.relay.write_control(&[0x8a, 0x00]).is_ok()));
     pair.client.try_write(&[0x89, 0x80, 0, 0, 0, 0]).unwrap();
@@ -296,7 +331,7 @@ async fn nothing_is_read_from_a_flooding_client_until_its_pongs_are_written() {
         while pair.heard.is_empty() {
             pair.relay.ready().await.unwrap();
             let mut said = [0; 64];
-            let read = pair.relay.socket.try_read(&mut said).unwrap_or_default();
+            let read = pair.relay.try_read(&mut said).unwrap_or_default();
             pair.heard.extend_from_slice(&said[..read]);
         }
     })

@@ -2,17 +2,25 @@
 
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use http_body_util::BodyExt as _;
 use tower::ServiceExt as _;
 
 use super::*;
 use crate::{
-    edge::{Config, Limits, admission::Admission, auth, flush::Flusher, registry::Registry},
+    auth::{self, Authenticator},
+    edge::{
+        Config, Limits, TrustedProxies, admission::Admission, flush::Flusher, http::TakeoverSlot, registry::Registry,
+    },
     ids::{LogEpoch, UserId},
     shard::Shards,
 };
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+fn auth_config() -> auth::Config {
+    auth::Config { hs256_secret: Some(SECRET.into()), leeway: Duration::from_secs(1), ..auth::Config::default() }
+}
 
 fn shared() -> Arc<Shared> {
     let second = Duration::from_secs(1);
@@ -24,11 +32,10 @@ fn shared() -> Arc<Shared> {
         connections_per_address: 0,
         handshake_deadline: second,
     };
-    let auth = auth::Config { hs256_secret: Some(SECRET.into()), leeway: second, issuer: None, audience: None };
     let config = Config {
         listen: ([127, 0, 0, 1], 0).into(),
+        grpc_listen: ([127, 0, 0, 1], 0).into(),
         allowed_origins: vec!["https://listed.example".into()],
-        auth,
         limits,
         frame_bytes_max: 1024,
         request_bytes_max: 1024,
@@ -36,15 +43,22 @@ fn shared() -> Arc<Shared> {
         queue_bytes_max: 1024,
         heartbeat: second,
         reconnect: second,
+        issued_ttl: second,
         epoch: LogEpoch::random(),
-        dev: None,
+        others: OpenApiRouter::new(),
+        tls: None,
+        grpc_tls: None,
+        trusted_proxies: TrustedProxies::default(),
+        proxy_protocol: false,
+        memory_bytes_max: 0,
     };
     Arc::new(Shared {
-        authenticator: auth::Authenticator::new(&config.auth),
+        authenticator: Arc::new(Authenticator::new(&auth_config())),
         admission: Admission::new(config.limits.clone()),
         registry: Arc::new(Registry::new(second)),
         flusher: Arc::new(Flusher::default()),
-        draining: false.into(),
+        draining: tokio::sync::watch::Sender::new(false),
+        started: Arc::new(crate::store::sessions::MemorySessions::default()),
         shards: Shards::new(Vec::new(), 1),
         config,
     })
@@ -79,7 +93,7 @@ async fn the_direct_way_answers_as_the_router_does() {
     let shared = shared();
     let router = router(shared.clone());
     let user = UserId::new("u").unwrap();
-    let (token, _) = auth::issue(&user, Duration::from_secs(60), &shared.config.auth, SECRET).unwrap();
+    let (token, _) = auth::issue(&user, Duration::from_secs(60), &auth_config(), SECRET).unwrap();
     let bearer = format!("Bearer {token}");
     let mut sessions = 0;
     for path in ["/v1/connect", "/v1/stream", "/v1/connect?since=x", "/v1/stream?events=x", "/v1/stream?device=%FF"] {
@@ -111,6 +125,8 @@ fn what_may_be_refused_does_not_go_directly() {
     assert!(direct(&shared, &request("/v1/other", &[]), &slot).is_none());
     let with_body = http::Request::get("/v1/stream").body(Body::from("x")).unwrap();
     assert!(direct(&shared, &with_body, &slot).is_none());
+    let started = request("/v1/connect?session_id=x", &[]);
+    assert!(direct(&shared, &started, &slot).is_none(), "who it is has to be looked up");
     let head = http::Request::head("/v1/stream").body(Body::empty()).unwrap();
     assert!(direct(&shared, &head, &slot).is_none());
 }

@@ -167,11 +167,19 @@ fn is_number(raw: &RawValue) -> bool {
 fn number_or_name(raw: Raw<'_>, name: &str, by_name: fn(&str) -> Option<i32>) -> Result<Option<i32>, Rejected> {
     let Some(raw) = raw else { return Ok(None) };
     let number = if is_number(raw) {
-        raw.get().parse().ok()
+        whole(raw.get())
     } else {
         serde_json::from_str::<String>(raw.get()).ok().and_then(|text| by_name(&text))
     };
     number.map(Some).ok_or_else(|| Rejected::field(name, "is not a known value"))
+}
+
+/// The whole number that a JSON number stands for; `2.0` and `2e0` are the same as `2`.
+fn whole(text: &str) -> Option<i32> {
+    let number: f64 = text.parse().ok()?;
+    let is_whole = number.fract() == 0.0 && (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&number);
+    #[expect(clippy::cast_possible_truncation, reason = "it is in the range")]
+    is_whole.then_some(number as i32)
 }
 
 fn ttl(raw: Raw<'_>, name: &str) -> Result<Option<Duration>, Rejected> {

@@ -11,8 +11,8 @@ const NAMES: Names = Names::PROTOBUF;
 const CONFLUENT_PREFIX_BYTES: usize = 5;
 
 pub(super) fn read(value: &[u8]) -> Result<Draft, Rejected> {
-    let event =
-        NotificationDeliveryRequested::decode(value).map_err(|problem| Rejected::undecodable("protobuf", problem))?;
+    let event = NotificationDeliveryRequested::decode(value)
+        .map_err(|problem| Rejected::undecodable("protobuf, nor JSON, which begins with {", problem))?;
     let notification = event.notification.unwrap_or_default();
     let options = event.options.unwrap_or_default();
     let requested_at = event.requested_at.map(|time| fields::proto_time(time, "requested_at")).transpose()?;

@@ -134,6 +134,7 @@ fn every_field_arrives_in_every_form_that_has_it() {
         json(r#""durability":"DURABILITY_INBOX","priority":"PRIORITY_HIGH","collapseKey":"k","ttl":"5400s""#)
             .into_bytes(),
         json(r#""durability":3,"priority":2,"collapseKey":"k","ttl":5400"#).into_bytes(),
+        json(r#""durability":3.0,"priority":2e0,"collapseKey":"k","ttl":5400.0"#).into_bytes(),
     ];
     let options = Options {
         durability: Durability::Inbox,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    session::tests::fakes::{Collector, Heard, Reports, durable, settled, user},
+    fakes::{Collector, Heard, Reports, durable, settled, user},
     settlement::Outcome,
     store::tests::{Call, FaultyStore},
 };

@@ -56,6 +56,11 @@ pub fn browser(script: &str) -> Command {
     command
 }
 
+/// A command that `tests/run` built with Go.
+pub fn gotool(name: &str) -> Command {
+    command(PathBuf::from(required("NOTIFIER_TEST_GO_TOOLS")).join(name))
+}
+
 /// kcat, with `input` on its standard input.
 pub fn kcat(arguments: &[&str], input: &str) -> Command {
     assert!(find("kcat").is_some(), "kcat is missing: `tests/run` installs it");
@@ -79,7 +84,8 @@ pub fn notifications(output: &str) -> Vec<Value> {
     lines
 }
 
-fn client(script: &str) -> PathBuf {
+/// A file of `tests/clients`.
+pub fn client(script: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script);
     assert!(path.is_file(), "{} is missing", path.display());
     path

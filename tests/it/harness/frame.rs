@@ -1,5 +1,7 @@
 //! A frame as a client reads it.
 
+use notifier::proto;
+use prost::Message as _;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
@@ -23,6 +25,15 @@ impl Frame {
         match serde_json::from_str(text) {
             Ok(frame) => frame,
             Err(error) => panic!("not a frame ({error}): {text}"),
+        }
+    }
+
+    /// Reads the protobuf form, which has neither target nor a number for transient ones.
+    #[track_caller]
+    pub fn decode(bytes: &[u8]) -> Self {
+        match proto::Notification::decode(bytes) {
+            Ok(notification) => notification.into(),
+            Err(error) => panic!("not a notification ({error}): {bytes:?}"),
         }
     }
 
@@ -60,6 +71,21 @@ impl Frame {
         match self.seq {
             Some(seq) => seq,
             None => panic!("no sequence number: {self:?}"),
+        }
+    }
+}
+
+impl From<proto::Notification> for Frame {
+    fn from(notification: proto::Notification) -> Self {
+        let text = |text: String| Some(text).filter(|text| !text.is_empty());
+        let data = text(notification.data).unwrap_or_else(|| "null".into());
+        Self {
+            target: None,
+            kind: notification.notification_type,
+            payload: RawValue::from_string(data).expect("data is JSON"),
+            id: text(notification.notification_id),
+            seq: Some(notification.sequence).filter(|seq| *seq > 0),
+            ts: notification.created_at.map(|at| format!("{}.{:09}", at.seconds, at.nanos)),
         }
     }
 }

@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 
-use super::wait::within;
+use super::{
+    dial::{Dial, Socket},
+    wait::within,
+};
 
 /// A status line and headers.
 #[derive(Debug)]
@@ -82,16 +85,32 @@ impl Request<'_> {
 }
 
 /// A connection whose answer's head was read; what follows is in `rest` and on the socket.
-pub struct Opened {
+pub struct Opened<S = TcpStream> {
     pub head: Head,
-    pub socket: TcpStream,
+    pub socket: S,
     pub rest: Vec<u8>,
 }
 
 /// Sends the request and reads up to the end of the answer's head.
 pub async fn open(addr: SocketAddr, request: Request<'_>) -> std::io::Result<Opened> {
-    let mut socket = TcpStream::connect(addr).await?;
+    open_on(TcpStream::connect(addr).await?, addr, request).await
+}
+
+/// The same over any way to the port.
+pub async fn open_over(dial: &Dial, request: Request<'_>) -> std::io::Result<Opened<Socket>> {
+    open_on(dial.open().await?, dial.to(), request).await
+}
+
+async fn open_on<S>(mut socket: S, addr: SocketAddr, request: Request<'_>) -> std::io::Result<Opened<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     socket.write_all(request.text(addr).as_bytes()).await?;
+    answered(socket).await
+}
+
+/// Reads up to the end of the head of the answer to a request that was written.
+pub async fn answered<S: AsyncRead + Unpin>(mut socket: S) -> std::io::Result<Opened<S>> {
     let mut rest = Vec::new();
     let end = loop {
         if let Some(at) = rest.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -111,7 +130,12 @@ pub async fn try_send(addr: SocketAddr, mut request: Request<'_>) -> Option<Resp
     let mut headers = vec![("Connection", "close")];
     headers.extend_from_slice(request.headers);
     request.headers = &headers;
-    let mut opened = open(addr, request).await.ok()?;
+    whole(open(addr, request).await).await
+}
+
+/// The whole answer to a request that asked for the connection to be closed.
+pub async fn whole(opened: std::io::Result<Opened>) -> Option<Response> {
+    let mut opened = opened.ok()?;
     // With `Connection: close` the end of the stream is the end of the body.
     opened.socket.read_to_end(&mut opened.rest).await.ok()?;
     let chunked = opened.head.header("transfer-encoding").is_some_and(|value| value == "chunked");

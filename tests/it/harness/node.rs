@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use sha2::Digest as _;
 use tempfile::TempDir;
 use toml::{Table, Value as Toml};
 
@@ -54,6 +55,7 @@ pub struct Builder {
     config: Table,
     environment: Vec<(String, String)>,
     client: SocketAddr,
+    grpc: SocketAddr,
     admin: SocketAddr,
 }
 
@@ -80,6 +82,18 @@ impl Builder {
         let kafka = self.config["kafka"].as_table_mut().expect("a table");
         let properties = kafka.entry("properties").or_insert_with(|| Table::new().into());
         properties.as_table_mut().expect("a table").insert(name.into(), value.into());
+        self
+    }
+
+    /// Adds a service's key.
+    pub fn api_key(mut self, name: &str, key: &str, scopes: &[&str]) -> Self {
+        let auth = self.config.entry("auth").or_insert_with(|| Table::new().into());
+        let keys = auth.as_table_mut().expect("a table").entry("api_keys").or_insert_with(|| Toml::Array(Vec::new()));
+        let mut entry = Table::new();
+        entry.insert("name".into(), name.into());
+        entry.insert("sha256".into(), hex::encode(sha2::Sha256::digest(key)).into());
+        entry.insert("scopes".into(), scopes.to_vec().into());
+        keys.as_array_mut().expect("an array").push(entry.into());
         self
     }
 
@@ -110,8 +124,8 @@ impl Builder {
     pub fn start_unready(self) -> Node {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config_path = self.write(dir.path());
-        let Self { environment, client, admin, .. } = self;
-        let mut node = Node { client, admin, config_path, environment, _dir: dir, process: None };
+        let Self { environment, client, grpc, admin, .. } = self;
+        let mut node = Node { client, grpc, admin, config_path, environment, _dir: dir, process: None };
         node.start_again();
         node
     }
@@ -135,6 +149,7 @@ impl Builder {
 /// A `notifier serve` process.
 pub struct Node {
     client: SocketAddr,
+    grpc: SocketAddr,
     admin: SocketAddr,
     config_path: PathBuf,
     environment: Vec<(String, String)>,
@@ -145,11 +160,12 @@ pub struct Node {
 impl Node {
     /// A node on that feed with the tests' defaults.
     pub fn builder(feed: &Feed) -> Builder {
-        let [client, admin] = free_ports().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let builder = Builder { config: Table::new(), environment: Vec::new(), client, admin };
+        let [client, grpc, admin] = free_ports().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let builder = Builder { config: Table::new(), environment: Vec::new(), client, grpc, admin };
         builder
             .set("node.id", "test")
             .set("client.listen", client.to_string())
+            .set("grpc.listen", grpc.to_string())
             .set("admin.listen", admin.to_string())
             .set("kafka.brokers", feed.kafka.bootstrap.as_str())
             .set("kafka.topic", feed.topic.as_str())
@@ -194,6 +210,11 @@ impl Node {
     /// The clients' address.
     pub fn addr(&self) -> SocketAddr {
         self.client
+    }
+
+    /// The gRPC port's address.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc
     }
 
     pub fn ws_url(&self) -> String {
@@ -282,6 +303,11 @@ impl Node {
     /// Makes one of the loops that liveness watches stand still for a while.
     pub async fn stall(&self, watched: &str, seconds: u64) {
         self.fault("/faults/stall", &json!({ "loop": watched, "seconds": seconds })).await;
+    }
+
+    /// Makes librdkafka report that the consumer, or else the producer of dead letters, is of no use any more.
+    pub async fn fail_kafka(&self, consumer: bool) {
+        self.fault("/faults/kafka", &json!({ "consumer": consumer })).await;
     }
 
     async fn fault(&self, path: &str, body: &Value) {

@@ -2,9 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio::io::AsyncReadExt as _;
 
 use super::{
+    dial::{Dial, Socket},
     frame::{Frame, Hello},
     http::{self, Dechunker, Head, Request, Response},
     wait::within,
@@ -48,7 +49,7 @@ impl Block {
 /// An open stream.
 pub struct SseClient {
     head: Head,
-    socket: TcpStream,
+    socket: Socket,
     chunks: Dechunker,
     text: Vec<u8>,
     /// The `$hello` block.
@@ -62,11 +63,26 @@ pub struct SseClient {
 impl SseClient {
     /// Opens `GET /v1/stream?query` and reads `$hello`.
     pub async fn open(addr: SocketAddr, query: &str, headers: &[(&str, &str)]) -> Self {
+        Self::open_over(&Dial::new(addr), query, headers).await
+    }
+
+    /// The same over any way to the port.
+    pub async fn open_over(dial: &Dial, query: &str, headers: &[(&str, &str)]) -> Self {
+        match Self::try_open(dial, query, headers).await {
+            Ok(client) => client,
+            Err(status) => panic!("refused with {status}"),
+        }
+    }
+
+    /// The same; or the status of the refusal.
+    pub async fn try_open(dial: &Dial, query: &str, headers: &[(&str, &str)]) -> Result<Self, u16> {
         let path = format!("/v1/stream?{query}");
         let request = Request { method: "GET", path: &path, headers, body: "" };
-        let opened = within("an answer to the stream request", http::open(addr, request)).await;
+        let opened = within("an answer to the stream request", http::open_over(dial, request)).await;
         let opened = opened.expect("the client port answers");
-        assert_eq!(opened.head.status, 200, "{:?}", opened.head);
+        if opened.head.status != 200 {
+            return Err(opened.head.status);
+        }
         let mut chunks = Dechunker::default();
         // Without chunks the stream ends with the connection.
         let chunked = opened.head.header("transfer-encoding").is_some();
@@ -82,7 +98,7 @@ impl SseClient {
         };
         client.first = client.next().await;
         client.hello();
-        client
+        Ok(client)
     }
 
     /// Asks for a stream that must be refused.

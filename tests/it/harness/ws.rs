@@ -1,7 +1,7 @@
 //! A WebSocket client that behaves: it reads at once and answers pings.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::{SinkExt as _, StreamExt as _, stream::SplitSink};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::sync::mpsc;
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{
@@ -23,13 +23,17 @@ use tokio_tungstenite::{
 };
 
 use super::{
+    dial::{Dial, Socket},
     frame::{Frame, Hello},
     wait::within,
 };
 
+/// The subprotocol with binary messages.
+pub const PROTOBUF: &str = "notifier.v1.proto";
+
 /// What a handshake is made of.
 pub struct Connect {
-    addr: SocketAddr,
+    dial: Dial,
     query: Vec<(String, String)>,
     headers: Vec<(String, String)>,
 }
@@ -44,7 +48,13 @@ pub struct Refused {
 impl Connect {
     /// A handshake without any credentials.
     pub fn anonymous(addr: SocketAddr) -> Self {
-        Self { addr, query: Vec::new(), headers: Vec::new() }
+        Self { dial: Dial::new(addr), query: Vec::new(), headers: Vec::new() }
+    }
+
+    /// Takes another way to the port.
+    pub fn over(mut self, dial: &Dial) -> Self {
+        self.dial = dial.clone();
+        self
     }
 
     /// One with an `Authorization` header.
@@ -58,6 +68,12 @@ impl Connect {
         self
     }
 
+    /// From that address of this machine.
+    pub fn from(mut self, address: IpAddr) -> Self {
+        self.dial = self.dial.from(address);
+        self
+    }
+
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));
         self
@@ -66,13 +82,13 @@ impl Connect {
     /// Shakes hands; the answer's headers are in the client.
     pub async fn try_open(self) -> Result<WsClient, Refused> {
         let pairs: Vec<_> = self.query.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let url = format!("ws://{}/v1/connect?{}", self.addr, pairs.join("&"));
+        let url = format!("ws://{}/v1/connect?{}", self.dial.to(), pairs.join("&"));
         let mut request = url.into_client_request().expect("a valid address");
         for (name, value) in &self.headers {
             let name = HeaderName::try_from(name.as_str()).expect("a header name");
             request.headers_mut().append(name, HeaderValue::from_str(value).expect("a header value"));
         }
-        let socket = TcpStream::connect(self.addr).await.expect("the client port accepts");
+        let socket = self.dial.open().await.expect("the client port accepts");
         let done = within("an answer to the handshake", client_async_with_config(request, socket, None));
         match done.await {
             Ok((stream, response)) => Ok(WsClient::new(stream, response)),
@@ -119,7 +135,7 @@ pub struct WsClient {
     hello: Option<Hello>,
     incoming: mpsc::UnboundedReceiver<Incoming>,
     pings: Arc<AtomicUsize>,
-    sink: SplitSink<WebSocketStream<TcpStream>, Message>,
+    sink: SplitSink<WebSocketStream<Socket>, Message>,
     reading: tokio::task::JoinHandle<()>,
 }
 
@@ -131,7 +147,9 @@ impl Drop for WsClient {
 }
 
 impl WsClient {
-    fn new(stream: WebSocketStream<TcpStream>, response: Response) -> Self {
+    fn new(stream: WebSocketStream<Socket>, response: Response) -> Self {
+        let selected = response.headers().get("sec-websocket-protocol");
+        let protobuf = selected.is_some_and(|name| name == PROTOBUF);
         let (sink, mut source) = stream.split();
         let (sender, incoming) = mpsc::unbounded_channel();
         let pings = Arc::new(AtomicUsize::new(0));
@@ -139,8 +157,13 @@ impl WsClient {
         let reading = tokio::spawn(async move {
             let code = loop {
                 match source.next().await {
-                    Some(Ok(Message::Text(text))) => {
+                    Some(Ok(Message::Text(text))) if !protobuf => {
                         if sender.send(Incoming::Frame(Frame::parse(&text))).is_err() {
+                            return;
+                        }
+                    }
+                    Some(Ok(Message::Binary(bytes))) if protobuf => {
+                        if sender.send(Incoming::Frame(Frame::decode(&bytes))).is_err() {
                             return;
                         }
                     }
@@ -234,14 +257,14 @@ impl WsClient {
         self.text(&format!("{{\"ack\":{seq}}}")).await;
     }
 
-    /// Sends any text frame; that the peer is gone shows at the next read.
-    pub async fn text(&mut self, text: &str) {
-        let _ = self.sink.send(Message::text(text)).await;
-    }
-
     /// Sends a binary frame.
     pub async fn binary(&mut self, bytes: Vec<u8>) {
         let _ = self.sink.send(Message::Binary(bytes.into())).await;
+    }
+
+    /// Sends any text frame; that the peer is gone shows at the next read.
+    pub async fn text(&mut self, text: &str) {
+        let _ = self.sink.send(Message::text(text)).await;
     }
 
     /// Reads to the end: the frames before it and the close code.

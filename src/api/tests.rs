@@ -1,0 +1,109 @@
+//! What is answered when there is no room, and what a drain waits for.
+
+use axum::{
+    body::Body,
+    http::{Request, StatusCode, header},
+};
+use http_body_util::BodyExt as _;
+use sha2::Digest as _;
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::auth::{self, ApiKey, Scope, Service};
+
+const KEY: &str = "key";
+const BODY_BYTES_MAX: usize = 1024;
+
+/// An API whose Kafka is nowhere.
+fn api(in_flight_bytes: usize) -> Api {
+    let service = Arc::new(Service { name: "billing".into(), scopes: vec![Scope::Publish] });
+    let api_keys = vec![ApiKey { sha256: sha2::Sha256::digest(KEY).into(), service }];
+    let authenticator = Authenticator::new(&auth::Config { api_keys, ..auth::Config::default() });
+    let mut producer = ClientConfig::new();
+    producer.set("bootstrap.servers", "127.0.0.1:1");
+    let config = Config {
+        producer,
+        topic: "events".into(),
+        payload_bytes_max: 64,
+        request_bytes_max: BODY_BYTES_MAX,
+        body_deadline: Duration::from_secs(1),
+        publish_deadline: Duration::from_millis(50),
+        in_flight_bytes,
+        in_flight_events: batch::EVENTS_MAX,
+    };
+    let (fatal, _) = tokio::sync::mpsc::unbounded_channel();
+    Api::start(config, Arc::new(authenticator), fatal).unwrap()
+}
+
+/// Status, `Retry-After` and the problem's detail.
+async fn post(api: &Api, body: impl Into<Body>) -> (StatusCode, Option<String>, String) {
+    let request = Request::post("/v1/events").header("x-api-key", KEY).body(body.into()).unwrap();
+    let response = axum::Router::from(api.routes()).oneshot(request).await.unwrap();
+    let status = response.status();
+    let wait = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned());
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, wait, String::from_utf8(body.to_vec()).unwrap())
+}
+
+const EVENT: &str = r#"{"target":1,"type":"t"}"#;
+
+#[tokio::test]
+async fn without_room_for_a_body_nothing_is_read_and_the_caller_is_told_to_come_back() {
+    let api = api(2 * BODY_BYTES_MAX);
+    let held = api.0.in_flight.bytes(2 * BODY_BYTES_MAX - EVENT.len() + 1).unwrap();
+    // A body that would never end.
+    let endless = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::convert::Infallible>>());
+    for body in [Body::from(EVENT), endless] {
+        let (status, wait, detail) = post(&api, body).await;
+        assert_eq!((status, wait.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{detail}");
+        assert!(detail.contains("too many"), "{detail}");
+    }
+    drop(held);
+    assert_eq!(post(&api, "{}").await.0, StatusCode::BAD_REQUEST);
+    // What was held is given back.
+    assert!(api.0.in_flight.bytes(2 * BODY_BYTES_MAX).is_ok());
+}
+
+#[tokio::test]
+async fn without_room_for_events_nothing_is_written() {
+    let api = api(BODY_BYTES_MAX);
+    let held = api.0.in_flight.events(batch::EVENTS_MAX).unwrap();
+    let (status, wait, detail) = post(&api, EVENT).await;
+    assert_eq!((status, wait.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{detail}");
+    assert!(!detail.contains("results"), "{detail}");
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_kafka_that_is_nowhere_is_an_answer_with_the_events_ids() {
+    let api = api(BODY_BYTES_MAX);
+    let (status, wait, detail) = post(&api, r#"{"target":1,"type":"t","id":"mine"}"#).await;
+    assert_eq!((status, wait.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("5")), "{detail}");
+    assert!(detail.contains(r#""results":[{"id":"mine","state":"unconfirmed"}]"#), "{detail}");
+    // The answer did not wait for librdkafka, which looks once a second; until then the event is under way.
+    assert_eq!(api.0.in_flight.events(batch::EVENTS_MAX).err(), Some(publish::NoRoom::Full));
+    tokio::time::timeout(Duration::from_secs(30), api.settled()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_refuses_requests_and_waits_for_what_is_under_way() {
+    let api = api(BODY_BYTES_MAX);
+    let held = api.0.in_flight.events(1).unwrap();
+    api.refuse();
+    let (status, wait, detail) = post(&api, EVENT).await;
+    assert_eq!((status, wait.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{detail}");
+    assert!(detail.contains("going away"), "{detail}");
+    let mut settled = std::pin::pin!(api.settled());
+    assert!(futures_util::poll!(&mut settled).is_pending());
+    drop(held);
+    settled.await;
+    assert_eq!(api.0.in_flight.events(1).err(), Some(publish::NoRoom::Closed));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let api = api(BODY_BYTES_MAX);
+    tokio::time::pause();
+    let endless = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::convert::Infallible>>());
+    assert_eq!(post(&api, endless).await.0, StatusCode::REQUEST_TIMEOUT);
+}

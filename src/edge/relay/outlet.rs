@@ -1,0 +1,81 @@
+//! The session's side of a relay: it pushes frames, which are queued within bounds and written by the flusher.
+
+use std::sync::Arc;
+
+use super::{Chunk, FLUSH_AT_ITEMS, Relay};
+use crate::{
+    edge::metric::{self, Delivery},
+    ids::Sequence,
+    session::{self, Kind, Outgoing, Outlet, Pushed, SessionRef},
+    wire::Close,
+};
+
+impl Outlet for Arc<Relay> {
+    fn push(&self, attachment: u64, outgoing: &Outgoing<'_>) -> Pushed {
+        let mut state = self.state.lock();
+        if state.attachment != attachment || state.ended || state.close.is_some() {
+            return Pushed::Gone;
+        }
+        let (covers, recorded_at) = match outgoing.kind {
+            Kind::Notification(seq, event) => (seq, Some(event.recorded_at)),
+            Kind::Control(_, covers) => (covers, None),
+        };
+        if covers.is_some_and(|seq| seq <= state.passed) && recorded_at.is_some() {
+            // The client has it: a number is never sent twice on one connection.
+            return Pushed::Taken;
+        }
+        if state.queue.len() >= FLUSH_AT_ITEMS {
+            // A burst for one socket must not count as a slow reader before the flusher has had its turn. An error
+            // here is met again by the connection's task.
+            let _ = self.write_queue(&mut state);
+        }
+        if state.queue.len() >= self.limits.items || state.queued_bytes >= self.limits.bytes {
+            state.refused = true;
+            if covers.is_none() && recorded_at.is_some() {
+                metric::delivery(self.protocol, Delivery::Dropped);
+            }
+            return Pushed::Full;
+        }
+        let bytes = self.protocol.encode(&self.epoch, outgoing);
+        if let Some(seq) = covers {
+            state.passed = state.passed.max(seq);
+        }
+        state.queued_bytes += bytes.len();
+        state.queue.push_back(Chunk { bytes, recorded_at, is_control: false });
+        if !std::mem::replace(&mut state.dirty, true) {
+            drop(state);
+            self.flusher.add(self.clone());
+        }
+        Pushed::Taken
+    }
+
+    fn close(&self, attachment: u64, close: Close) {
+        if self.state.lock().attachment == attachment {
+            Relay::close(self, close);
+        }
+    }
+
+    fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool {
+        let mut state = self.state.lock();
+        if state.attachment != attachment || state.ended || state.close.is_some() {
+            return false;
+        }
+        // What the client had before it came counts as passed on: it may acknowledge that.
+        state.passed = state.passed.max(begins_after);
+        // What was acknowledged while nobody served the connection.
+        let _ = session.cast(session::Msg::Acknowledged(state.acknowledged));
+        state.session = Some(session);
+        state.greeted = true;
+        true
+    }
+
+    fn lost(&self, attachment: u64) {
+        let mut state = self.state.lock();
+        if state.attachment == attachment && state.close.is_none() && !state.ended {
+            state.session = None;
+            state.lost = true;
+            drop(state);
+            self.woken.notify_one();
+        }
+    }
+}
