@@ -144,6 +144,7 @@ async fn a_crash_is_logged_with_its_reason_and_the_cursor_survives() {
     feed.send_all(&[Event::numbered("101", 0), Event::numbered("101", 1)]).await;
     client.expect(2).await;
     client.ack(1).await;
+    node.acknowledged("101", 1).await;
     feed.send(&Event::new("101", "fault.user").id("fault")).await;
     node.metric_reaches("notifier_actor_restarts_total", 1.0).await;
     feed.send(&Event::new("101", "end")).await;

@@ -18,6 +18,7 @@ async fn hello_comes_first_and_says_where_the_user_stands() {
     first.ack(1).await;
     node.settled(2).await;
     first.leave().await;
+    node.acknowledged("101", 1).await;
     let second = node.connect("101").await;
     assert_eq!((second.hello().head, second.hello().cursor), (2, 1));
     assert_ne!(second.hello().session, hello.session);

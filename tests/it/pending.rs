@@ -43,6 +43,7 @@ async fn a_reconnect_gets_only_what_was_not_acknowledged() {
     client.ack(3).await;
     client.ack(2).await; // below the cursor: ignored
     client.leave().await;
+    node.acknowledged("101", 3).await;
     let mut client = node.connect("101").await;
     assert_eq!(client.hello().cursor, 3);
     assert_eq!(numbers(&client.expect(2).await), [4, 5]);
@@ -64,7 +65,7 @@ async fn since_resumes_after_what_it_names_and_acknowledges_it() {
     let mut client = node.ws("101").query("since", &since).open().await;
     assert_eq!(numbers(&client.expect(2).await), [4, 5]);
     client.leave().await;
-    assert_eq!(node.connect("101").await.hello().cursor, 3);
+    node.acknowledged("101", 3).await;
 }
 
 #[tokio::test]
@@ -92,6 +93,7 @@ async fn since_of_another_epoch_or_of_the_future_is_announced_as_a_gap() {
     client.ack(2).await;
     let future = client.hello().since(99);
     client.leave().await;
+    node.acknowledged("101", 2).await;
     for since in ["zzzzzz-4", &future] {
         let mut client = node.ws("101").query("since", since).open().await;
         let gap = client.control("$gap").await;
@@ -110,13 +112,14 @@ async fn each_device_has_a_cursor_of_its_own() {
     shared.expect(5).await;
     shared.ack(1).await;
     shared.leave().await;
-    // It counts once it is stored.
-    eventually("the cursor", async || (node.connect("101").await.hello().cursor == 1).then_some(())).await;
+    node.acknowledged("101", 1).await;
     // A new device starts at the user's shared cursor.
     let mut phone = node.ws("101").query("device", "phone").open().await;
     assert_eq!(numbers(&phone.expect(4).await), [2, 3, 4, 5]);
     phone.ack(4).await;
     phone.leave().await;
+    let phone_cursor = async || node.ws("101").query("device", "phone").open().await.hello().cursor;
+    eventually("the phone's cursor", async || (phone_cursor().await == 4).then_some(())).await;
     let mut laptop = node.ws("101").query("device", "laptop").open().await;
     assert_eq!(numbers(&laptop.expect(4).await), [2, 3, 4, 5]);
     let mut phone = node.ws("101").query("device", "phone").open().await;
@@ -180,5 +183,5 @@ async fn an_acknowledgement_on_one_connection_counts_on_the_next_even_when_it_br
     client.expect(5).await;
     client.ack(5).await;
     drop(client); // no close frame
-    eventually("the cursor", async || (node.connect("101").await.hello().cursor == 5).then_some(())).await;
+    node.acknowledged("101", 5).await;
 }

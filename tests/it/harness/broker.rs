@@ -53,10 +53,13 @@ impl Broker {
     /// Starts it, with the data it had before, and waits until it serves.
     pub async fn start(&mut self) {
         assert!(self.process.is_none(), "the broker runs already");
-        let process = Process::spawn("kafka", self.command());
+        let mut process = Process::spawn("kafka", self.command());
         let what = format!("a broker on port {}", self.port);
-        let ready = async || process.stdout().contains("Kafka Server started").then_some(());
-        eventually_within(START_DEADLINE, &what, ready).await;
+        eventually_within(START_DEADLINE, &what, async || {
+            assert!(process.running(), "the broker on port {} ended before it served", self.port);
+            process.stdout().contains("Kafka Server started").then_some(())
+        })
+        .await;
         self.process = Some(process);
     }
 

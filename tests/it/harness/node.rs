@@ -295,6 +295,15 @@ impl Node {
         .await;
     }
 
+    /// Waits until a new connection of `user` without a device starts after `cursor`: an acknowledgement counts
+    /// once it is stored, which may be after the connection that sent it has closed.
+    pub async fn acknowledged(&self, user: &str, cursor: u64) {
+        eventually(&format!("cursor {cursor} of {user}"), async || {
+            (self.connect(user).await.hello().cursor == cursor).then_some(())
+        })
+        .await;
+    }
+
     /// Takes Kafka partitions away or gives them back; returns when the node has begun to.
     pub async fn assign(&self, partitions: Value) {
         self.fault("/faults/assignment", &json!({ "partitions": partitions })).await;
