@@ -280,7 +280,10 @@ mod metric {
         Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
     };
 
-    use super::protocol::Protocol;
+    use super::{
+        protocol::Protocol,
+        routes::{CONNECT, STREAM},
+    };
 
     const CONNECTIONS: &str = "notifier_connections";
     const DELIVERIES: &str = "notifier_deliveries_total";
@@ -300,6 +303,13 @@ mod metric {
     static MEMORY_USED: LazyLock<Gauge> = LazyLock::new(|| gauge!(CAPACITY, "resource" => "memory"));
 
     const PROTOCOLS: usize = Protocol::NAMES.len();
+    /// Of an answer's status.
+    const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+    /// What every client asks for, and all at once after a restart.
+    const SESSION_ROUTES: [&str; 2] = [CONNECT, STREAM];
+    static SESSIONS_ASKED: LazyLock<[[Counter; CLASSES.len()]; SESSION_ROUTES.len()]> = LazyLock::new(|| {
+        SESSION_ROUTES.map(|route| CLASSES.map(|class| counter!(REQUESTS, "route" => route, "status" => class)))
+    });
 
     /// What became of a delivery that was not sent.
     pub(super) enum Delivery {
@@ -353,14 +363,11 @@ mod metric {
 
     /// `route`: a path as it was declared, never one as it was asked for.
     pub(super) fn requested(route: &str, status: axum::http::StatusCode) {
-        let class = match status.as_u16() / 100 {
-            1 => "1xx",
-            2 => "2xx",
-            3 => "3xx",
-            4 => "4xx",
-            _ => "5xx",
-        };
-        counter!(REQUESTS, "route" => route.to_owned(), "status" => class).increment(1);
+        let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1;
+        match SESSION_ROUTES.iter().position(|one| *one == route) {
+            Some(at) => SESSIONS_ASKED[at][class].increment(1),
+            None => counter!(REQUESTS, "route" => route.to_owned(), "status" => CLASSES[class]).increment(1),
+        }
     }
 
     pub(super) fn handshake(time: std::time::Duration) {

@@ -386,6 +386,10 @@ impl State {
         };
         match &attach.from {
             Origin::Connection { passed, acknowledged } => {
+                // An actor that crashed may have taken the last acknowledgements with it.
+                if *acknowledged > cursor {
+                    self.config.writer.acknowledge(self.user.clone(), attach.device.clone(), *acknowledged);
+                }
                 Start { after: *passed, acknowledged: *acknowledged, hello: None, gap: None, head }
             }
             Origin::Cursor => Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: None, head },

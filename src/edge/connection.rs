@@ -2,6 +2,7 @@
 //! goodbye. Small, because every connected client has one.
 
 use std::{
+    future::Future,
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -33,14 +34,16 @@ const SERVED: Duration = Duration::from_secs(10);
 /// Attachments lost in a row without any progress before the client is sent away.
 const LOST_MAX: u32 = 8;
 
-/// Runs a connection until it ends, and cleans up after it.
-pub(super) async fn run(relay: Arc<Relay>, shared: Arc<Shared>, since: Option<Since>, already_read: Vec<u8>) {
-    let registry = shared.registry.clone();
-    let _registered = registry.register(&relay);
-    // It may have been ended between being looked up and being found here.
-    if relay.client.is_started && !matches!(shared.started.find(relay.client.session).await, Ok(Some(_))) {
-        relay.close(Close::new(CloseCode::Replaced, "ended by the API"));
-    }
+/// Runs a connection until it ends, and cleans up after it; `held` is dropped last.
+///
+/// No `async fn`: that would keep room for its arguments a second time, in every connection.
+pub(super) fn run<H: Send>(
+    relay: Arc<Relay>,
+    shared: Arc<Shared>,
+    since: Option<Since>,
+    already_read: Vec<u8>,
+    held: H,
+) -> impl Future<Output = ()> + Send {
     let mut connection = Connection {
         incoming: match relay.protocol {
             Protocol::WebSocket(form) => {
@@ -58,15 +61,10 @@ pub(super) async fn run(relay: Arc<Relay>, shared: Arc<Shared>, since: Option<Si
             at: Instant::now(),
         },
     };
-    connection.relay.write_start(connection.shared.config.reconnect);
-    if !connection.relay.is_echo() {
-        connection.attach();
+    async move {
+        connection.run().await;
+        drop(held);
     }
-    if let Err(error) = connection.serve().await {
-        tracing::debug!(session = ?connection.relay.client.session, %error, "connection lost");
-    }
-    connection.relay.end();
-    connection.relay.close_socket();
 }
 
 struct Connection {
@@ -86,6 +84,25 @@ struct Lost {
 }
 
 impl Connection {
+    async fn run(&mut self) {
+        let _registered = self.shared.registry.register(&self.relay);
+        // It may have been ended between being looked up and being found here.
+        if self.relay.client.is_started
+            && !matches!(self.shared.started.find(self.relay.client.session).await, Ok(Some(_)))
+        {
+            self.relay.close(Close::new(CloseCode::Replaced, "ended by the API"));
+        }
+        self.relay.write_start(self.shared.config.reconnect);
+        if !self.relay.is_echo() {
+            self.attach();
+        }
+        if let Err(error) = self.serve().await {
+            tracing::debug!(session = ?self.relay.client.session, %error, "connection lost");
+        }
+        self.relay.end();
+        self.relay.close_socket();
+    }
+
     async fn serve(&mut self) -> io::Result<()> {
         loop {
             self.relay.ready().await?;

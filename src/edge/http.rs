@@ -175,8 +175,17 @@ async fn serve(stream: Stream, shared: Arc<Shared>, routes: Router, admitted: Ad
             let stream = io.inner.into_inner();
             let mut admitted = admitted.into_inner();
             admitted.handshake_done();
+            let Takeover { client, protocol, since } = takeover;
+            let relay = Relay::new(
+                client,
+                protocol,
+                Sink::Socket(stream.into()),
+                shared.queue_limits(),
+                shared.config.epoch.clone(),
+                shared.flusher.clone(),
+            );
             // A task of its own, because this one is as large as all of HTTP.
-            tokio::spawn(run(stream, read_buf.to_vec(), takeover, shared.clone(), admitted));
+            tokio::spawn(connection::run(Arc::new(relay), shared.clone(), since, read_buf.to_vec(), admitted));
         }
         Ok(None) => {
             linger(conn.into_parts().io.inner.into_inner()).await;
@@ -193,20 +202,6 @@ async fn serve(stream: Stream, shared: Arc<Shared>, routes: Router, admitted: Ad
             }
         }
     }
-}
-
-async fn run(stream: Stream, already_read: Vec<u8>, takeover: Takeover, shared: Arc<Shared>, admitted: Admitted) {
-    let _admitted = admitted;
-    let Takeover { client, protocol, since } = takeover;
-    let relay = Relay::new(
-        client,
-        protocol,
-        Sink::Socket(stream.into()),
-        shared.queue_limits(),
-        shared.config.epoch.clone(),
-        shared.flusher.clone(),
-    );
-    connection::run(Arc::new(relay), shared, since, already_read).await;
 }
 
 /// Closes a socket whose peer may still be sending, such as a body that was refused: closing it at once would

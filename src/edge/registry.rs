@@ -65,8 +65,8 @@ impl Known {
 }
 
 /// Removes the connection when it ends, however it ends.
-pub(super) struct Registered<'a> {
-    registry: &'a Registry,
+pub(super) struct Registered {
+    registry: Arc<Registry>,
     relay: Arc<Relay>,
 }
 
@@ -75,7 +75,7 @@ impl Registry {
         Self { known: Mutex::default(), due: Mutex::default(), heartbeat, start: Instant::now() }
     }
 
-    pub(super) fn register(&self, relay: &Arc<Relay>) -> Registered<'_> {
+    pub(super) fn register(self: &Arc<Self>, relay: &Arc<Relay>) -> Registered {
         let former = self.known.lock().insert(relay);
         if let Some(former) = former {
             // A started session serves one connection at a time: the newest.
@@ -83,7 +83,7 @@ impl Registry {
         }
         metric::connected(relay.protocol, 1.0);
         self.schedule(relay);
-        Registered { registry: self, relay: relay.clone() }
+        Registered { registry: self.clone(), relay: relay.clone() }
     }
 
     pub(super) fn find(&self, session: SessionId) -> Option<Arc<Relay>> {
@@ -161,7 +161,7 @@ impl Registry {
     }
 }
 
-impl Drop for Registered<'_> {
+impl Drop for Registered {
     fn drop(&mut self) {
         metric::connected(self.relay.protocol, -1.0);
         self.registry.known.lock().remove(&self.relay);

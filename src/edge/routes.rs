@@ -28,8 +28,8 @@ use crate::{ids::SessionId, problem::Problem};
 #[cfg(test)]
 mod tests;
 
-const CONNECT: &str = "/v1/connect";
-const STREAM: &str = "/v1/stream";
+pub(super) const CONNECT: &str = "/v1/connect";
+pub(super) const STREAM: &str = "/v1/stream";
 /// How long an answer may take besides its request's body.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// What pages of allowed origins may send and read: ours, and gRPC-Web's.

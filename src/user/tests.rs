@@ -105,6 +105,7 @@ async fn a_connection_that_attaches_again_is_never_refused_and_goes_on_where_it_
     assert!(others.iter().all(|outlet| outlet.closes().is_empty()), "nobody has to go for it");
     assert_eq!(again.begins_after(), 3);
     assert_eq!(again.seen(), [Seen::Numbered(4), Seen::Numbered(5)], "no second greeting, nothing twice");
+    assert_eq!(user.store.cursor(&fakes::user()).await, 1, "what was acknowledged to the actor before counts");
 }
 
 #[tokio::test(start_paused = true)]

@@ -75,11 +75,10 @@ impl notifier_server::Notifier for Notifier {
         ));
         let reader = Arc::new(());
         let messages = Messages { relay: relay.clone(), has_ended: false, _reader: reader.clone() };
-        let running = connection::run(relay, shared.clone(), entered.since, Vec::new());
+        let held = (carrier.carries(), admitted);
+        let running = connection::run(relay, shared.clone(), entered.since, Vec::new(), held);
         tokio::spawn(async move {
-            let carried = carrier.carries();
             running.await;
-            drop((carried, admitted));
             // Who takes nothing does not see the stream's end, and holds it open.
             tokio::time::sleep(UNREAD_END).await;
             if Arc::strong_count(&reader) > 1 {
