@@ -48,13 +48,24 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Unsent bytes in the kernel: a stalled reader would pin megabytes otherwise.
 const UNSENT_BYTES_MAX: u32 = 16 * 1024;
 
+/// A port that clients connect to.
+#[derive(Clone)]
+pub struct Port {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// None: plain text.
+    pub tls: Option<Arc<tls::Acceptor>>,
+    /// Every connection begins with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+}
+
 /// How the edge behaves.
 #[derive(Clone)]
 pub struct Config {
-    /// Where clients connect.
-    pub listen: SocketAddr,
-    /// Where gRPC clients connect.
-    pub grpc_listen: SocketAddr,
+    /// WebSocket, server-sent events, the HTTP API.
+    pub client: Port,
+    /// gRPC.
+    pub grpc: Port,
     /// Origins besides the same host; `*`: all.
     pub allowed_origins: Vec<String>,
     /// Who gets in.
@@ -77,14 +88,8 @@ pub struct Config {
     pub epoch: LogEpoch,
     /// What others serve on the client port; what is documented of it gets into `/openapi.json`.
     pub others: OpenApiRouter,
-    /// TLS for the client port; none: plain text.
-    pub tls: Option<Arc<tls::Acceptor>>,
-    /// The same for the gRPC port.
-    pub grpc_tls: Option<Arc<tls::Acceptor>>,
     /// Whose `X-Forwarded-For` counts.
     pub trusted_proxies: TrustedProxies,
-    /// Every connection begins with a header of the PROXY protocol.
-    pub proxy_protocol: bool,
     /// What the process may use; 0: what the control group or the machine has.
     pub memory_bytes_max: u64,
 }
@@ -138,8 +143,8 @@ pub async fn start(
     shards: Shards,
 ) -> Result<Edge, ListenError> {
     metric::describe();
-    let (listener, address) = listen_for("client.listen", config.listen)?;
-    let (grpc_listener, grpc_address) = listen_for("grpc.listen", config.grpc_listen)?;
+    let (listener, address) = listen_for("client.listen", config.client.listen)?;
+    let (grpc_listener, grpc_address) = listen_for("grpc.listen", config.grpc.listen)?;
     let registry = Arc::new(Registry::new(config.heartbeat));
     let flusher = Arc::new(Flusher::default());
     let shared = Arc::new(Shared {
@@ -162,7 +167,7 @@ pub async fn start(
         ("the flusher ended", tokio::spawn(flusher.run())),
         ("the watch over memory ended", tokio::spawn(memory::watch(shared.clone()))),
     ];
-    for tls in [&shared.config.tls, &shared.config.grpc_tls].into_iter().flatten() {
+    for tls in [&shared.config.client, &shared.config.grpc].into_iter().filter_map(|port| port.tls.as_ref()) {
         background.push(("the watch over a certificate ended", tokio::spawn(tls.clone().watch())));
     }
     Ok(Edge { shared, address, grpc_address, accepting, background })

@@ -264,8 +264,16 @@ fn edge_config(
 ) -> Result<edge::Config, config::Error> {
     let limits = &config.limits;
     Ok(edge::Config {
-        listen: config.client.listen,
-        grpc_listen: config.grpc.listen,
+        client: edge::Port {
+            listen: config.client.listen,
+            tls: client_tls(config)?.map(Arc::new),
+            proxy_protocol: config.client.proxy_protocol,
+        },
+        grpc: edge::Port {
+            listen: config.grpc.listen,
+            tls: grpc_tls(config)?.map(Arc::new),
+            proxy_protocol: config.grpc.proxy_protocol,
+        },
         allowed_origins: config.client.allowed_origins.clone(),
         limits: edge::Limits {
             connects_per_second: limits.connects_per_second,
@@ -284,10 +292,7 @@ fn edge_config(
         issued_ttl: config.sessions.issued_ttl,
         epoch,
         others,
-        tls: client_tls(config)?.map(Arc::new),
-        grpc_tls: grpc_tls(config)?.map(Arc::new),
         trusted_proxies: TrustedProxies::new(config.client.trusted_proxies.iter().map(|one| one.net()).collect()),
-        proxy_protocol: config.client.proxy_protocol,
         memory_bytes_max: limits.memory_bytes_max as u64,
     })
 }

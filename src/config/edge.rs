@@ -81,6 +81,8 @@ pub struct Grpc {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "file"))]
     pub tls_key_file: Option<PathBuf>,
+    /// Whether every connection begins with a PROXY protocol header, as `client.proxy_protocol` says.
+    pub proxy_protocol: bool,
 }
 
 /// The listener for operators: `/metrics`, `/livez`, `/readyz`. It asks for no credentials: keep it off public networks.
@@ -216,7 +218,7 @@ impl Default for Client {
 
 impl Default for Grpc {
     fn default() -> Self {
-        Self { listen: everywhere(8001), tls_cert_file: None, tls_key_file: None }
+        Self { listen: everywhere(8001), tls_cert_file: None, tls_key_file: None, proxy_protocol: false }
     }
 }
 

@@ -38,7 +38,7 @@ use super::{
     protocol::Protocol,
     relay::{Client, Relay, Sink},
     routes,
-    transport::{self, Stream},
+    transport::{self, Refused, Stream},
 };
 use crate::{ids::Since, problem::Problem};
 
@@ -71,7 +71,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             Err(refusal) => {
                 metric::rejected(refusal);
                 // Whoever waits for a TLS handshake, or speaks for somebody else, could not read the answer.
-                if shared.config.tls.is_none() {
+                if shared.config.client.tls.is_none() {
                     refuse(&socket);
                 }
             }
@@ -80,7 +80,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 /// Says that there is no room, where the socket takes it at once.
-pub(super) fn refuse(socket: &TcpStream) {
+fn refuse(socket: &TcpStream) {
     let _ = socket.try_write(BUSY);
 }
 
@@ -88,12 +88,16 @@ pub(super) fn refuse(socket: &TcpStream) {
 async fn begin(socket: TcpStream, shared: Arc<Shared>, routes: Router, mut admitted: Admitted) {
     let accepted_at = Instant::now();
     let deadline = accepted_at + shared.admission.limits.handshake_deadline;
-    let stream = if shared.config.proxy_protocol || shared.config.tls.is_some() {
+    let port = &shared.config.client;
+    let stream = if port.proxy_protocol || port.tls.is_some() {
         // Boxed: every connection would keep room for it otherwise.
-        let opening = Box::pin(transport::open(socket, &shared, &mut admitted));
+        let opening = Box::pin(transport::open(socket, port, &shared.config.trusted_proxies, &mut admitted));
         match tokio::time::timeout_at(deadline.into(), opening).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(refusal)) => return metric::rejected(refusal),
+            Ok(Err(Refused { refusal, unanswered })) => {
+                metric::rejected(refusal);
+                return unanswered.iter().for_each(refuse);
+            }
             Err(_) => return metric::rejected(Refusal::HandshakeDeadline),
         }
     } else {

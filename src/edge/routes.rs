@@ -82,7 +82,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .layer(middleware::from_fn(as_problems))
         .layer(cors(&shared))
         .layer(middleware::from_fn_with_state(shared.clone(), refuse_foreign_origins))
-        .layer(middleware::from_fn_with_state(shared.config.tls.is_some(), headers::complete))
+        .layer(middleware::from_fn_with_state(shared.config.client.tls.is_some(), headers::complete))
 }
 
 /// A HEAD request must not become a session, as it would where it is answered like a GET.

@@ -1,4 +1,5 @@
-//! What stands between an accepted socket and HTTP: a PROXY header that names the client, and TLS.
+//! What stands between an accepted socket and HTTP: a PROXY header that names the client, and TLS. The same on
+//! every port.
 
 use std::{
     io,
@@ -13,11 +14,10 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use super::{
-    Shared,
+    Port, TrustedProxies,
     admission::{Admitted, Refusal},
-    http, proxy,
+    proxy,
     socket::Socket,
-    tls,
 };
 
 /// A socket that HTTP can be spoken on.
@@ -26,38 +26,42 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// A connection that is refused.
+pub(super) struct Refused {
+    pub(super) refusal: Refusal,
+    /// The socket, where an answer in plain text could be read.
+    pub(super) unanswered: Option<TcpStream>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, unanswered: None }
+    }
+}
+
 /// Makes the socket ready for HTTP, and counts it under the client's address. Waits for the peer for as long as it
 /// is polled.
 ///
 /// # Errors
 /// Why the connection is refused.
-pub(super) async fn open(mut tcp: TcpStream, shared: &Shared, admitted: &mut Admitted) -> Result<Stream, Refusal> {
-    if shared.config.proxy_protocol {
+pub(super) async fn open(
+    mut tcp: TcpStream,
+    port: &Port,
+    trusted: &TrustedProxies,
+    admitted: &mut Admitted,
+) -> Result<Stream, Refused> {
+    if port.proxy_protocol {
         let named = proxy::read_header(&mut tcp).await.map_err(|error| {
             tracing::debug!(peer = %admitted.client(), %error, "no PROXY header that can be read");
             Refusal::ProxyHeader
         })?;
-        if let Some(client) = named {
-            admitted.came_from(client, shared.config.trusted_proxies.counted(client)).inspect_err(|_| {
-                if shared.config.tls.is_none() {
-                    http::refuse(&tcp);
-                }
-            })?;
+        if let Some(client) = named
+            && let Err(refusal) = admitted.came_from(client, trusted.counted(client))
+        {
+            return Err(Refused { refusal, unanswered: port.tls.is_none().then_some(tcp) });
         }
     }
-    secure(tcp, shared.config.tls.as_deref(), admitted).await
-}
-
-/// TLS on the socket, where the port has it. Waits for the peer for as long as it is polled.
-///
-/// # Errors
-/// When the handshake fails.
-pub(super) async fn secure(
-    tcp: TcpStream,
-    tls: Option<&tls::Acceptor>,
-    admitted: &Admitted,
-) -> Result<Stream, Refusal> {
-    let Some(tls) = tls else { return Ok(Stream::Plain(tcp)) };
+    let Some(tls) = &port.tls else { return Ok(Stream::Plain(tcp)) };
     let stream = tls.accept(tcp).await.map_err(|error| {
         tracing::debug!(client = %admitted.client(), %error, "no TLS handshake");
         Refusal::TlsHandshake

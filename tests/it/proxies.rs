@@ -93,6 +93,39 @@ async fn a_proxy_header_comes_before_tls() {
     assert_eq!(ask(&node, &dial.before(binary([203, 0, 113, 2], &[])), None).await.head.status, 200);
 }
 
+/// HTTP/2's preface with empty settings (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+
+/// A connection that speaks HTTP/2; `None`: it was closed before the server said anything.
+async fn http2(dial: &Dial, header: &[u8]) -> Option<Socket> {
+    let mut socket = dial.clone().before([header, PREFACE].concat()).open().await.expect("the port accepts");
+    let mut frame = [0; 9];
+    within("settings, or the end", socket.read_exact(&mut frame)).await.ok()?;
+    assert_eq!(frame[3], 4, "settings come first: {frame:?}");
+    Some(socket)
+}
+
+#[tokio::test]
+async fn a_proxy_header_names_the_client_of_the_grpc_port_too() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed)
+        .set("grpc.proxy_protocol", true)
+        .set("client.trusted_proxies", vec!["127.0.0.1"])
+        .set("limits.connections_per_address", 1)
+        .start()
+        .await;
+    let dial = Dial::new(node.grpc_addr());
+    let one = http2(&dial, &text([203, 0, 113, 1])).await;
+    let other = http2(&dial, &binary([203, 0, 113, 2], &[])).await;
+    assert!(one.is_some() && other.is_some(), "two clients, each with a place");
+    assert!(http2(&dial, &binary([203, 0, 113, 1], &[])).await.is_none(), "the same client by the other version");
+    assert_eq!(refused(&node, "connections_per_address").await, 1.0);
+    assert!(http2(&dial, b"").await.is_none(), "no header");
+    assert_eq!(refused(&node, "proxy_header").await, 1.0);
+    // The client port has its own key.
+    assert_eq!(ask(&node, &Dial::new(node.addr()), None).await.head.status, 200);
+}
+
 #[tokio::test]
 async fn a_connection_without_a_good_header_is_closed_and_counted() {
     let feed = Feed::new(1).await;

@@ -87,16 +87,16 @@ pub(in crate::edge) async fn accept(listener: TcpListener, shared: Arc<Shared>, 
 
 /// Speaks HTTP/2 on one socket until it closes.
 async fn serve(socket: TcpStream, shared: Arc<Shared>, routes: Router, mut admitted: Admitted) {
-    // One deadline over TLS and the first call that shows who asks.
+    // One deadline over the PROXY header, TLS and the first call that shows who asks.
     let deadline = tokio::time::sleep(shared.admission.limits.handshake_deadline);
     let mut deadline = std::pin::pin!(deadline);
-    let secured = tokio::select! {
-        secured = transport::secure(socket, shared.config.grpc_tls.as_deref(), &admitted) => secured,
-        () = &mut deadline => Err(Refusal::HandshakeDeadline),
+    let opened = tokio::select! {
+        opened = transport::open(socket, &shared.config.grpc, &shared.config.trusted_proxies, &mut admitted) => opened,
+        () = &mut deadline => Err(Refusal::HandshakeDeadline.into()),
     };
-    let stream = match secured {
+    let stream = match opened {
         Ok(stream) => stream,
-        Err(refusal) => return metric::rejected(refusal),
+        Err(refused) => return metric::rejected(refused.refusal),
     };
     let carrier = Carrier::default();
     let was_asked = Arc::new(AtomicBool::new(false));

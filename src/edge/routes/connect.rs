@@ -166,7 +166,7 @@ pub(in crate::edge) fn direct<B: HttpBody>(
         },
     };
     metric::requested(request.uri().path(), response.status());
-    headers::secure(&mut response, shared.config.tls.is_some());
+    headers::secure(&mut response, shared.config.client.tls.is_some());
     let headers = response.headers_mut();
     headers.insert(header::VARY, VARY);
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);

@@ -10,7 +10,8 @@ use super::*;
 use crate::{
     auth::{self, Authenticator},
     edge::{
-        Config, Limits, TrustedProxies, admission::Admission, flush::Flusher, http::TakeoverSlot, registry::Registry,
+        Config, Limits, Port, TrustedProxies, admission::Admission, flush::Flusher, http::TakeoverSlot,
+        registry::Registry,
     },
     ids::{LogEpoch, UserId},
     shard::Shards,
@@ -32,9 +33,10 @@ fn shared() -> Arc<Shared> {
         connections_per_address: 0,
         handshake_deadline: second,
     };
+    let port = Port { listen: ([127, 0, 0, 1], 0).into(), tls: None, proxy_protocol: false };
     let config = Config {
-        listen: ([127, 0, 0, 1], 0).into(),
-        grpc_listen: ([127, 0, 0, 1], 0).into(),
+        client: port.clone(),
+        grpc: port,
         allowed_origins: vec!["https://listed.example".into()],
         limits,
         frame_bytes_max: 1024,
@@ -46,10 +48,7 @@ fn shared() -> Arc<Shared> {
         issued_ttl: second,
         epoch: LogEpoch::random(),
         others: OpenApiRouter::new(),
-        tls: None,
-        grpc_tls: None,
         trusted_proxies: TrustedProxies::default(),
-        proxy_protocol: false,
         memory_bytes_max: 0,
     };
     Arc::new(Shared {
