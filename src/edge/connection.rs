@@ -248,3 +248,6 @@ pub(super) fn discard(relay: &Relay) -> io::Result<Option<Incoming>> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -340,6 +340,36 @@ async fn nothing_is_read_from_a_flooding_client_until_its_pongs_are_written() {
 }
 
 #[tokio::test]
+async fn heartbeats_do_not_pile_up_and_a_silent_peer_is_gone_at_the_second() {
+    let mut pair = Pair::new(Protocol::WebSocket(Form::Json)).await;
+    pair.fill(1, 20_000);
+    let queued = pair.relay.state.lock().queue.len();
+    pair.relay.beat();
+    assert_eq!(pair.relay.state.lock().queue.len(), queued, "what waits already shows that we are here");
+    pair.relay.heard();
+    pair.relay.beat();
+    assert!(!pair.relay.todo().unwrap().ended);
+    pair.relay.beat();
+    assert!(pair.relay.todo().unwrap().ended);
+
+    // Who cannot answer is not expected to.
+    let quiet = Pair::new(PLAIN).await;
+    (0..3).for_each(|_| quiet.relay.beat());
+    assert!(!quiet.relay.todo().unwrap().ended);
+}
+
+#[tokio::test]
+async fn a_queue_that_was_long_gives_its_memory_back() {
+    let mut pair = Pair::new(PLAIN).await;
+    pair.fill(1, 2000);
+    assert!(pair.relay.state.lock().queue.capacity() >= LIMITS.items);
+    let length = pair.taken.len();
+    pair.read(length).await;
+    pair.relay.todo().unwrap();
+    assert!(pair.relay.state.lock().queue.capacity() <= KEPT_CAPACITY);
+}
+
+#[tokio::test]
 async fn an_ended_relay_keeps_nothing() {
     let mut pair = Pair::new(PLAIN).await;
     let (actor, heard) = session().await;

@@ -81,3 +81,11 @@ async fn what_ends_a_stream_wakes_its_reader_and_its_task() {
     assert_eq!(within(reader).await.unwrap(), None);
     assert_eq!(relay.close_reason().map(|close| close.code), Some(CloseCode::Replaced));
 }
+
+#[tokio::test]
+async fn a_burst_that_comes_before_the_writers_turn_finds_room() {
+    let relay = relay();
+    const { assert!(LIMITS.items < BURST_ITEMS, "or this would show nothing") };
+    let taken = (1..).take_while(|seq| push(&relay, *seq, 1) == Pushed::Taken).count();
+    assert_eq!(taken, BURST_ITEMS);
+}
