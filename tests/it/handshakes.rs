@@ -9,13 +9,16 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::harness::{
-    Feed, Node,
-    certs::Certs,
-    dial::{Dial, Socket},
-    eventually,
-    wait::within,
-    ws::Connect,
+use crate::{
+    grpc::PREFACE,
+    harness::{
+        Feed, Node,
+        certs::Certs,
+        dial::{Dial, Socket},
+        eventually,
+        wait::within,
+        ws::Connect,
+    },
 };
 
 async fn refused(node: &Node, reason: &str) -> f64 {
@@ -85,8 +88,6 @@ async fn a_handshake_has_one_deadline_whatever_part_of_it_is_slow() {
 
 #[tokio::test]
 async fn grpcs_port_has_the_same_deadline_with_and_without_tls() {
-    /// What an HTTP/2 client says first (RFC 9113, 3.4), with an empty SETTINGS frame.
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
     let (feed, certs) = (Feed::new(1).await, Certs::new().await);
     let plain = Node::builder(&feed).set("limits.handshake_deadline", "2s").start().await;
     let secure = certs.on_port("grpc", Node::builder(&Feed::new(1).await).set("limits.handshake_deadline", "2s"));

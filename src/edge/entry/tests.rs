@@ -69,7 +69,8 @@ async fn nobody_enters_while_the_node_drains_has_no_memory_or_too_many_connects(
     let token = token(&user());
     let refused = async |shared: &Arc<Shared>| {
         let wish = Wish { token: Some(&token), ..Wish::default() };
-        shared.enter(&wish).await.err().map(|refused| (refused.to_string(), refused.retry_after().is_some()))
+        let refusal = shared.enter(&wish).await.err();
+        refusal.map(|refused| (refused.to_string(), refused.retry_after().is_some()))
     };
     let said = |refused: Refused| Some((refused.to_string(), true));
     let full = shared();
@@ -79,6 +80,7 @@ async fn nobody_enters_while_the_node_drains_has_no_memory_or_too_many_connects(
     assert_eq!(refused(&full).await, None);
     full.draining.send_replace(true);
     assert_eq!(refused(&full).await, said(Refused::Draining));
+    assert!(matches!(full.start_session(&token, None).await, Err(Refused::Draining)), "nor begins a session for later");
 
     let mut busy = Arc::into_inner(shared()).unwrap();
     busy.admission = Admission::new(Limits { connects_per_second: 1, ..busy.config.limits.clone() });

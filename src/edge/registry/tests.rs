@@ -43,3 +43,14 @@ fn the_newest_connection_of_a_session_has_its_place_whatever_becomes_of_the_one_
     drop(second);
     assert!(registry.find(id).is_none() && registry.known.lock().by_user.is_empty());
 }
+
+#[tokio::test]
+async fn goodbyes_are_over_at_the_deadline_whoever_stays() {
+    let shared = shared();
+    let stays = stream(&shared, &user(), SessionId::random());
+    let _registered = shared.registry.register(&stays);
+    let (spread, deadline) = (Duration::from_secs(1), Instant::now() + Duration::from_millis(300));
+    let goodbyes = shared.registry.goodbye(1000, spread, deadline);
+    assert!(tokio::time::timeout(Duration::from_secs(10), goodbyes).await.is_ok());
+    assert_eq!(stays.close_reason().map(|close| close.code), Some(CloseCode::GoingAway));
+}

@@ -288,6 +288,25 @@ async fn a_lost_attachment_is_attached_again_once() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_lost_and_then_closed_or_ended_is_not_attached_again() {
+    let [closed, ended] = [Pair::new(PLAIN).await, Pair::new(PLAIN).await];
+    [&closed, &ended].iter().for_each(|pair| Outlet::lost(&pair.relay, 1));
+    Relay::close(&closed.relay, Close::new(CloseCode::GoingAway, "draining"));
+    ended.relay.end();
+    assert!(!closed.relay.todo().unwrap().attach && !ended.relay.todo().unwrap().attach);
+}
+
+#[tokio::test]
+async fn a_burst_is_written_before_it_counts_as_too_much_for_its_reader() {
+    let mut pair = Pair::new(PLAIN).await;
+    for seq in 1..=3 * LIMITS.items as u64 {
+        assert_eq!(pair.push(1, Some(seq), 1), Pushed::Taken, "{seq}");
+    }
+    let length = pair.taken.len();
+    assert!(pair.read(length).await == pair.taken);
+}
+
+#[tokio::test]
 async fn what_a_client_makes_us_write_with_its_pings_is_bounded() {
     let mut pair = Pair::new(Protocol::WebSocket(Form::Json)).await;
     let first = pair.fill(1, 20_000);

@@ -75,6 +75,15 @@ async fn the_direct_way_answers_as_the_router_does() {
     assert_eq!(sessions, 6, "both protocols, from each origin, with the good token only");
 }
 
+#[tokio::test]
+async fn a_handshake_of_another_version_is_no_handshake() {
+    for (version, status) in [("13", StatusCode::UNAUTHORIZED), ("8", StatusCode::BAD_REQUEST)] {
+        let mut request = request("/v1/connect", &[]);
+        request.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static(version));
+        assert_eq!(answered(shared(), request).await, status, "{version}");
+    }
+}
+
 #[test]
 fn what_may_be_refused_does_not_go_directly() {
     let (shared, slot) = (shared(), TakeoverSlot::default());

@@ -79,7 +79,10 @@ async fn what_ends_a_stream_wakes_its_reader_and_its_task() {
     tokio::task::yield_now().await;
     relay.end();
     assert_eq!(within(reader).await.unwrap(), None);
-    assert_eq!(relay.close_reason().map(|close| close.code), Some(CloseCode::Replaced));
+    let reason = relay.close_reason().expect("it was closed");
+    assert_eq!(reason.code, CloseCode::Replaced);
+    relay.write_goodbye(&reason);
+    assert!(relay.is_flushed(), "nothing is kept for nobody");
 }
 
 #[tokio::test]
