@@ -158,13 +158,22 @@ async fn who_has_shown_who_it_is_takes_no_place_of_handshakes() {
         // Asked until it gets in: the place is free a moment after the answer that another one has read.
         open.push(eventually("room", async || carrier::open(&node, carrier, &Ask::token(&token)).await.ok()).await);
     }
-    // Somebody who only looked at the page, and stays, has shown nothing.
-    let mut stranger = half_open([127, 0, 0, 1], node.addr()).await;
-    let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
-    tokio::io::AsyncWriteExt::write_all(&mut stranger, request).await.expect("an open socket");
-    within("an answer", stranger.read(&mut [0])).await.expect("an answer");
-    says_when_to_come_back(&ask(&node, "102").await.0);
-    assert!(refused(&node, "handshakes").await >= 1.0);
+    // Who only looked at the page, or was refused, and stays, has shown nothing.
+    let refused_request =
+        "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nContent-Length: 0\r\n\r\n";
+    for request in ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", refused_request] {
+        let stranger = eventually("an answer", async || {
+            let mut stranger = half_open([127, 0, 0, 1], node.addr()).await;
+            tokio::io::AsyncWriteExt::write_all(&mut stranger, request.as_bytes()).await.ok()?;
+            let mut answer = [0; 12];
+            within("an answer", stranger.read_exact(&mut answer)).await.ok()?;
+            matches!(&answer, b"HTTP/1.1 200" | b"HTTP/1.1 401").then_some(stranger)
+        })
+        .await;
+        says_when_to_come_back(&ask(&node, "102").await.0);
+        drop(stranger);
+    }
+    assert!(refused(&node, "handshakes").await >= 2.0);
 }
 
 #[tokio::test]

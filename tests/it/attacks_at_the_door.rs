@@ -15,6 +15,7 @@ use crate::harness::{
     certs::Certs,
     grpc::Caller,
     http::{self, Request, Response},
+    http2::PREFACE,
     jwks::{Answer, Issuer},
     keys::KeyPair,
     token::{self, now_secs},
@@ -216,7 +217,7 @@ async fn json_that_is_deep_twice_and_huge() {
 async fn streams_that_are_opened_and_reset_at_once() {
     let mut chunk = Vec::new();
     let turn = {
-        chunk.extend_from_slice(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00");
+        chunk.extend_from_slice(PREFACE);
         for n in 0..500u32 {
             let stream = (2 * n + 1).to_be_bytes();
             // HEADERS with END_HEADERS, and RST_STREAM with CANCEL.

@@ -17,12 +17,10 @@ use crate::harness::{
     command::{CLIENT_DEADLINE, browser, gotool, json_lines, notifications, python},
     grpc::Caller,
     http,
+    http2::{PREFACE, boundless_connect},
     process::{Finished, Process},
     wait::{eventually, eventually_within, within},
 };
-
-/// What an HTTP/2 client says first (RFC 9113, 3.4), with an empty SETTINGS frame.
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 async fn grpcurl(target: SocketAddr, arguments: &[&str]) -> Finished {
     let mut command = gotool("grpcurl");
@@ -186,7 +184,8 @@ async fn requests_and_streams_of_a_connection_are_bounded() {
 #[tokio::test]
 async fn strangers_are_sent_away_at_the_deadline_whatever_they_ask_and_clients_are_not() {
     let feed = Feed::new(1).await;
-    let node = Node::builder(&feed).set("limits.handshake_deadline", "2s").start().await;
+    let builder = Node::builder(&feed).set("limits.handshake_deadline", "2s").set("limits.connections_max", 1000);
+    let node = builder.start().await;
     let mut client = open(&node, Carrier::Grpc, &Ask::token(&node.token("101"))).await.expect("open");
     let data = ["-d", "{}", "grpc.health.v1.Health/Watch"];
     let watching = tokio::time::timeout(Duration::from_secs(15), grpcurl(node.grpc_addr(), &data)).await;
@@ -205,55 +204,19 @@ async fn strangers_are_sent_away_at_the_deadline_whatever_they_ask_and_clients_a
     let mut all = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(15), refused.read_to_end(&mut all)).await;
     assert!(ended.is_ok() && all.starts_with(b"HTTP/1.1 401"), "answered, and closed");
-    let connections = async || node.metrics().await.sum_where("notifier_capacity_ratio", "resource", "connections");
-    let before = connections().await;
+    let connections = async || {
+        let used = node.metrics().await.sum_where("notifier_capacity_ratio", "resource", "connections");
+        (used * 1000.0).round()
+    };
+    // The client's connection, and its stream.
+    eventually("nobody but the client", async || (connections().await == 2.0).then_some(())).await;
     let caller = Caller::native(node.grpc_addr());
     let refused = caller.connect(Default::default(), &[("authorization", "Bearer x")]).await.err().expect("refused");
-    assert_eq!(refused.code(), Code::Unauthenticated);
-    eventually("its end", async || (connections().await <= before).then_some(())).await;
+    assert_eq!((refused.code(), connections().await), (Code::Unauthenticated, 3.0));
+    eventually("its end", async || (connections().await == 2.0).then_some(())).await;
     drop(caller);
     feed.send(&Event::new("101", "still-here")).await;
     assert_eq!(client.expect(1).await[0].kind, "still-here");
-}
-
-/// `Connect` on a connection of its own, by a client that has room for everything, as it says (RFC 9113, 6.5.2 and 6.9;
-/// RFC 7541 for the headers).
-fn boundless_connect(token: &str) -> Vec<u8> {
-    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
-        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-    };
-    let text = |text: &str| {
-        let mut bytes = match u8::try_from(text.len()) {
-            Ok(length @ 0..127) => vec![length],
-            // A length of two bytes, seven bits each, the lower ones first.
-            _ => {
-                let more = text.len() - 127;
-                assert!(more < 1 << 14, "a short text");
-                vec![127, 0x80 | (more & 0x7f) as u8, (more >> 7) as u8]
-            }
-        };
-        bytes.extend_from_slice(text.as_bytes());
-        bytes
-    };
-    // Of the static table: POST, http, and the names `:path`, `authorization` and `content-type`.
-    let mut headers = vec![0x83, 0x86, 0x04];
-    headers.extend(text("/atlas.notifier.v1.Notifier/Connect"));
-    headers.extend([0x0f, 0x08]);
-    headers.extend(text(&format!("Bearer {token}")));
-    headers.extend([0x0f, 0x10]);
-    headers.extend(text("application/grpc"));
-    headers.push(0);
-    headers.extend([text("te"), text("trailers")].concat());
-    let max = 0x7fff_ffff_u32;
-    [
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
-        frame(4, 0, 0, &[&[0, 4], &max.to_be_bytes()[..]].concat()),
-        frame(8, 0, 0, &(max - 65_535).to_be_bytes()),
-        frame(1, 4, 1, &headers),
-        frame(0, 1, 1, &[0; 5]),
-    ]
-    .concat()
 }
 
 #[tokio::test]

@@ -9,16 +9,14 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::{
-    grpc::PREFACE,
-    harness::{
-        Feed, Node,
-        certs::Certs,
-        dial::{Dial, Socket},
-        eventually,
-        wait::within,
-        ws::Connect,
-    },
+use crate::harness::{
+    Feed, Node,
+    certs::Certs,
+    dial::{Dial, Socket},
+    eventually,
+    http2::PREFACE,
+    wait::within,
+    ws::Connect,
 };
 
 async fn refused(node: &Node, reason: &str) -> f64 {
