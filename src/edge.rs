@@ -5,6 +5,8 @@ mod admission;
 mod carrier;
 mod connection;
 mod entry;
+#[cfg(test)]
+mod fakes;
 mod flush;
 pub(crate) mod grpc;
 mod headers;

@@ -62,7 +62,6 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     }
 }
 
-/// A client with `defaults`, which the operator's properties may change.
 /// Test builds only: the client reports an error that librdkafka calls fatal.
 #[cfg(feature = "faults")]
 #[expect(unsafe_code, reason = "librdkafka's function for tests has no safe name")]
@@ -72,6 +71,7 @@ pub(crate) fn fail<C: ClientContext>(client: &Client<C>) {
     unsafe { rdkafka::bindings::rd_kafka_test_fatal_error(client.native_ptr(), code, c"as planned".as_ptr()) };
 }
 
+/// A client with `defaults`, which the operator's properties may change.
 fn client(kafka: &config::Kafka, defaults: &[(&str, &str)]) -> ClientConfig {
     let mut client = ClientConfig::new();
     client.set("client.id", "notifier");
@@ -113,4 +113,33 @@ pub fn consumer_config(kafka: &config::Kafka) -> ClientConfig {
         .set("isolation.level", "read_committed")
         .set("statistics.interval.ms", "1000");
     client
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_promises_depend_on_is_set_whatever_the_operator_sets() {
+        let mut kafka = config::Kafka { brokers: "broker:9092".into(), group: "g".into(), ..config::Kafka::default() };
+        let consumer = [
+            ("bootstrap.servers", "broker:9092"),
+            ("group.id", "g"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("auto.offset.reset", "error"),
+            ("isolation.level", "read_committed"),
+        ];
+        let producer = [("bootstrap.servers", "broker:9092"), ("enable.idempotence", "true"), ("acks", "all")];
+        for (name, _) in consumer.iter().chain(&producer) {
+            kafka.properties.set(*name, "another");
+        }
+        kafka.properties.set("security.protocol", "SASL_SSL");
+        for (client, expected) in [(consumer_config(&kafka), &consumer[..]), (producer_config(&kafka), &producer[..])] {
+            for (name, value) in expected {
+                assert_eq!(client.get(name), Some(*value), "{name}");
+            }
+            assert_eq!(client.get("security.protocol"), Some("SASL_SSL"));
+        }
+    }
 }

@@ -16,11 +16,19 @@ const BODY_BYTES_MAX: usize = 1024;
 
 /// An API whose Kafka is nowhere.
 fn api(in_flight_bytes: usize) -> Api {
+    api_with(in_flight_bytes, &[])
+}
+
+/// The same with properties of its producer.
+fn api_with(in_flight_bytes: usize, properties: &[(&str, &str)]) -> Api {
     let service = Arc::new(Service { name: "billing".into(), scopes: vec![Scope::Publish] });
     let api_keys = vec![ApiKey { sha256: sha2::Sha256::digest(KEY).into(), service }];
     let authenticator = Authenticator::new(&auth::Config { api_keys, ..auth::Config::default() });
     let mut producer = ClientConfig::new();
     producer.set("bootstrap.servers", "127.0.0.1:1");
+    for (name, value) in properties {
+        producer.set(*name, *value);
+    }
     let config = Config {
         producer,
         topic: "events".into(),
@@ -86,6 +94,22 @@ async fn a_kafka_that_is_nowhere_is_an_answer_with_the_events_ids() {
 }
 
 #[tokio::test]
+async fn behind_an_event_that_is_not_handed_over_none_is() {
+    use publish::Outcome::{NotWritten, Unconfirmed};
+    // Room for small events only.
+    let api = api_with(BODY_BYTES_MAX, &[("queue.buffering.max.kbytes", "1")]);
+    let item = |bytes| batch::Item {
+        user: crate::fakes::user(),
+        id: crate::ids::NotificationId::time_ordered(),
+        value: "x".repeat(bytes),
+    };
+    let items = [10, 900, 900, 10].map(item).into();
+    let (results, _) = api.0.publisher.write(items, &trace_context::TraceContext::default()).await;
+    let states: Vec<_> = results.iter().map(publish::ItemResult::state).collect();
+    assert_eq!(states, [Unconfirmed, Unconfirmed, NotWritten, NotWritten]);
+}
+
+#[tokio::test]
 async fn a_drain_refuses_requests_and_waits_for_what_is_under_way() {
     let api = api(BODY_BYTES_MAX);
     let held = api.0.in_flight.events(1).unwrap();
@@ -98,6 +122,14 @@ async fn a_drain_refuses_requests_and_waits_for_what_is_under_way() {
     drop(held);
     settled.await;
     assert_eq!(api.0.in_flight.events(1).err(), Some(publish::NoRoom::Closed));
+}
+
+#[tokio::test]
+async fn a_body_above_the_limit_is_not_read_to_its_end() {
+    let api = api(BODY_BYTES_MAX);
+    let pieces = std::iter::repeat_n(Ok::<_, std::convert::Infallible>(bytes::Bytes::from("[1,")), BODY_BYTES_MAX);
+    let body = Body::from_stream(futures_util::stream::iter(pieces));
+    assert_eq!(post(&api, body).await.0, StatusCode::PAYLOAD_TOO_LARGE);
 }
 
 #[tokio::test]

@@ -65,3 +65,22 @@ impl Drop for Carried {
         self.0.0.sessions.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_ends_with_the_last_of_its_sessions() {
+        let carrier = Carrier::default();
+        let (first, second) = (carrier.carries(), carrier.carries());
+        drop(first);
+        carrier.hang_up();
+        assert!(carrier.hung_up().now_or_never().is_none(), "another session is there");
+        drop(second);
+        carrier.hang_up();
+        assert!(carrier.hung_up().now_or_never().is_some());
+    }
+}

@@ -265,3 +265,6 @@ pub(super) fn discard(relay: &Relay) -> io::Result<Option<Incoming>> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

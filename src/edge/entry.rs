@@ -217,3 +217,6 @@ fn device(text: &str) -> Result<DeviceId, Refused> {
 fn since(text: &str) -> Result<Since, Refused> {
     Since::parse(text).ok_or_else(|| Refused::Invalid("since must be <epoch>-<seq>".into()))
 }
+
+#[cfg(test)]
+mod tests;

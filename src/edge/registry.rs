@@ -167,3 +167,6 @@ impl Drop for Registered {
         self.registry.known.lock().remove(&self.relay);
     }
 }
+
+#[cfg(test)]
+mod tests;

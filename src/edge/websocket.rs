@@ -174,3 +174,19 @@ pub(super) fn read_all(bytes: &[u8], form: Form) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_is_for_the_session_that_it_comes_from() {
+        let own = SessionId::random();
+        let said = |session_id: String| {
+            acknowledged(&proto::AcknowledgeRequest { session_id, sequence: 7 }.encode_to_vec(), own)
+        };
+        assert_eq!((said(own.to_string()), said(String::new())), (Some(7), Some(7)));
+        assert_eq!((said(SessionId::random().to_string()), said("x".into())), (None, None));
+        assert_eq!(acknowledged(b"\xff", own), None);
+    }
+}

@@ -87,8 +87,9 @@ impl State {
         true
     }
 
-    fn start(&mut self, started: Started) -> Starting {
-        if self.by_id.len() >= MAX {
+    /// Keeps one more, if there are fewer than `max`.
+    fn start(&mut self, started: Started, max: usize) -> Starting {
+        if self.by_id.len() >= max {
             return Starting::Full;
         }
         let of_user = self.by_user.entry(started.user.clone()).or_default();
@@ -113,7 +114,7 @@ impl MemorySessions {
 
 impl StartedSessions for MemorySessions {
     fn start(&self, started: Started) -> Answer<'_, Starting> {
-        Box::pin(ready(Ok(self.now().start(started))))
+        Box::pin(ready(Ok(self.now().start(started, MAX))))
     }
 
     fn find(&self, session: SessionId) -> Answer<'_, Option<Started>> {
@@ -168,5 +169,15 @@ mod tests {
         }
         assert_eq!(sessions.start(started("u", 60_000)).await.unwrap(), Starting::TooManyOfUser);
         assert_eq!(sessions.start(started("other", 60_000)).await.unwrap(), Starting::Done);
+    }
+
+    #[test]
+    fn all_users_together_have_so_many() {
+        let mut state = State::default();
+        let (one, other) = (started("a", 60_000), started("b", 60_000));
+        assert_eq!([&one, &other].map(|each| state.start(each.clone(), 2)), [Starting::Done; 2]);
+        assert_eq!(state.start(started("c", 60_000), 2), Starting::Full);
+        state.remove(one.session);
+        assert_eq!(state.start(started("c", 60_000), 2), Starting::Done);
     }
 }

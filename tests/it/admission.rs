@@ -12,7 +12,9 @@ use tokio::{
 };
 
 use crate::harness::{
-    Feed, Node, eventually,
+    Feed, Node,
+    carrier::{self, Ask, Carrier},
+    eventually,
     http::{self, Head, Request},
     wait::within,
 };
@@ -125,6 +127,75 @@ async fn connections_of_one_address_are_bounded_and_others_let_in() {
     within("an answer", other.read_to_string(&mut answer)).await.expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert_eq!(refused(&node, "connections_per_address").await, 1.0);
+}
+
+#[tokio::test]
+async fn the_grpc_port_has_the_same_limits_per_address() {
+    for (key, reason) in [
+        ("limits.connections_per_address", "connections_per_address"),
+        ("limits.handshakes_per_address", "handshakes_per_address"),
+    ] {
+        let feed = Feed::new(1).await;
+        let node = Node::builder(&feed).set(key, 2).set("limits.handshake_deadline", "30s").start().await;
+        let (address, other) = ([127, 0, 0, 2], [127, 0, 0, 3]);
+        let _open = [half_open(address, node.grpc_addr()).await, half_open(address, node.grpc_addr()).await];
+        let mut third = half_open(address, node.grpc_addr()).await;
+        assert_eq!(within("its end", third.read(&mut [0])).await.unwrap_or(0), 0, "{reason}: closed");
+        let mut let_in = half_open(other, node.grpc_addr()).await;
+        let greeted = within("HTTP/2's beginning", let_in.read(&mut [0])).await.expect("an open socket");
+        assert_eq!(greeted, 1, "{reason}: another address has places of its own");
+        assert_eq!(refused(&node, reason).await, 1.0);
+    }
+}
+
+#[tokio::test]
+async fn who_has_shown_who_it_is_takes_no_place_of_handshakes() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("limits.handshakes_max", 1).start().await;
+    let token = node.token("101");
+    let mut open = Vec::new();
+    for carrier in Carrier::ALL {
+        // Asked until it gets in: the place is free a moment after the answer that another one has read.
+        open.push(eventually("room", async || carrier::open(&node, carrier, &Ask::token(&token)).await.ok()).await);
+    }
+    // Who only looked at the page, or was refused, and stays, has shown nothing.
+    let refused_request =
+        "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nContent-Length: 0\r\n\r\n";
+    for request in ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", refused_request] {
+        let stranger = eventually("an answer", async || {
+            let mut stranger = half_open([127, 0, 0, 1], node.addr()).await;
+            tokio::io::AsyncWriteExt::write_all(&mut stranger, request.as_bytes()).await.ok()?;
+            let mut answer = [0; 12];
+            within("an answer", stranger.read_exact(&mut answer)).await.ok()?;
+            matches!(&answer, b"HTTP/1.1 200" | b"HTTP/1.1 401").then_some(stranger)
+        })
+        .await;
+        says_when_to_come_back(&ask(&node, "102").await.0);
+        drop(stranger);
+    }
+    assert!(refused(&node, "handshakes").await >= 2.0);
+}
+
+#[tokio::test]
+async fn who_was_refused_and_goes_on_sending_is_cut_off() {
+    /// What is read after a refusal takes 2 s, or 4 MiB.
+    const CUT_WITHIN: Duration = Duration::from_secs(8);
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("limits.handshake_deadline", "60s").start().await;
+    for (piece, pause) in [(1, Duration::from_millis(100)), (1 << 20, Duration::ZERO)] {
+        let mut socket = half_open([127, 0, 0, 1], node.addr()).await;
+        let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Long: {}", "x".repeat(40_000));
+        tokio::io::AsyncWriteExt::write_all(&mut socket, head.as_bytes()).await.expect("an open socket");
+        let mut answer = [0; 12];
+        within("an answer", socket.read_exact(&mut answer)).await.expect("not destroyed by what was unread");
+        assert_eq!(&answer, b"HTTP/1.1 431");
+        let (started, piece, mut sent) = (Instant::now(), vec![b'x'; piece], 0);
+        while tokio::io::AsyncWriteExt::write_all(&mut socket, &piece).await.is_ok() {
+            sent += piece.len();
+            assert!(started.elapsed() < CUT_WITHIN && sent < 64 << 20, "still read after {sent} bytes");
+            tokio::time::sleep(pause).await;
+        }
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use jsonwebtoken::Algorithm;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -11,13 +12,27 @@ use tokio::{
 use crate::harness::{
     Event,
     attack::{Attack, Attacker},
+    certs::Certs,
     grpc::Caller,
-    http::{self, Request},
+    http::{self, Request, Response},
+    http2::PREFACE,
+    jwks::{Answer, Issuer},
+    keys::KeyPair,
     token::{self, now_secs},
 };
 
 /// Between two pieces of one attacker.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// What makes a request a WebSocket's handshake, besides the two headers that say so.
+const VERSION: (&str, &str) = ("Sec-WebSocket-Version", "13");
+const KEY: (&str, &str) = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+
+/// The answer to a request without a body, on a connection of its own.
+async fn ask(attacker: &Attacker, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
+    let request = Request { method, path, headers, body: "" };
+    http::try_send(attacker.addr, request).await.expect("an answer")
+}
 
 /// Writes that, and reads until the other end closes.
 async fn converse(mut socket: TcpStream, bytes: &[u8]) {
@@ -96,6 +111,89 @@ async fn tokens_that_are_none_of_ours() {
 }
 
 #[tokio::test]
+async fn tokens_whose_key_nobody_knows() {
+    let (published, forged) = (KeyPair::new(Algorithm::EdDSA).await, KeyPair::new(Algorithm::EdDSA).await);
+    let issuer = Issuer::start(Answer::keys(&[published.jwk("known")])).await;
+    let claims = serde_json::json!({"sub": "good", "exp": now_secs() + 3600});
+    let tokens: Vec<_> = (0..100).map(|n| forged.sign(Some(&format!("unknown-{n}")), &claims)).collect();
+    let turn = async move |attacker: &mut Attacker| {
+        for token in &tokens {
+            attacker.strike().await;
+            let authorization = format!("Bearer {token}");
+            let answer = ask(attacker, "GET", "/v1/stream", &[("Authorization", &authorization)]).await;
+            assert!(matches!(answer.status(), 401 | 503), "{answer:?}");
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    Attack::by(4).at_least(100).set("auth.jwt.jwks_url", issuer.url()).harms_nobody(turn).await;
+    // At the start, and at most once for each ten seconds since.
+    let asked = issuer.asked();
+    let gaps: Vec<_> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps.iter().all(|gap| *gap >= Duration::from_millis(9_500)), "{gaps:?}");
+}
+
+#[tokio::test]
+async fn sessions_whose_ids_are_guessed() {
+    let turn = async |attacker: &mut Attacker| {
+        let guess = format!("{:032x}", rand::random::<u128>());
+        let (connect, stream) = (format!("/v1/connect?session_id={guess}"), format!("/v1/stream?session_id={guess}"));
+        let (upgrade, acknowledge) = ([("Connection", "Upgrade")], format!("/v1/sessions/{guess}/ack"));
+        for (method, path, headers, status) in [
+            ("GET", &connect, &[upgrade[0], ("Upgrade", "websocket"), VERSION, KEY][..], 401),
+            ("GET", &stream, &[], 401),
+            ("POST", &acknowledge, &[], 404),
+        ] {
+            attacker.strike().await;
+            let answer = ask(attacker, method, path, headers).await;
+            assert_eq!(answer.status(), status, "{answer:?}");
+            tokio::time::sleep(PAUSE).await;
+        }
+        attacker.strike().await;
+        let wish = notifier::proto::ConnectionRequest { session_id: guess, ..Default::default() };
+        let refused = Caller::native(attacker.grpc).connect(wish, &[]).await.err().expect("a guess opens nothing");
+        assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+    };
+    Attack::by(4).at_least(100).harms_nobody(turn).await;
+}
+
+#[tokio::test]
+async fn pages_of_foreign_origins() {
+    let turn = async |attacker: &mut Attacker| {
+        let authorization = format!("Bearer {}", attacker.token());
+        let headers = [("Authorization", authorization.as_str()), ("Origin", "https://foreign.example")];
+        for (method, path) in
+            [("GET", "/v1/connect"), ("GET", "/v1/stream"), ("POST", "/v1/sessions"), ("POST", "/v1/events")]
+        {
+            attacker.strike().await;
+            let answer = ask(attacker, method, path, &headers).await;
+            assert_eq!(answer.status(), 403, "{answer:?}");
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    Attack::by(4).at_least(100).harms_nobody(turn).await;
+}
+
+#[tokio::test]
+async fn tls_that_never_finishes() {
+    let certs = Certs::new().await;
+    let hello = certs.client_hello();
+    let turn = async move |attacker: &mut Attacker| {
+        attacker.strike().await;
+        let addr = attacker.addr;
+        // Nothing, a part of the first message, all of it and then nothing: the node has signed its answer.
+        let begin = async |bytes: &[u8]| {
+            if let Ok(socket) = TcpStream::connect(addr).await {
+                converse(socket, bytes).await;
+            }
+        };
+        let beginnings = [&[][..], &hello[..hello.len() / 2], &hello[..]];
+        join_all((0..30).map(|n| begin(beginnings[n % beginnings.len()]))).await;
+    };
+    let attack = Attack::by(4).over_tls(&certs).set("limits.handshake_deadline", "1s");
+    attack.set("limits.handshakes_per_address", 1000).harms_nobody(turn).await;
+}
+
+#[tokio::test]
 async fn json_that_is_deep_twice_and_huge() {
     let turn = async |attacker: &mut Attacker| {
         let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
@@ -119,7 +217,7 @@ async fn json_that_is_deep_twice_and_huge() {
 async fn streams_that_are_opened_and_reset_at_once() {
     let mut chunk = Vec::new();
     let turn = {
-        chunk.extend_from_slice(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00");
+        chunk.extend_from_slice(PREFACE);
         for n in 0..500u32 {
             let stream = (2 * n + 1).to_be_bytes();
             // HEADERS with END_HEADERS, and RST_STREAM with CANCEL.

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -104,7 +105,11 @@ async fn dev_prints_where_to_connect_although_nobody_is_at_a_terminal() {
         .unwrap_or_else(|| panic!("no token: {output}"));
     Connect::bearer(dev.addr(), token).open().await;
     assert!(output.contains("notifier send --"), "no command that sends: {output}");
-    assert!(dir.path().join("notifier.toml").is_file());
+    // They hold what lets in whoever reads it.
+    for file in ["notifier.toml", "api-key"] {
+        let mode = dir.path().join(file).metadata().expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
     dev.stop().await;
 }
 

@@ -12,7 +12,7 @@ async fn a_drain_says_goodbye_to_everyone_commits_and_exits_with_0() {
     const CLIENTS: usize = 12;
     let feed = Feed::new(2).await;
     // Paced, so that the drain lasts long enough to be looked at.
-    let node = Node::builder(&feed).set("drain.goodbyes_per_second", 6).start().await;
+    let node = Node::builder(&feed).set("drain.goodbyes_per_second", 3).start().await;
     let mut clients = Vec::new();
     for n in 0..CLIENTS {
         let user = format!("u{n}");
@@ -113,6 +113,10 @@ async fn a_drain_ends_at_its_deadline_whatever_clients_do() {
     let finished = process.finish(Duration::from_secs(20)).await;
     assert_eq!(finished.code(), 0, "{finished:?}");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // The deadline wins over the pace: everybody was told when to come back.
+    for client in &mut clients {
+        assert_eq!(client.closed().await.1, Some(1001));
+    }
 }
 
 #[tokio::test]

@@ -52,7 +52,15 @@ async fn loses_and_repeats_nothing(client: Client) {
     // Cut while more is being written; the token is still good, so none is asked for.
     let connects = proxy.accepted();
     let cutting = async {
+        let mut before = 0;
         for _ in 0..5 {
+            // Never in a handshake: to the client that could be a refusal, and it asks for another token.
+            eventually("the client is back", async || {
+                let connections = node.metrics().await.sum("notifier_connections");
+                (proxy.accepted() > before && connections == 1.0).then_some(())
+            })
+            .await;
+            before = proxy.accepted();
             tokio::time::sleep(Duration::from_millis(300)).await;
             proxy.cut();
         }

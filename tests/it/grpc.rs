@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use notifier::proto::AcknowledgeRequest;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -16,8 +17,9 @@ use crate::harness::{
     command::{CLIENT_DEADLINE, browser, gotool, json_lines, notifications, python},
     grpc::Caller,
     http,
+    http2::{PREFACE, boundless_connect},
     process::{Finished, Process},
-    wait::{eventually, within},
+    wait::{eventually, eventually_within, within},
 };
 
 async fn grpcurl(target: SocketAddr, arguments: &[&str]) -> Finished {
@@ -139,7 +141,7 @@ async fn heartbeats_keep_a_quiet_stream_alive_and_a_silent_peer_is_found() {
     }
     // It speaks HTTP/2 and then never answers a ping: 1 s until one is sent, 20 s to answer it. (Strangers have longer.)
     let mut silent = TcpStream::connect(node.grpc_addr()).await.expect("connects");
-    silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00").await.expect("written");
+    silent.write_all(PREFACE).await.expect("written");
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(60), silent.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "closed");
@@ -157,7 +159,8 @@ async fn requests_and_streams_of_a_connection_are_bounded() {
         assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
         let huge = "x".repeat(100_000);
         // An answer without gRPC's own status shows with the first message.
-        let refused = match caller.connect(Default::default(), &[("authorization", &huge)]).await {
+        let headers = [headers[0], ("x-huge", &huge)];
+        let refused = match caller.connect(Default::default(), &headers).await {
             Ok(mut client) => client.message().await.is_err(),
             Err(_) => true,
         };
@@ -181,7 +184,8 @@ async fn requests_and_streams_of_a_connection_are_bounded() {
 #[tokio::test]
 async fn strangers_are_sent_away_at_the_deadline_whatever_they_ask_and_clients_are_not() {
     let feed = Feed::new(1).await;
-    let node = Node::builder(&feed).set("limits.handshake_deadline", "2s").start().await;
+    let builder = Node::builder(&feed).set("limits.handshake_deadline", "2s").set("limits.connections_max", 1000);
+    let node = builder.start().await;
     let mut client = open(&node, Carrier::Grpc, &Ask::token(&node.token("101"))).await.expect("open");
     let data = ["-d", "{}", "grpc.health.v1.Health/Watch"];
     let watching = tokio::time::timeout(Duration::from_secs(15), grpcurl(node.grpc_addr(), &data)).await;
@@ -193,8 +197,62 @@ async fn strangers_are_sent_away_at_the_deadline_whatever_they_ask_and_clients_a
     let mut all = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(15), kept.read_to_end(&mut all)).await;
     assert!(ended.is_ok() && all.starts_with(b"HTTP/1.1 200"), "answered, and closed");
+    // Who was refused is a stranger still, whoever it said to be.
+    let mut refused = TcpStream::connect(node.addr()).await.expect("connects");
+    let request = "POST /v1/sessions HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer x\r\nContent-Length: 0\r\n\r\n";
+    refused.write_all(request.as_bytes()).await.expect("written");
+    let mut all = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(15), refused.read_to_end(&mut all)).await;
+    assert!(ended.is_ok() && all.starts_with(b"HTTP/1.1 401"), "answered, and closed");
+    let connections = async || {
+        let used = node.metrics().await.sum_where("notifier_capacity_ratio", "resource", "connections");
+        (used * 1000.0).round()
+    };
+    // The client's connection, and its stream.
+    eventually("nobody but the client", async || (connections().await == 2.0).then_some(())).await;
+    let caller = Caller::native(node.grpc_addr());
+    let refused = caller.connect(Default::default(), &[("authorization", "Bearer x")]).await.err().expect("refused");
+    assert_eq!((refused.code(), connections().await), (Code::Unauthenticated, 3.0));
+    eventually("its end", async || (connections().await == 2.0).then_some(())).await;
+    drop(caller);
     feed.send(&Event::new("101", "still-here")).await;
     assert_eq!(client.expect(1).await[0].kind, "still-here");
+}
+
+#[tokio::test]
+async fn a_client_that_announces_room_and_reads_nothing_makes_the_node_hold_little() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("sessions.slow_deadline", "1s").start().await;
+    let mut deaf = TcpStream::connect(node.grpc_addr()).await.expect("connects");
+    deaf.write_all(&boundless_connect(&node.token("101"))).await.expect("written");
+    eventually("the stream", async || (node.metrics().await.sum("notifier_connections") == 1.0).then_some(())).await;
+    let large = json!("x".repeat(60_000)).to_string();
+    let events: Vec<_> = (0..400).map(|_| Event::new("101", "large").data(&large).transient()).collect();
+    feed.send_all(&events).await;
+    // What it has not taken counts as not taken, and not as sent.
+    node.metric_reaches("notifier_slow_consumers_total", 1.0).await;
+}
+
+#[tokio::test]
+async fn another_users_token_acknowledges_nothing() {
+    let feed = Feed::new(1).await;
+    let node = Node::start(&feed).await;
+    let (own, other) = ["101", "102"].map(|user| format!("Bearer {}", node.token(user))).into();
+    let native = Caller::native(node.grpc_addr());
+    let mut client = native.connect(Default::default(), &[("authorization", &own)]).await.expect("open");
+    let session_id = client.hello().await.session;
+    feed.send(&Event::new("101", "t")).await;
+    client.message().await.expect("a message");
+    let path = format!("/v1/sessions/{session_id}/ack");
+    node.request("POST", &path, &[("Authorization", &other)], r#"{"ack":1}"#).await.problem(403);
+    let request = AcknowledgeRequest { session_id, sequence: 1 };
+    for caller in [&native, &Caller::web(node.addr())] {
+        let refused = caller.acknowledge(request.clone(), &[("authorization", &other)]).await.expect_err("refused");
+        assert_eq!(refused.code(), Code::PermissionDenied);
+    }
+    assert_eq!(node.connect("101").await.hello().cursor, 0);
+    native.acknowledge(request, &[("authorization", &own)]).await.expect("its own");
+    node.acknowledged("101", 1).await;
 }
 
 #[tokio::test]
@@ -244,6 +302,29 @@ async fn a_slow_reader_of_a_stream_loses_nothing_and_harms_nobody() {
 }
 
 #[tokio::test]
+async fn a_stream_that_nobody_reads_ends_with_its_connection() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("sessions.slow_deadline", "1s").start().await;
+    let authorization = format!("Bearer {}", node.token("101"));
+    let headers = [("authorization", authorization.as_str())];
+    // More than the windows of HTTP/2, or the kernel's buffers, and what the node queues: the stream's end has no room.
+    let large = json!("x".repeat(60_000)).to_string();
+    let events: Vec<_> = (0..400).map(|_| Event::new("101", "large").data(&large).transient()).collect();
+    for (caller, slow) in [(Caller::native(node.grpc_addr()), 1.0), (Caller::web(node.addr()), 2.0)] {
+        let mut unread = caller.connect(Default::default(), &headers).await.expect("open");
+        feed.send_all(&events).await;
+        node.metric_reaches("notifier_slow_consumers_total", slow).await;
+        // Not only the session ends: its connection does, and the place that it takes is free, before TCP gives up (30 s).
+        eventually_within(Duration::from_secs(20), "a free place", async || {
+            let used = node.metrics().await.sum_where("notifier_capacity_ratio", "resource", "connections");
+            (used == 0.0).then_some(())
+        })
+        .await;
+        assert_ne!(unread.rest().await.1, Code::Ok, "it was cut off");
+    }
+}
+
+#[tokio::test]
 async fn health_says_not_serving_while_the_node_drains() {
     let feed = Feed::new(1).await;
     let mut node = Node::builder(&feed).set("drain.deadline", "20s").set("drain.goodbyes_per_second", 1).start().await;
@@ -257,7 +338,22 @@ async fn health_says_not_serving_while_the_node_drains() {
     let watching = grpcurl(node.grpc_addr(), &["-d", "{}", "grpc.health.v1.Health/Watch"]);
     let mut watching = std::pin::pin!(watching);
     assert!(tokio::time::timeout(Duration::from_secs(3), &mut watching).await.is_err(), "it watches");
+    let mut idle = TcpStream::connect(node.grpc_addr()).await.expect("connects");
+    idle.write_all(PREFACE).await.expect("written");
     node.process().signal("TERM");
+    // Who has no stream learns that no further one is taken (RFC 9113, 6.8), and goes elsewhere.
+    within("GOAWAY", async {
+        loop {
+            let mut head = [0; 9];
+            idle.read_exact(&mut head).await.expect("a frame");
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            tokio::io::copy(&mut (&mut idle).take(length.into()), &mut tokio::io::sink()).await.expect("its payload");
+            if head[3] == 7 {
+                return;
+            }
+        }
+    })
+    .await;
     let watched = watching.await;
     assert!(watched.stdout.contains("NOT_SERVING"), "{watched:?}");
     for client in &mut clients {
@@ -282,7 +378,11 @@ async fn the_port_speaks_tls_and_nothing_else_when_it_has_a_certificate() {
     let distrusted = secure(others.authority().to_str().expect("UTF-8")).await;
     assert!(distrusted.stderr.contains("unknown authority"), "{distrusted:?}");
     assert_ne!(grpcurl(node.grpc_addr(), &["list"]).await.code(), 0, "plain text on a port with TLS");
-    assert!(node.metrics().await.sum_where("notifier_rejected_connections_total", "reason", "tls_handshake") >= 1.0);
+    eventually("the handshakes counted", async || {
+        let metrics = node.metrics().await;
+        (metrics.sum_where("notifier_rejected_connections_total", "reason", "tls_handshake") >= 2.0).then_some(())
+    })
+    .await;
     assert!(node.metrics().await.sum_where("notifier_certificate_expiry_timestamp_seconds", "listener", "grpc") > 0.0);
 
     feed.send(&Event::new("101", "over-tls")).await;
@@ -295,12 +395,13 @@ async fn the_port_speaks_tls_and_nothing_else_when_it_has_a_certificate() {
 #[tokio::test]
 async fn streams_that_are_opened_and_reset_at_once_end_the_connection_and_harm_nobody() {
     let feed = Feed::new(1).await;
-    let node = Node::start(&feed).await;
+    // Not what ends it.
+    let node = Node::builder(&feed).set("limits.handshake_deadline", "60s").start().await;
     let mut good = open(&node, Carrier::Grpc, &Ask::token(&node.token("101"))).await.expect("open");
     let socket = TcpStream::connect(node.grpc_addr()).await.expect("connects");
     let (mut reading, mut writing) = socket.into_split();
     let drain = tokio::spawn(async move { tokio::io::copy(&mut reading, &mut tokio::io::sink()).await });
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00".to_vec();
+    let mut bytes = PREFACE.to_vec();
     for n in 0..20_000u32 {
         let stream = (2 * n + 1).to_be_bytes();
         // HEADERS with END_HEADERS, `:method: POST`, `:scheme: http` and `:path: /` of HPACK's static table.

@@ -1,8 +1,8 @@
-//! Handshakes that never end, on the TLS port: one deadline over all of it, and other addresses notice nothing.
+//! Handshakes that never end, on the ports with TLS: one deadline over all of it, and other addresses notice nothing.
 
 use std::time::{Duration, Instant};
 
-use rustls::{ClientConnection, pki_types::ServerName};
+use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -14,21 +14,13 @@ use crate::harness::{
     certs::Certs,
     dial::{Dial, Socket},
     eventually,
+    http2::PREFACE,
     wait::within,
     ws::Connect,
 };
 
 async fn refused(node: &Node, reason: &str) -> f64 {
     node.metrics().await.sum_where("notifier_rejected_connections_total", "reason", reason)
-}
-
-/// The first bytes of a client.
-fn client_hello(certs: &Certs) -> Vec<u8> {
-    let name = ServerName::try_from("localhost").expect("a name");
-    let mut client = ClientConnection::new(certs.client(), name).expect("a client");
-    let mut bytes = Vec::new();
-    client.write_tls(&mut bytes).expect("memory");
-    bytes
 }
 
 /// Sends the bytes one by one and then waits; how long the node kept the connection.
@@ -55,7 +47,7 @@ async fn a_handshake_has_one_deadline_whatever_part_of_it_is_slow() {
     let node = certs.on(Node::builder(&feed)).set("limits.handshake_deadline", "2s").start().await;
     let plain = Dial::new(node.addr());
     let secure = plain.clone().tls(certs.client());
-    let hello = client_hello(&certs);
+    let hello = certs.client_hello();
     let request = b"GET /v1/connect HTTP/1.1\r\nHost: localhost\r\nX-Slow: yes\r\n\r\n".to_vec();
     let open = async |dial: &Dial| dial.open().await.expect("the port accepts");
     let (silent, half) = (open(&plain).await, open(&plain.clone().before(&hello[..hello.len() / 2])).await);
@@ -93,11 +85,35 @@ async fn a_handshake_has_one_deadline_whatever_part_of_it_is_slow() {
 }
 
 #[tokio::test]
+async fn grpcs_port_has_the_same_deadline_with_and_without_tls() {
+    let (feed, certs) = (Feed::new(1).await, Certs::new().await);
+    let plain = Node::builder(&feed).set("limits.handshake_deadline", "2s").start().await;
+    let secure = certs.on_port("grpc", Node::builder(&Feed::new(1).await).set("limits.handshake_deadline", "2s"));
+    let secure = secure.start().await;
+    let hello = certs.client_hello();
+    for (node, attempts) in
+        [(&plain, [&b""[..], &PREFACE[..10], PREFACE]), (&secure, [&b""[..], &hello[..hello.len() / 2], &hello[..]])]
+    {
+        let dial = Dial::new(node.grpc_addr());
+        let open = async |bytes| drips(dial.clone().before(bytes).open().await.expect("accepted"), Vec::new()).await;
+        let [first, second, third] = attempts;
+        let (first, second, third) = tokio::join!(open(first), open(second), open(third));
+        for took in [first, second, third] {
+            assert!((Duration::from_millis(1500)..Duration::from_secs(6)).contains(&took), "{took:?}");
+        }
+        eventually("each counted", async || (refused(node, "handshake_deadline").await == 3.0).then_some(())).await;
+    }
+    // Who has shaken hands and then says nothing is no client yet.
+    let idle = Dial::new(secure.grpc_addr()).tls(certs.client()).open().await.expect("shaken");
+    assert!(drips(idle, Vec::new()).await < Duration::from_secs(6));
+}
+
+#[tokio::test]
 async fn a_thousand_half_open_handshakes_of_one_address_delay_nobody_else() {
     const ATTEMPTS: usize = 1000;
     let (feed, certs) = (Feed::new(1).await, Certs::new().await);
     let node = certs.on(Node::builder(&feed)).set("limits.handshake_deadline", "20s").start().await;
-    let hello = client_hello(&certs);
+    let hello = certs.client_hello();
     let half_open = Dial::new(node.addr()).from([127, 0, 0, 2]).before(&hello[..hello.len() / 2]);
     let mut silent = Vec::new();
     for _ in 0..ATTEMPTS {

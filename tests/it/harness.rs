@@ -15,6 +15,7 @@ pub mod example;
 pub mod frame;
 pub mod grpc;
 pub mod http;
+pub mod http2;
 pub mod jwks;
 pub mod kafka;
 pub mod keys;

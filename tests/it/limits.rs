@@ -10,7 +10,7 @@ use tokio::{
 use crate::harness::{
     Feed, Node, eventually,
     http::{Request, send},
-    wait::within,
+    wait::{eventually_within, within},
 };
 
 #[tokio::test]
@@ -29,6 +29,40 @@ async fn peers_that_never_finish_their_request_are_closed_at_the_deadline() {
         assert!(open < Duration::from_secs(10), "open for {open:?}");
         assert!(!answer.starts_with(b"HTTP/1.1 1") && !answer.starts_with(b"HTTP/1.1 2"));
     }
+}
+
+#[tokio::test]
+async fn who_has_shown_who_it_is_has_a_deadline_for_each_further_request() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("limits.handshake_deadline", "1s").start().await;
+    let authorization = format!("Bearer {}", node.token("101"));
+    let headers = [("Authorization", authorization.as_str())];
+    let request = Request { method: "POST", path: "/v1/sessions", headers: &headers, body: "{}" };
+    let mut opened = crate::harness::http::open(node.addr(), request).await.expect("an answer");
+    assert_eq!(opened.head.status, 201, "{:?}", opened.head);
+    opened.socket.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ").await.expect("the connection is kept");
+    let _ = within("its end", opened.socket.read_to_end(&mut opened.rest)).await;
+}
+
+#[tokio::test]
+async fn a_stranger_who_reads_no_answer_keeps_no_place() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("limits.handshake_deadline", "2s").start().await;
+    let mut deaf = TcpStream::connect(node.addr()).await.expect("the port accepts");
+    // More answers than the kernel holds.
+    let requests = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2000);
+    let asking = async {
+        let _ = deaf.write_all(requests.as_bytes()).await;
+        std::future::pending::<()>().await;
+    };
+    let connections = async || node.metrics().await.sum_where("notifier_capacity_ratio", "resource", "connections");
+    let freed = async {
+        eventually("its connection", async || (connections().await > 0.0).then_some(())).await;
+        // Before TCP gives up, which takes 30 s.
+        eventually_within(Duration::from_secs(20), "its end", async || (connections().await == 0.0).then_some(()))
+            .await;
+    };
+    tokio::select! { () = asking => {}, () = freed => {} }
 }
 
 #[tokio::test]

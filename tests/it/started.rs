@@ -85,6 +85,23 @@ async fn a_session_serves_the_newest_of_its_connections() {
 }
 
 #[tokio::test]
+async fn the_end_of_one_session_is_not_the_end_of_its_users_others() {
+    let feed = Feed::new(1).await;
+    let node = Node::start(&feed).await;
+    let (one, other) = (started(&node, "101").await, started(&node, "101").await);
+    let mut connected = open(&node, Carrier::Sse, &Ask::token(&node.token("101"))).await.expect("connects");
+    let end = async |session: &str| {
+        let path = format!("/v1/users/101/sessions/{session}");
+        asked(&node, "DELETE", &path, &node.token("101")).await.status()
+    };
+    assert_eq!(end(&one).await, 204);
+    assert_eq!((end(&one).await, end("x").await), (404, 404), "nothing left to end");
+    feed.send(&Event::new("101", "still-here").transient()).await;
+    assert_eq!(connected.expect(1).await[0].kind, "still-here");
+    open(&node, Carrier::WebSocketJson, &Ask::session(&other)).await.expect("it was not ended");
+}
+
+#[tokio::test]
 async fn a_started_session_expires_and_ends_its_connection_and_no_log_holds_it() {
     let feed = Feed::new(1).await;
     let node = Node::builder(&feed).set("sessions.issued_ttl", "3s").env("NOTIFIER_LOG", "debug").start().await;

@@ -147,6 +147,31 @@ async fn keys_stay_while_the_issuer_fails_and_go_when_it_removes_them() {
     assert_eq!(names(&issuer).unwrap(), [""; 0], "an empty set is an answer too");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_fails_at_the_start_is_not_asked_without_pause() {
+    let (_issuer, asked) = issuer(async |n| {
+        assert!(n < 1000, "again and again");
+        Err(FetchError::Invalid)
+    });
+    sleep(HOUR).await;
+    let asked = asked.load(Ordering::Relaxed);
+    assert!((60..300).contains(&asked), "{asked} times in an hour");
+}
+
+/// The keys are due for a fetch, and somebody wants one, at the same moment.
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_was_wanted_when_one_began_anyway_is_not_made_twice() {
+    const FRESH: Duration = Duration::from_secs(2 * FLOOR.as_secs());
+    let (issuer, asked) = issuer(async |_| fresh(set(&["a"]), FRESH));
+    for round in 1..50 {
+        sleep(FRESH).await;
+        issuer.fetched_again().await;
+        sleep(Duration::from_millis(1)).await;
+        let asked = asked.load(Ordering::Relaxed);
+        assert!(asked <= round + 1, "{asked} fetches in {round} rounds");
+    }
+}
+
 #[test]
 fn one_bad_key_does_not_cost_the_others() {
     let good = |kid: &str| {

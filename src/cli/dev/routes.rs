@@ -65,3 +65,29 @@ async fn token(State(inner): State<Arc<Inner>>, headers: HeaderMap, Query(query)
         Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_nodes_own_page_gets_tokens() {
+        let foreign = |lines: &[(&'static str, &'static str)]| {
+            let lines = lines.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            is_foreign(&lines.collect())
+        };
+        for host in ["localhost:8000", "127.0.0.1:8000", "[::1]:8000", "localhost"] {
+            assert!(!foreign(&[("host", host)]), "{host}: not a browser, or an old one");
+            for (site, is_foreign) in
+                [("same-origin", false), ("none", false), ("same-site", true), ("cross-site", true)]
+            {
+                assert_eq!(foreign(&[("host", host), ("sec-fetch-site", site)]), is_foreign, "{host}: {site}");
+            }
+        }
+        // Names that somebody may have pointed here.
+        for host in ["rebound.example:8000", "localhost.rebound.example", "127.0.0.1.rebound.example", ""] {
+            assert!(foreign(&[("host", host), ("sec-fetch-site", "same-origin")]), "{host}");
+        }
+        assert!(foreign(&[]), "no host at all");
+    }
+}

@@ -138,3 +138,11 @@ fn output_is_one_line_an_event_and_people_get_a_summary() {
     let json = "{\"id\":\"n1\",\"partition\":3,\"offset\":7}\n";
     assert_eq!(shown(&parse(&["--count", "20", "--json"])), json);
 }
+
+#[tokio::test]
+async fn a_payload_that_no_node_takes_is_bad_usage() {
+    let config = Config::default();
+    let long = format!("\"{}\"", "x".repeat(config.limits.payload_bytes_max));
+    let refused = run(Args { data: long, ..parse(&[]) }, &config).await.unwrap_err();
+    assert!(refused.is::<Usage>() && refused.to_string().contains("limits.payload_bytes_max"), "{refused}");
+}

@@ -35,8 +35,7 @@ pub(super) struct Server {
     pub(super) tls: Option<TlsConnector>,
 }
 
-/// A connection, with TLS or without.
-/// What TCP and TLS have in common.
+/// A connection, with TLS or without: what both have in common.
 pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
@@ -143,6 +142,12 @@ mod tests {
         assert_eq!(detail(StatusCode::UNAUTHORIZED, body), "the token has expired");
         assert_eq!(detail(StatusCode::UNAUTHORIZED, br#"{"title":"t"}"#), "t");
         assert_eq!(detail(StatusCode::BAD_GATEWAY, b"<html>"), "Bad Gateway");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_is_not_waited_for_without_end() {
+        let answer = tokio::time::timeout(2 * ANSWER, in_time(std::future::pending::<Result<(), Failure>>())).await;
+        assert!(matches!(answer, Ok(Err(Failure::Unreachable(_)))), "{answer:?}");
     }
 
     #[test]

@@ -148,6 +148,7 @@ mod tests {
             (closed(None, None), Some(Duration::ZERO), again(Wait::Backoff)),
             (closed(4002, None), Some(SECOND), again(Wait::UpTo(SECOND))),
             (closed(1013, Some(Duration::MAX)), None, again(Wait::Exactly(WAIT_MAX))),
+            (closed(1013, None), Some(Duration::MAX), again(Wait::UpTo(WAIT_MAX))),
             (Failure::Lost("reset".into()), Some(SECOND), again(Wait::UpTo(SECOND))),
             (Failure::Unreachable("refused".into()), None, again(Wait::Backoff)),
             (refused(503, Some(SECOND)), None, again(Wait::Exactly(SECOND))),

@@ -48,6 +48,17 @@ fn connections_are_counted_until_they_end() {
 }
 
 #[test]
+fn streams_count_as_connections_until_they_end() {
+    let admission = admission(Limits { connections_max: 3, ..NONE });
+    let _carrier = admit(&admission, 1).ok().unwrap();
+    let streams = [admission.admit_stream().unwrap(), admission.admit_stream().unwrap()];
+    assert!(admission.admit_stream().is_none());
+    assert_eq!(admit(&admission, 2).err(), Some(Refusal::Connections));
+    drop(streams);
+    assert!(admission.admit_stream().is_some() && admit(&admission, 2).is_ok());
+}
+
+#[test]
 fn a_connection_behind_a_proxy_counts_where_it_comes_from() {
     let admission = admission(Limits { connections_per_address: 1, handshakes_per_address: 1, ..NONE });
     let from_proxy = || admission.admit(address(9), None).ok().unwrap();
@@ -70,8 +81,9 @@ fn nobody_is_let_in_while_memory_is_full() {
     let admission = admission(NONE);
     admission.memory_full(true);
     assert_eq!(admit(&admission, 1).err(), Some(Refusal::Memory));
+    assert!(admission.admit_stream().is_none(), "nor on a connection that is there");
     admission.memory_full(false);
-    assert!(admit(&admission, 1).is_ok());
+    assert!(admit(&admission, 1).is_ok() && admission.admit_stream().is_some());
 }
 
 #[test]
@@ -81,4 +93,14 @@ fn a_second_has_so_many_connects_and_says_how_long_to_wait() {
     (0..10).for_each(|_| bucket.take(start).unwrap());
     let wait = bucket.take(start).unwrap_err();
     assert!(wait <= Duration::from_millis(100) && bucket.take(start + wait * 2).is_ok());
+    let later = start + Duration::from_secs(3600);
+    assert_eq!((0..20).filter(|_| bucket.take(later).is_ok()).count(), 10, "what was not used is not saved up");
+}
+
+#[test]
+fn without_a_limit_some_descriptors_are_left_for_everything_else() {
+    let admission = admission(Limits { connections_max: 0, ..NONE });
+    let (descriptors, _) = rlimit::Resource::NOFILE.get().unwrap();
+    let most = usize::try_from(descriptors.saturating_sub(100).max(16)).unwrap();
+    assert!((1..=most).contains(&admission.limits.connections_max), "{}", admission.limits.connections_max);
 }

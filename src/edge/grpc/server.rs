@@ -150,3 +150,6 @@ async fn serve(socket: TcpStream, shared: Arc<Shared>, routes: Router, mut admit
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -288,6 +288,25 @@ async fn a_lost_attachment_is_attached_again_once() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_lost_and_then_closed_or_ended_is_not_attached_again() {
+    let [closed, ended] = [Pair::new(PLAIN).await, Pair::new(PLAIN).await];
+    [&closed, &ended].iter().for_each(|pair| Outlet::lost(&pair.relay, 1));
+    Relay::close(&closed.relay, Close::new(CloseCode::GoingAway, "draining"));
+    ended.relay.end();
+    assert!(!closed.relay.todo().unwrap().attach && !ended.relay.todo().unwrap().attach);
+}
+
+#[tokio::test]
+async fn a_burst_is_written_before_it_counts_as_too_much_for_its_reader() {
+    let mut pair = Pair::new(PLAIN).await;
+    for seq in 1..=3 * LIMITS.items as u64 {
+        assert_eq!(pair.push(1, Some(seq), 1), Pushed::Taken, "{seq}");
+    }
+    let length = pair.taken.len();
+    assert!(pair.read(length).await == pair.taken);
+}
+
+#[tokio::test]
 async fn what_a_client_makes_us_write_with_its_pings_is_bounded() {
     let mut pair = Pair::new(Protocol::WebSocket(Form::Json)).await;
     let first = pair.fill(1, 20_000);
@@ -337,6 +356,36 @@ async fn nothing_is_read_from_a_flooding_client_until_its_pongs_are_written() {
     })
     .await;
     assert_eq!(pair.heard.len(), 6);
+}
+
+#[tokio::test]
+async fn heartbeats_do_not_pile_up_and_a_silent_peer_is_gone_at_the_second() {
+    let mut pair = Pair::new(Protocol::WebSocket(Form::Json)).await;
+    pair.fill(1, 20_000);
+    let queued = pair.relay.state.lock().queue.len();
+    pair.relay.beat();
+    assert_eq!(pair.relay.state.lock().queue.len(), queued, "what waits already shows that we are here");
+    pair.relay.heard();
+    pair.relay.beat();
+    assert!(!pair.relay.todo().unwrap().ended);
+    pair.relay.beat();
+    assert!(pair.relay.todo().unwrap().ended);
+
+    // Who cannot answer is not expected to.
+    let quiet = Pair::new(PLAIN).await;
+    (0..3).for_each(|_| quiet.relay.beat());
+    assert!(!quiet.relay.todo().unwrap().ended);
+}
+
+#[tokio::test]
+async fn a_queue_that_was_long_gives_its_memory_back() {
+    let mut pair = Pair::new(PLAIN).await;
+    pair.fill(1, 2000);
+    assert!(pair.relay.state.lock().queue.capacity() >= LIMITS.items);
+    let length = pair.taken.len();
+    pair.read(length).await;
+    pair.relay.todo().unwrap();
+    assert!(pair.relay.state.lock().queue.capacity() <= KEPT_CAPACITY);
 }
 
 #[tokio::test]

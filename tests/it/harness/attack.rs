@@ -15,11 +15,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustls::ClientConfig;
 use tokio::sync::{Mutex, watch};
 use toml::Value as Toml;
 
 use super::{
-    Event, Feed, Node, eventually,
+    Event, Feed, Node,
+    certs::Certs,
+    dial::Dial,
+    eventually,
     node::Builder,
     raw::RawWs,
     token,
@@ -59,6 +63,7 @@ enum Phase {
 pub struct Attack {
     attackers: usize,
     keys: Vec<(&'static str, Toml)>,
+    tls: Option<Arc<ClientConfig>>,
     events: Option<Event>,
     strikes_min: usize,
     at_full_speed: bool,
@@ -96,7 +101,7 @@ impl Attacker {
 impl Attack {
     /// By so many attackers at a time.
     pub fn by(attackers: usize) -> Self {
-        Self { attackers, keys: Vec::new(), events: None, strikes_min: attackers, at_full_speed: false }
+        Self { attackers, keys: Vec::new(), tls: None, events: None, strikes_min: attackers, at_full_speed: false }
     }
 
     /// By more than the node has threads to serve them.
@@ -108,6 +113,13 @@ impl Attack {
     pub fn set(mut self, key: &'static str, value: impl Into<Toml>) -> Self {
         self.keys.push((key, value.into()));
         self
+    }
+
+    /// On a client port that speaks TLS.
+    pub fn over_tls(mut self, certs: &Certs) -> Self {
+        let text = |path: std::path::PathBuf| path.to_str().expect("UTF-8").to_owned();
+        self.tls = Some(certs.client());
+        self.set("client.tls_cert_file", text(certs.cert())).set("client.tls_key_file", text(certs.key()))
     }
 
     /// It is no attack without so many strikes.
@@ -138,7 +150,7 @@ impl Attack {
         let set = |builder: Builder, (key, value): (&str, Toml)| builder.set(key, value);
         let builder = Node::builder(&feed).set("log.per_user_max", LOG).set("sessions.idle_after", "1s");
         let node = self.keys.iter().cloned().fold(builder, set).start().await;
-        let mut good = Good::connect(&node, feed.clone()).await;
+        let mut good = Good::connect(&node, feed.clone(), self.tls.clone()).await;
         let memory = async || node.metrics().await.sum("process_resident_memory_bytes");
         // What a log keeps is no damage: all are full before memory is looked at.
         good.phase(None).await;
@@ -214,8 +226,10 @@ struct Good {
 }
 
 impl Good {
-    async fn connect(node: &Node, feed: Feed) -> Self {
-        let client = Connect::bearer(node.addr(), &node.token(GOOD_USER)).from(GOOD_ADDRESS).open().await;
+    async fn connect(node: &Node, feed: Feed, tls: Option<Arc<ClientConfig>>) -> Self {
+        let dial = Dial::new(node.addr()).from(GOOD_ADDRESS);
+        let dial = tls.into_iter().fold(dial, Dial::tls);
+        let client = Connect::bearer(node.addr(), &node.token(GOOD_USER)).over(&dial).open().await;
         Self { feed, client, next: 0 }
     }
 

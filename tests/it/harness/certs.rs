@@ -6,9 +6,9 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, RootCertStore, SupportedProtocolVersion,
+    ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion,
     crypto::ring,
-    pki_types::{CertificateDer, pem::PemObject as _},
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
     version::{TLS12, TLS13},
 };
 use tempfile::TempDir;
@@ -138,6 +138,15 @@ impl Certs {
     /// The same with TLS 1.2 only.
     pub fn client_of_1_2(&self) -> Arc<ClientConfig> {
         self.client_of(&[&TLS12])
+    }
+
+    /// The first bytes that a client says.
+    pub fn client_hello(&self) -> Vec<u8> {
+        let name = ServerName::try_from("localhost").expect("a name");
+        let mut client = ClientConnection::new(self.client(), name).expect("a client");
+        let mut bytes = Vec::new();
+        client.write_tls(&mut bytes).expect("memory");
+        bytes
     }
 
     fn client_of(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {

@@ -26,6 +26,9 @@ pub const USER: &str = "101";
 /// The device that they name.
 pub const DEVICE: &str = "example";
 
+/// How long a build may take when nothing of it, nor of the standard library, has been built here before.
+const BUILD_DEADLINE: Duration = Duration::from_secs(600);
+
 /// A client.
 #[derive(Clone, Copy, Debug)]
 pub enum Client {
@@ -71,7 +74,7 @@ impl Client {
                 let client = dir.join("client");
                 let mut build = command("go");
                 build.args(["build", "-buildvcs=false", "-o"]).arg(&client).arg(".").current_dir(examples().join("go"));
-                Process::run("go build", build, CLIENT_DEADLINE).await.ok();
+                Process::run("go build", build, BUILD_DEADLINE).await.ok();
                 command(client)
             }
         };

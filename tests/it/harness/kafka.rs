@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     Event,
     process::required,
-    wait::{DEADLINE, blocking, eventually, within},
+    wait::{DEADLINE, blocking, eventually, eventually_within, within},
 };
 
 /// What a topic that takes the largest records of the tests allows, in bytes.
@@ -313,7 +313,12 @@ impl Feed {
 
     /// Waits until the group's committed offsets are the ends of the logs.
     pub async fn all_committed(&self) {
-        eventually("all offsets committed", async || {
+        self.all_committed_within(DEADLINE).await;
+    }
+
+    /// As [`Self::all_committed`], with a deadline of its own.
+    pub async fn all_committed_within(&self, deadline: Duration) {
+        eventually_within(deadline, "all offsets committed", async || {
             let all = self.kafka.positions(&self.topic, &self.group, self.partitions).await;
             let done = |(position, end): &(Option<i64>, i64)| position.unwrap_or(0) == *end;
             all.iter().all(done).then_some(())

@@ -1,13 +1,14 @@
 //! One node: a configuration file, a process, its two ports.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::Digest as _;
 use tempfile::TempDir;
@@ -31,19 +32,25 @@ pub const NOTIFIER: &str = env!("CARGO_BIN_EXE_notifier");
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Consecutive free ports, below the range that outgoing connections take theirs from: a node that
-/// is restarted finds its port again.
+/// is restarted finds its port again. A UDP socket of the same number, open until this process ends, keeps the other
+/// test processes of this machine away: nothing here speaks UDP.
 pub fn free_ports<const N: usize>() -> [u16; N] {
     const FIRST: u16 = 10_000;
     const SPAN: u16 = 22_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
+    static CLAIMED: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
     let own = u16::try_from(std::process::id().wrapping_mul(37) % u32::from(SPAN)).expect("< SPAN");
     let length = u16::try_from(N).expect("a few ports");
     for _ in 0..SPAN / length {
         let step = NEXT.fetch_add(length, Ordering::Relaxed);
         let start = FIRST + own.wrapping_add(step) % (SPAN - length);
         let ports: [u16; N] = std::array::from_fn(|index| start + index as u16);
-        let free = |port: &u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
-        if ports.iter().all(free) {
+        let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
+        let claim = |port: &u16| UdpSocket::bind((Ipv4Addr::LOCALHOST, *port));
+        if let Ok(claims) = ports.iter().map(claim).collect::<Result<Vec<_>, _>>()
+            && ports.iter().all(is_free)
+        {
+            CLAIMED.lock().extend(claims);
             return ports;
         }
     }

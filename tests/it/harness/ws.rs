@@ -1,7 +1,7 @@
 //! A WebSocket client that behaves: it reads at once and answers pings.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -65,12 +65,6 @@ impl Connect {
     /// Adds a query parameter; the value must be URL-safe already.
     pub fn query(mut self, key: &str, value: &str) -> Self {
         self.query.push((key.into(), value.into()));
-        self
-    }
-
-    /// From that address of this machine.
-    pub fn from(mut self, address: IpAddr) -> Self {
-        self.dial = self.dial.from(address);
         self
     }
 

@@ -79,5 +79,16 @@ async fn what_ends_a_stream_wakes_its_reader_and_its_task() {
     tokio::task::yield_now().await;
     relay.end();
     assert_eq!(within(reader).await.unwrap(), None);
-    assert_eq!(relay.close_reason().map(|close| close.code), Some(CloseCode::Replaced));
+    let reason = relay.close_reason().expect("it was closed");
+    assert_eq!(reason.code, CloseCode::Replaced);
+    relay.write_goodbye(&reason);
+    assert!(relay.is_flushed(), "nothing is kept for nobody");
+}
+
+#[tokio::test]
+async fn a_burst_that_comes_before_the_writers_turn_finds_room() {
+    let relay = relay();
+    const { assert!(LIMITS.items < BURST_ITEMS, "or this would show nothing") };
+    let taken = (1..).take_while(|seq| push(&relay, *seq, 1) == Pushed::Taken).count();
+    assert_eq!(taken, BURST_ITEMS);
 }
