@@ -5,6 +5,7 @@ mod consumer;
 pub mod dead_letter;
 pub mod decode;
 mod inbox;
+mod keeper;
 pub mod ledger;
 mod partitions;
 
@@ -18,10 +19,15 @@ use std::{
 use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 
-use self::{consumer::Poller, decode::Defaults, inbox::Inbox, ledger::Credits, partitions::Partitions};
+use self::{consumer::Poller, decode::Defaults, inbox::Inbox, keeper::Keeper, ledger::Credits, partitions::Partitions};
 #[cfg(feature = "faults")]
 use crate::kafka;
-use crate::{health::Health, kafka::Fatal, shard::Shards};
+use crate::{
+    health::Health,
+    kafka::Fatal,
+    shard::Shards,
+    store::{positions::Positions, writer::Lost},
+};
 
 /// Which topics, and within which bounds.
 #[derive(Clone)]
@@ -70,6 +76,7 @@ impl Assignment {
 pub struct Ingest {
     control: mpsc::Sender<Control>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    keeping: tokio::task::JoinHandle<()>,
     #[cfg(feature = "faults")]
     clients: (Arc<consumer::EventConsumer>, kafka::Producer),
 }
@@ -92,6 +99,7 @@ enum Control {
 pub fn start(
     config: Config,
     shards: Shards,
+    (positions, lost): (Arc<dyn Positions>, Lost),
     health: &Health,
     fatal: Fatal,
 ) -> Result<Ingest, rdkafka::error::KafkaError> {
@@ -105,8 +113,11 @@ pub fn start(
     metric::describe();
     health.not_ready(HEALTH_PART, format!("no broker answers at {}", config.brokers));
     let progress = health.watch_loop("kafka poll thread", Duration::from_secs(30));
-    let partitions = Partitions::new(config.clone(), consumer.clone(), inbox.clone(), health.clone());
-    let poller = Poller::new(config, consumer, inbox, shards, dead_letters, progress);
+    let keeper = Arc::new(Keeper::new(positions, lost));
+    let (keeping, client) = (keeper.clone(), consumer.clone());
+    let keeping = tokio::spawn(async move { keeping.run(&client).await });
+    let partitions = Partitions::new(config.clone(), consumer.clone(), inbox.clone(), keeper.clone(), health.clone());
+    let poller = Poller::new(config, consumer, inbox, shards, dead_letters, keeper, progress);
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
     let threads = vec![
         thread("kafka-poll").spawn(move || poller.run()).expect("the system starts threads"),
@@ -115,6 +126,7 @@ pub fn start(
     Ok(Ingest {
         control,
         threads: Mutex::new(threads),
+        keeping,
         #[cfg(feature = "faults")]
         clients,
     })
@@ -149,6 +161,8 @@ impl Ingest {
         if tokio::time::timeout(grace, joined).await.is_err() {
             tracing::warn!("kafka did not let go in time; positions that were not committed are read again");
         }
+        // It holds the consumer, which must be dropped where it may block.
+        self.keeping.abort();
     }
 }
 

@@ -1,5 +1,5 @@
 //! The poll thread: reads the assigned partitions through their split queues within the ledger's credits, and
-//! commits positions. It is the only thread that touches queues, ledger and router. It never pauses a
+//! notes positions. It is the only thread that touches queues, ledger and router. It never pauses a
 //! partition (that would throw away what is fetched): a queue without credit is just not polled.
 
 use std::{
@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Message, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, base_consumer::PartitionQueue},
+    consumer::{BaseConsumer, Consumer, ConsumerContext, base_consumer::PartitionQueue},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers as _},
 };
@@ -28,6 +28,7 @@ use super::{
     dead_letter::{self, DeadLetter, DeadLetters, Reason},
     decode::{Decoder, Record},
     inbox::{Command, Inbox, Position},
+    keeper::Keeper,
     ledger::Ledger,
     metric,
 };
@@ -64,6 +65,13 @@ pub(super) struct Context {
     ends: Mutex<BTreeMap<i32, i64>>,
     commit_failed: AtomicBool,
     main_queue_has: Arc<AtomicBool>,
+}
+
+impl Context {
+    /// Positions are to be committed again.
+    pub(super) fn commit_has_failed(&self) {
+        self.commit_failed.store(true, Ordering::Relaxed);
+    }
 }
 
 impl ClientContext for Context {
@@ -110,7 +118,7 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
         let Err(error) = result else { return };
-        self.commit_failed.store(true, Ordering::Relaxed);
+        self.commit_has_failed();
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::IllegalGeneration) => tracing::error!(
                 "committing failed: a consumer has subscribed with our name in kafka.group; this name must be ours alone"
@@ -161,11 +169,13 @@ pub(super) struct Poller {
     router: Router,
     dead_letters: DeadLetters,
     assignments: u64,
-    committed: BTreeMap<i32, i64>,
+    keeper: Arc<Keeper>,
+    /// The positions that the keeper was told.
+    noted: BTreeMap<i32, i64>,
     reports: Vec<(RecordRef, Outcome)>,
     progress: Progress,
     kept_house_at: Instant,
-    committed_all_at: Instant,
+    noted_all_at: Instant,
 }
 
 struct Queue {
@@ -182,6 +192,7 @@ impl Poller {
         inbox: Arc<Inbox>,
         shards: Shards,
         dead_letters: DeadLetters,
+        keeper: Arc<Keeper>,
         progress: Progress,
     ) -> Self {
         let now = Instant::now();
@@ -195,11 +206,12 @@ impl Poller {
             queues: BTreeMap::new(),
             dead_letters,
             assignments: 0,
-            committed: BTreeMap::new(),
+            keeper,
+            noted: BTreeMap::new(),
             reports: Vec::new(),
             progress,
             kept_house_at: now,
-            committed_all_at: now,
+            noted_all_at: now,
         }
     }
 
@@ -241,7 +253,7 @@ impl Poller {
         if self.kept_house_at.elapsed() >= HOUSEKEEPING {
             self.kept_house_at = Instant::now();
             self.main_queue(true);
-            self.commit();
+            self.note_positions();
             self.measure();
         }
         answered || pulled
@@ -365,7 +377,11 @@ impl Poller {
             }
             return;
         };
-        if outcome == Outcome::Crashed {
+        if outcome == Outcome::Buried {
+            entry.event = None;
+            outcome = Outcome::Settled;
+            dead_letter::read_again(&self.config, &self.inbox, record, Reason::Unstorable);
+        } else if outcome == Outcome::Crashed {
             entry.crashes += 1;
             if entry.crashes >= CRASHES_MAX {
                 entry.event = None;
@@ -375,7 +391,7 @@ impl Poller {
                     offset = record.offset,
                     "event crashed its actor too often"
                 );
-                dead_letter::read_again(&self.config, &self.inbox, record);
+                dead_letter::read_again(&self.config, &self.inbox, record, Reason::Poison);
             } else if entry.crashes == 1 {
                 tracing::warn!(partition = record.partition, offset = record.offset, "event was under way in a crash");
             }
@@ -406,27 +422,24 @@ impl Poller {
         }
         drop(queue);
         self.ledger.remove(partition);
-        self.committed.remove(&partition);
+        self.noted.remove(&partition);
         metric::lag(partition, 0, 0.0);
         if let Some(done) = release {
             let _ = done.send((partition, position));
         }
     }
 
-    fn commit(&mut self) {
+    fn note_positions(&mut self) {
         let failed = self.consumer.context().commit_failed.swap(false, Ordering::Relaxed);
-        if failed || self.committed_all_at.elapsed() >= COMMIT_AGAIN {
-            self.committed_all_at = Instant::now();
-            self.committed.clear();
+        if failed || self.noted_all_at.elapsed() >= COMMIT_AGAIN {
+            self.noted_all_at = Instant::now();
+            self.noted.clear();
         }
         let positions = self.ledger.partitions().filter_map(|p| Some((p, self.ledger.position(p)?)));
-        let moved: Vec<_> = positions.filter(|(p, at)| self.committed.get(p) != Some(at)).collect();
-        if moved.is_empty() {
-            return;
-        }
-        match self.consumer.commit(&list(&self.config.topic, moved.iter().copied()), CommitMode::Async) {
-            Ok(()) => self.committed.extend(moved),
-            Err(error) => tracing::warn!(%error, "committing positions failed, trying again"),
+        let moved: Vec<_> = positions.filter(|(p, at)| self.noted.get(p) != Some(at)).collect();
+        if !moved.is_empty() {
+            self.keeper.note(&moved);
+            self.noted.extend(moved);
         }
     }
 
