@@ -1,6 +1,7 @@
 //! Kafka → router. One thread polls the partitions that are assigned here, another decides which those are and
 //! looks after positions; dead letters go out from the runtime. Nothing above this module knows that Kafka exists.
 
+mod client;
 mod consumer;
 pub mod dead_letter;
 pub mod decode;
@@ -78,7 +79,7 @@ pub struct Ingest {
     threads: Mutex<Vec<JoinHandle<()>>>,
     keeping: tokio::task::JoinHandle<()>,
     #[cfg(feature = "faults")]
-    clients: (Arc<consumer::EventConsumer>, kafka::Producer),
+    clients: (Arc<client::EventConsumer>, kafka::Producer),
 }
 
 /// What the thread that looks after partitions can be told.
@@ -105,7 +106,7 @@ pub fn start(
 ) -> Result<Ingest, rdkafka::error::KafkaError> {
     let (control, orders) = mpsc::channel();
     let inbox = Arc::new(Inbox::default());
-    let consumer = consumer::create(&config, &inbox, fatal.clone(), control.clone())?;
+    let consumer = client::create(&config, &inbox, fatal.clone(), control.clone())?;
     let producer = dead_letter::producer(&config)?;
     #[cfg(feature = "faults")]
     let clients = (consumer.clone(), producer.clone());
@@ -114,7 +115,7 @@ pub fn start(
     health.not_ready(HEALTH_PART, format!("no broker answers at {}", config.brokers));
     let progress = health.watch_loop("kafka poll thread", Duration::from_secs(30));
     let keeper = Arc::new(Keeper::new(positions, lost));
-    let (keeping, client) = (keeper.clone(), consumer.clone());
+    let (keeping, client) = (keeper.clone(), Arc::downgrade(&consumer));
     let keeping = tokio::spawn(async move { keeping.run(&client).await });
     let partitions = Partitions::new(config.clone(), consumer.clone(), inbox.clone(), keeper.clone(), health.clone());
     let poller = Poller::new(config, consumer, inbox, shards, dead_letters, keeper, progress);
@@ -161,7 +162,6 @@ impl Ingest {
         if tokio::time::timeout(grace, joined).await.is_err() {
             tracing::warn!("kafka did not let go in time; positions that were not committed are read again");
         }
-        // It holds the consumer, which must be dropped where it may block.
         self.keeping.abort();
     }
 }

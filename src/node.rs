@@ -25,14 +25,13 @@ use crate::{
     ingest::{self, Ingest, ledger::Credits},
     kafka, session,
     shard::{self, Shards},
-    store::{
-        self, Engine, Store,
-        memory::{self, MemoryStore},
-        sessions::MemorySessions,
-        writer::{Lost, Writer},
-    },
+    store::{self, Engine, Store, writer::Writer},
     user,
 };
+
+mod storage;
+
+pub use storage::store_config;
 
 /// Shard actors of a node. They share the shards: enough to use every core, few enough that a message to one
 /// carries the events of many users.
@@ -50,14 +49,6 @@ const RECONNECT: Duration = Duration::from_millis(1500);
 const SPAN_MAX: usize = 100_000;
 /// The runtime must turn at least this often to count as alive.
 const RUNTIME_AGE_MAX: Duration = Duration::from_secs(15);
-/// How often to ask the store whether it is there and still ours.
-const STORE_CHECK: Duration = Duration::from_secs(1);
-/// How often the store makes room and lets go of what is over.
-const STORE_TIDY: Duration = Duration::from_secs(3600);
-/// How long to wait for the store's answer to that question.
-const STORE_ANSWER: Duration = Duration::from_secs(10);
-/// The health part that says whether the store answers.
-const STORE_PART: &str = "store connection";
 /// The health part that says whether the node wants clients.
 const HEALTH_PART: &str = "node";
 
@@ -122,12 +113,12 @@ impl Node {
         let health = Health::default();
         health.not_ready(HEALTH_PART, "starting");
         let shard_count = u16::try_from(config.cluster.shards).context("cluster.shards is too large")?;
-        let Engine { log: store, sessions: started, positions } = open_store(config).await?;
+        let Engine { log: store, sessions: started, positions } = storage::open(config).await?;
         let (lost, store_lost) = mpsc::unbounded_channel();
         let epoch = store.epoch();
         let writer = Writer::start(&store, WRITE_LANES, &health, &lost);
-        let watch = tokio::spawn(watch_store(store.clone(), health.clone(), lost.clone()));
-        let tidy = tokio::spawn(tidy_store(store.clone()));
+        let watch = tokio::spawn(storage::watch(store.clone(), health.clone(), lost.clone()));
+        let tidy = tokio::spawn(storage::tidy(store.clone()));
         let user_config = user_config(config, store, writer);
         let (fatal_sender, fatal) = mpsc::unbounded_channel();
         let (root, root_ended, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
@@ -350,73 +341,6 @@ fn ingest_config(config: &Config) -> ingest::Config {
 fn raise_descriptor_limit() {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(%error, "the limit of open files could not be raised");
-    }
-}
-
-/// How the store is opened; `None` when none is set.
-#[must_use]
-pub fn store_config(config: &Config) -> Option<store::Config> {
-    Some(store::Config {
-        url: config.store.url.as_ref()?.expose().to_owned(),
-        password_file: config.store.password_file.clone(),
-        may_migrate: config.store.migrate == config::Migrate::Auto,
-        shards: u16::try_from(config.cluster.shards).unwrap_or(u16::MAX),
-        retention: config.log.retention,
-        per_user_max: config.log.per_user_max,
-        dedup_window: config.log.dedup_window,
-    })
-}
-
-async fn open_store(config: &Config) -> anyhow::Result<Engine> {
-    if let Some(store) = store_config(config) {
-        return Engine::open(&store).await.context("store.url");
-    }
-    let log = Arc::new(MemoryStore::new(memory::Config {
-        retention: config.log.retention,
-        per_user_max: config.log.per_user_max,
-        dedup_window: config.log.dedup_window,
-        bytes_max: config.log.memory_bytes_max,
-    }));
-    Ok(Engine { log: log.clone(), sessions: Arc::new(MemorySessions::default()), positions: log })
-}
-
-/// Sees that the store is away before somebody needs it, and that it is not what it was.
-async fn watch_store(store: Arc<dyn Store>, health: Health, lost: Lost) {
-    let mut ticks = tokio::time::interval(STORE_CHECK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut was_away = false;
-    loop {
-        ticks.tick().await;
-        let failure = match tokio::time::timeout(STORE_ANSWER, store.check()).await {
-            Ok(Ok(())) => {
-                health.ready(STORE_PART);
-                if std::mem::take(&mut was_away) {
-                    tracing::info!("the store is back");
-                }
-                continue;
-            }
-            Ok(Err(error @ store::Error::Lost { .. })) => {
-                health.not_ready(STORE_PART, error.to_string());
-                let _ = lost.send(error);
-                return;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the store does not answer".to_owned(),
-        };
-        if !std::mem::replace(&mut was_away, true) {
-            tracing::error!(failure, "the store is away; asking again every {STORE_CHECK:?}");
-        }
-        health.not_ready(STORE_PART, failure);
-    }
-}
-
-async fn tidy_store(store: Arc<dyn Store>) {
-    let mut ticks = tokio::time::interval(STORE_TIDY);
-    loop {
-        ticks.tick().await;
-        if let Err(error) = store.tidy().await {
-            tracing::error!(%error, "the store could not be tidied; trying again in {STORE_TIDY:?}");
-        }
     }
 }
 

@@ -12,19 +12,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
 use rdkafka::{
-    ClientContext, Message, Offset, TopicPartitionList,
-    config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, Consumer, ConsumerContext, base_consumer::PartitionQueue},
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    Message, Offset, TopicPartitionList,
+    consumer::{Consumer, base_consumer::PartitionQueue},
+    error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers as _},
 };
-use serde::Deserialize;
 use smallvec::SmallVec;
 
 use super::{
     Config, Control,
+    client::{Context, EventConsumer, waker},
     dead_letter::{self, DeadLetter, DeadLetters, Reason},
     decode::{Decoder, Record},
     inbox::{Command, Inbox, Position},
@@ -35,7 +33,7 @@ use super::{
 use crate::{
     event::{InFlight, unix_millis_now},
     health::Progress,
-    kafka::{self, Fatal},
+    kafka,
     router::{Answer, Router},
     settlement::{Outcome, Permit, RecordRef},
     shard::Shards,
@@ -53,110 +51,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const COMMIT_AGAIN: Duration = Duration::from_secs(3600);
 /// So many crashes of its user's actor make an event a dead letter.
 const CRASHES_MAX: u8 = 5;
-
-pub(super) type EventConsumer = BaseConsumer<Context>;
-
-/// What librdkafka calls back.
-pub(super) struct Context {
-    topic: String,
-    fatal: Fatal,
-    control: Mutex<mpsc::Sender<Control>>,
-    /// The end of each partition's committed records, as the last statistics had it.
-    ends: Mutex<BTreeMap<i32, i64>>,
-    commit_failed: AtomicBool,
-    main_queue_has: Arc<AtomicBool>,
-}
-
-impl Context {
-    /// Positions are to be committed again.
-    pub(super) fn commit_has_failed(&self) {
-        self.commit_failed.store(true, Ordering::Relaxed);
-    }
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        kafka::log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => {
-                // The thread that looks after partitions says so once, if it is still true when it asks.
-                tracing::debug!(reason, "no kafka broker can be reached");
-                let _ = self.control.lock().send(Control::Check);
-            }
-            // Waiting does not help against these: somebody must act. librdkafka suppresses most repetitions.
-            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) => {
-                tracing::error!(reason, "kafka does not let us in");
-            }
-            _ => tracing::debug!(%error, reason, "kafka client"),
-        }
-    }
-
-    fn stats_raw(&self, statistics: &[u8]) {
-        #[derive(Deserialize)]
-        struct Statistics {
-            topics: BTreeMap<String, Topic>,
-        }
-        #[derive(Deserialize)]
-        struct Topic {
-            partitions: BTreeMap<i32, Partition>,
-        }
-        #[derive(Deserialize)]
-        struct Partition {
-            ls_offset: i64,
-        }
-        let Ok(mut statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
-        if let Some(topic) = statistics.topics.remove(&self.topic) {
-            let known = topic.partitions.into_iter().filter(|(id, p)| *id >= 0 && p.ls_offset >= 0);
-            *self.ends.lock() = known.map(|(id, p)| (id, p.ls_offset)).collect();
-        }
-    }
-}
-
-impl ConsumerContext for Context {
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        let Err(error) = result else { return };
-        self.commit_has_failed();
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::IllegalGeneration) => tracing::error!(
-                "committing failed: a consumer has subscribed with our name in kafka.group; this name must be ours alone"
-            ),
-            Some(RDKafkaErrorCode::NoOffset) => {}
-            _ => tracing::warn!(%error, "committing positions failed, trying again"),
-        }
-    }
-}
-
-/// Creates the one consumer of this node. It joins no group.
-pub(super) fn create(
-    config: &Config,
-    inbox: &Arc<Inbox>,
-    fatal: Fatal,
-    control: mpsc::Sender<Control>,
-) -> KafkaResult<Arc<EventConsumer>> {
-    let main_queue_has = Arc::new(AtomicBool::new(true));
-    let context = Context {
-        topic: config.topic.clone(),
-        fatal,
-        control: Mutex::new(control),
-        ends: Mutex::default(),
-        commit_failed: AtomicBool::new(false),
-        main_queue_has: main_queue_has.clone(),
-    };
-    let mut consumer: EventConsumer = config.consumer.create_with_context(context)?;
-    consumer.set_nonempty_callback(waker(inbox, main_queue_has));
-    Ok(Arc::new(consumer))
-}
-
-fn waker(inbox: &Arc<Inbox>, has: Arc<AtomicBool>) -> impl Fn() + Send + Sync + 'static {
-    let inbox = inbox.clone();
-    move || {
-        has.store(true, Ordering::SeqCst);
-        inbox.wake();
-    }
-}
 
 /// The state of the poll thread.
 pub(super) struct Poller {

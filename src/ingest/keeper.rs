@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use rdkafka::consumer::{CommitMode, Consumer};
 use tokio::{runtime::Handle, sync::Notify};
 
-use super::consumer::{EventConsumer, list};
+use super::{client::EventConsumer, consumer::list};
 use crate::store::{
     Error,
     positions::{Known, LogName, Positions},
@@ -52,8 +52,9 @@ impl Keeper {
         self.noted.notify_one();
     }
 
-    /// Writes what is noted, for ever; the store's word comes before Kafka's.
-    pub(super) async fn run(&self, consumer: &EventConsumer) {
+    /// Writes what is noted, until the consumer is gone; the store's word comes before Kafka's. It must not keep the
+    /// consumer: dropping one blocks.
+    pub(super) async fn run(&self, consumer: &Weak<EventConsumer>) {
         loop {
             self.noted.notified().await;
             loop {
@@ -68,6 +69,7 @@ impl Keeper {
                     continue;
                 }
                 self.pending.lock().retain(|p, at| !moved.contains(&(*p, *at)));
+                let Some(consumer) = consumer.upgrade() else { return };
                 if let Err(error) = consumer.commit(&list(&self.log().topic, moved), CommitMode::Async) {
                     tracing::warn!(%error, "committing positions failed, trying again");
                     consumer.context().commit_has_failed();

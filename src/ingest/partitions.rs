@@ -15,7 +15,8 @@ use rdkafka::{
 
 use super::{
     Assignment, Config, Control, HEALTH_PART,
-    consumer::{EventConsumer, list},
+    client::EventConsumer,
+    consumer::list,
     decode::Decoder,
     inbox::{Command, Inbox, Position},
     keeper::Keeper,
@@ -234,7 +235,7 @@ impl Partitions {
             let position = match known {
                 Known::At { position, .. } => Some(position),
                 Known::Foreign => {
-                    tracing::error!(partition, "the position was of another cluster: beginning at the log's start");
+                    tracing::warn!(partition, "the position was of another cluster: beginning at the log's start");
                     Some(low)
                 }
                 Known::Nothing => copy(partition).max(self.released.get(&partition).copied()),

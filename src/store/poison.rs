@@ -64,7 +64,7 @@ mod tests {
             assert!(part[0] > last.replace(part[part.len() - 1]), "in order");
             Ok(Attempt::Done(part.iter().map(|row| Appended::Stored(*row)).collect()))
         };
-        let outcomes = isolate(&rows, |part| attempt(part), u64::to_string).await.unwrap();
+        let outcomes = isolate(&rows, attempt, u64::to_string).await.unwrap();
         let expected = |row: &u64| if [7, 400].contains(row) { Appended::Refused } else { Appended::Stored(*row) };
         assert_eq!(outcomes, rows.iter().map(expected).collect::<Vec<_>>());
         assert!(attempts.get() <= 40, "{}", attempts.get());

@@ -4,6 +4,7 @@
 mod append;
 mod days;
 mod positions;
+pub(in crate::store) mod queries;
 mod sessions;
 
 use std::{
@@ -237,11 +238,8 @@ impl PostgresStore {
     }
 
     async fn open_log(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Opened, Error> {
-        let ask = "select coalesce((select head from heads where user_id = $1), 0), \
-                   coalesce((select cursor from cursors where user_id = $1 and device = ''), 0), \
-                   (select cursor from cursors where user_id = $1 and device = $2)";
         let (head, shared, own): (i64, i64, Option<i64>) = ask!(self.reads, |connection| {
-            sqlx::query_as(ask).bind(&**user).bind(device.map_or("", |device| device)).fetch_one(connection)
+            sqlx::query_as(queries::OPEN).bind(&**user).bind(device.map_or("", |device| device)).fetch_one(connection)
         })?;
         let cursor = match (device, own) {
             (None, _) => shared,
@@ -263,10 +261,8 @@ impl PostgresStore {
                 .bind(unix_millis_now())
                 .fetch_one(connection)
         })?;
-        let forget = "delete from cursors where user_id = $1 and device in (select device from cursors \
-                      where user_id = $1 and device <> '' order by used_at desc, device offset $2)";
         ask!(self.reads, |connection| {
-            sqlx::query(forget).bind(&**user).bind(DEVICES_PER_USER_MAX).execute(connection)
+            sqlx::query(queries::FORGET_DEVICES).bind(&**user).bind(DEVICES_PER_USER_MAX).execute(connection)
         })?;
         Ok(cursor)
     }
@@ -282,7 +278,7 @@ impl PostgresStore {
         let items = i64::try_from(limit.items.max(1)).unwrap_or(i64::MAX);
         let bytes = i64::try_from(limit.bytes.max(1)).unwrap_or(i64::MAX);
         let rows = ask!(self.reads, |connection| {
-            sqlx::query(READ)
+            sqlx::query(queries::READ)
                 .bind(&**user)
                 .bind(signed(after))
                 .bind(unix_millis_now())
@@ -298,7 +294,12 @@ impl PostgresStore {
         let devices: Vec<&str> = acknowledged.iter().map(|one| one.device.as_deref().unwrap_or_default()).collect();
         let numbers: Vec<i64> = acknowledged.iter().map(|one| signed(one.seq)).collect();
         ask!(self.writes, |connection| {
-            sqlx::query(ACKNOWLEDGE).bind(users).bind(devices).bind(numbers).bind(unix_millis_now()).execute(connection)
+            sqlx::query(queries::ACKNOWLEDGE)
+                .bind(users)
+                .bind(devices)
+                .bind(numbers)
+                .bind(unix_millis_now())
+                .execute(connection)
         })?;
         Ok(())
     }
@@ -313,42 +314,11 @@ impl PostgresStore {
 
     async fn forget_expired_sessions(&self) -> Result<(), Error> {
         ask!(self.reads, |connection| {
-            sqlx::query("delete from sessions where expires_at <= $1").bind(unix_millis_now()).execute(connection)
+            sqlx::query(queries::FORGET_SESSIONS).bind(unix_millis_now()).execute(connection)
         })?;
         Ok(())
     }
 }
-
-/// The head and the rows come from one moment, so that what is missing between them is known to be gone. Bytes are
-/// counted before they are fetched; the first row comes in any case.
-const READ: &str = r"
-select h.head, h.floor, p.seq, p.notification_id, p.notification_type, p.payload, p.durability, p.priority,
-       p.collapse_key, p.ttl_ms, p.created_at, p.recorded_at, p.found
-from heads h
-left join lateral (
-    select l.*, sum(octet_length(l.payload)) over (order by l.seq) - octet_length(l.payload) as before,
-           count(*) over () as found
-    from (
-        select * from log
-        where user_id = $1 and seq > greatest($2, h.floor) and expires_at > $3
-        order by seq limit $4
-    ) l
-) p on p.before < $5
-where h.user_id = $1
-order by p.seq";
-
-/// An acknowledgement never lowers a cursor, nor passes the head; a device's first one starts at the shared cursor.
-const ACKNOWLEDGE: &str = r"
-insert into cursors as c (user_id, device, cursor, used_at)
-select a.user_id, a.device,
-       greatest(least(a.seq, coalesce(h.head, 0)), coalesce(own.cursor, shared.cursor, 0)), $4
-from unnest($1::text[], $2::text[], $3::bigint[]) as a (user_id, device, seq)
-left join heads h on h.user_id = a.user_id
-left join cursors own on own.user_id = a.user_id and own.device = a.device
-left join cursors shared on shared.user_id = a.user_id and shared.device = ''
-order by a.user_id, a.device
-on conflict (user_id, device) do update
-    set cursor = greatest(c.cursor, excluded.cursor), used_at = excluded.used_at";
 
 fn page(user: &UserId, after: Sequence, rows: &[PgRow], items: i64) -> sqlx::Result<Page> {
     let Some(first) = rows.first() else { return Ok(Page { entries: Vec::new(), covers: after }) };

@@ -269,3 +269,89 @@ pub(super) fn number(seq: i64) -> Sequence {
 pub(super) fn signed(seq: Sequence) -> i64 {
     i64::try_from(seq).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{event::unix_millis_now, fakes};
+
+    const KEEPING: Keeping = Keeping {
+        retention: Duration::from_secs(7 * 86_400),
+        dedup_window: Duration::from_secs(86_400),
+        per_user_max: 10,
+    };
+
+    fn event(recorded_at: UnixMillis, ttl: Option<Duration>) -> Event {
+        let mut event = (*fakes::durable(&fakes::user(), "id")).clone();
+        (event.recorded_at, event.options.ttl) = (recorded_at, ttl);
+        event
+    }
+
+    fn read(seq: i64) -> Read {
+        Read {
+            seq,
+            id: format!("id{seq}"),
+            notification_type: "t".into(),
+            payload: b"1".to_vec(),
+            durability: 1,
+            priority: 2,
+            collapse_key: None,
+            ttl_ms: None,
+            created_at: 0,
+            recorded_at: 0,
+        }
+    }
+
+    #[test]
+    fn a_ttl_of_an_hour_and_one_of_a_month_never_share_a_partition() {
+        let now = unix_millis_now();
+        let class =
+            |hours: u64| KEEPING.place(&event(now, Some(Duration::from_secs(hours * 3600))), now).unwrap().class.number;
+        assert_eq!([1, 24, 25, 8 * 24, 30 * 24, 40 * 24, 20_000].map(class), [0, 0, 1, 1, 2, 3, 3]);
+        assert_eq!(KEEPING.place(&event(now, None), now).unwrap().class.number, 1, "log.retention");
+    }
+
+    proptest! {
+        /// Whatever a record says of its time, its row stands in a partition that exists until the row has expired,
+        /// and is looked for where it stands when the record is read again.
+        #[test]
+        fn a_row_stands_where_it_is_found_again(recorded_at in any::<i64>(), near in -40i64..40, again_after in 0i64..DAY) {
+            let now = unix_millis_now();
+            for at in [recorded_at, now + near * DAY / 2] {
+                let event = event(at, None);
+                let place = KEEPING.place(&event, now).unwrap();
+                prop_assert!((day(now) - BACK_DAYS..=day(now) + 1).contains(&place.day), "{} {}", at, place.day);
+                prop_assert!(place.expires_at > now);
+                prop_assert!(day(place.expires_at) <= place.day + place.class.keep_days + 1);
+                let again = KEEPING.place(&event, now + again_after).unwrap();
+                prop_assert!((again.known_day..=day(now + again_after) + 2).contains(&place.day));
+                prop_assert!(event.recorded_at >= again.known_since);
+            }
+        }
+
+        /// Whatever rows are left, a page accounts for every number once and in order.
+        #[test]
+        fn a_page_accounts_for_every_number(rows in prop::collection::btree_set(1i64..50, 0..30), floor in 0u64..50, after in 0u64..50) {
+            let head = 50;
+            let kept: BTreeSet<i64> = rows.into_iter().filter(|seq| *seq > signed(floor.max(after))).collect();
+            let page = page(&fakes::user(), after, Ends { head, floor }, kept.iter().map(|seq| read(*seq)).collect(), true);
+            let mut covered = Vec::new();
+            for entry in &page.entries {
+                match entry {
+                    Entry::Notification(n) => covered.push(n.seq.unwrap()),
+                    Entry::Gap(gap) => {
+                        let evicted = gap.reason == GapReason::Evicted;
+                        prop_assert_eq!(evicted, gap.to <= floor, "{:?} {}", gap, floor);
+                        covered.extend(gap.from..=gap.to);
+                    }
+                }
+            }
+            prop_assert_eq!(covered, (after + 1..=head).collect::<Vec<_>>());
+            prop_assert_eq!(page.covers, head);
+        }
+    }
+}

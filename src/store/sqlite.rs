@@ -3,6 +3,7 @@
 
 mod append;
 mod positions;
+pub(in crate::store) mod queries;
 mod sessions;
 
 use std::{str::FromStr as _, sync::Arc, time::Duration};
@@ -121,10 +122,7 @@ impl SqliteStore {
     }
 
     async fn open_log(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Opened, Error> {
-        let ask = "select coalesce((select head from heads where user_id = ?1), 0), \
-                   coalesce((select cursor from cursors where user_id = ?1 and device = ''), 0), \
-                   (select cursor from cursors where user_id = ?1 and device = ?2)";
-        let asked = sqlx::query_as(ask).bind(&**user).bind(device.map_or("", |device| device));
+        let asked = sqlx::query_as(queries::OPEN).bind(&**user).bind(device.map_or("", |device| device));
         let (head, shared, own): (i64, i64, Option<i64>) = asked.fetch_one(&self.reads).await.map_err(unavailable)?;
         let cursor = match (device, own) {
             (None, _) => shared,
@@ -140,9 +138,7 @@ impl SqliteStore {
                     on conflict (user_id, device) do update set used_at = excluded.used_at returning cursor";
         let note = sqlx::query_scalar(note).bind(&**user).bind(&**device).bind(shared).bind(unix_millis_now());
         let cursor = note.fetch_one(&self.writes).await?;
-        let forget = "delete from cursors where user_id = ?1 and device in (select device from cursors \
-                      where user_id = ?1 and device <> '' order by used_at desc, device limit -1 offset ?2)";
-        sqlx::query(forget).bind(&**user).bind(DEVICES_PER_USER_MAX).execute(&self.writes).await?;
+        sqlx::query(queries::FORGET_DEVICES).bind(&**user).bind(DEVICES_PER_USER_MAX).execute(&self.writes).await?;
         Ok(cursor)
     }
 
@@ -156,14 +152,19 @@ impl SqliteStore {
     async fn read_page(&self, user: &UserId, after: Sequence, limit: PageLimit) -> sqlx::Result<Page> {
         let items = i64::try_from(limit.items.max(1)).unwrap_or(i64::MAX);
         let bytes = i64::try_from(limit.bytes.max(1)).unwrap_or(i64::MAX);
-        let asked = sqlx::query(READ).bind(&**user).bind(signed(after)).bind(unix_millis_now()).bind(items).bind(bytes);
+        let asked = sqlx::query(queries::READ)
+            .bind(&**user)
+            .bind(signed(after))
+            .bind(unix_millis_now())
+            .bind(items)
+            .bind(bytes);
         page(user, after, &asked.fetch_all(&self.reads).await?, items)
     }
 
     async fn raise_cursors(&self, acknowledged: &[Acknowledgement]) -> sqlx::Result<()> {
         let mut transaction = self.writes.begin_with("begin immediate").await?;
         for Acknowledgement { user, device, seq } in acknowledged {
-            let raise = sqlx::query(ACKNOWLEDGE)
+            let raise = sqlx::query(queries::ACKNOWLEDGE)
                 .bind(&**user)
                 .bind(device.as_deref().unwrap_or_default())
                 .bind(signed(*seq))
@@ -176,51 +177,17 @@ impl SqliteStore {
     /// Lets expired rows go along their index, a piece at a time, so that writes come between.
     async fn forget_expired(&self) -> sqlx::Result<()> {
         loop {
-            let forget = "delete from log where rowid in \
-                          (select rowid from log where expires_at <= ?1 order by expires_at limit ?2)";
-            let forget = sqlx::query(forget).bind(unix_millis_now()).bind(EXPIRED_AT_ONCE);
+            let forget = sqlx::query(queries::FORGET_EXPIRED).bind(unix_millis_now()).bind(EXPIRED_AT_ONCE);
             if forget.execute(&self.writes).await?.rows_affected() == 0 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        sqlx::query("delete from sessions where expires_at <= ?1")
-            .bind(unix_millis_now())
-            .execute(&self.writes)
-            .await?;
+        sqlx::query(queries::FORGET_SESSIONS).bind(unix_millis_now()).execute(&self.writes).await?;
         sqlx::raw_sql("pragma incremental_vacuum(10000); pragma optimize").execute(&self.writes).await?;
         Ok(())
     }
 }
-
-/// The head and the rows come from one moment, so that what is missing between them is known to be gone. The first row
-/// comes in any case.
-const READ: &str = r"
-select h.head, h.floor, p.seq, p.notification_id, p.notification_type, p.payload, p.durability, p.priority,
-       p.collapse_key, p.ttl_ms, p.created_at, p.recorded_at, p.found
-from heads h
-left join (
-    select l.*, sum(length(l.payload)) over (order by l.seq) - length(l.payload) as before, count(*) over () as found
-    from (
-        select * from log
-        where user_id = ?1 and seq > max(?2, coalesce((select floor from heads where user_id = ?1), 0))
-            and expires_at > ?3
-        order by seq limit ?4
-    ) l
-) p on p.before < ?5
-where h.user_id = ?1
-order by p.seq";
-
-/// An acknowledgement never lowers a cursor, nor passes the head; a device's first one starts at the shared cursor.
-const ACKNOWLEDGE: &str = r"
-insert into cursors as c (user_id, device, cursor, used_at)
-values (?1, ?2,
-        max(min(?3, coalesce((select head from heads where user_id = ?1), 0)),
-            coalesce((select cursor from cursors where user_id = ?1 and device = ?2),
-                     (select cursor from cursors where user_id = ?1 and device = ''), 0)),
-        ?4)
-on conflict (user_id, device) do update
-    set cursor = max(c.cursor, excluded.cursor), used_at = excluded.used_at";
 
 fn page(user: &UserId, after: Sequence, rows: &[SqliteRow], items: i64) -> sqlx::Result<Page> {
     let Some(first) = rows.first() else { return Ok(Page { entries: Vec::new(), covers: after }) };

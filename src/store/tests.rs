@@ -3,6 +3,8 @@
 mod contract;
 mod databases;
 mod faults;
+mod measure;
+mod plans;
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::atomic::Ordering};
 
 use sqlx::{Row as _, postgres::PgConnection};
 
-use super::{PostgresStore, WRITE_TIMEOUT, unavailable};
+use super::{PostgresStore, WRITE_TIMEOUT, queries::APPEND, unavailable};
 use crate::{
     event::unix_millis_now,
     placement::{ShardId, shard},
@@ -14,56 +14,6 @@ use crate::{
         row::{self, Row, day, durability_number, number, priority_number, signed},
     },
 };
-
-/// The claims' rows are locked in the order of shards until the statement ends: raising an epoch waits for it, or
-/// makes it find nothing. `fence` is read to its end by the last part, so that every row of it is locked and a shard
-/// that it lacks was lost. Rows of an id that is known get their old number; the rest get the next ones of their user.
-const APPEND: &str = r"
-with fence as materialized (
-    select c.shard
-    from shard_claims c
-    join unnest($1::integer[], $2::bigint[]) as held (shard, epoch) on c.shard = held.shard and c.epoch = held.epoch
-    where c.owner = $3
-    order by c.shard
-    for no key update of c
-), incoming as materialized (
-    select *
-    from unnest($4::integer[], $5::text[], $6::text[], $7::smallint[], $8::integer[], $9::bigint[], $10::integer[],
-                $11::text[], $12::bytea[], $13::smallint[], $14::smallint[], $15::text[], $16::bigint[],
-                $17::bigint[], $18::bigint[], $19::bigint[])
-        with ordinality as i (shard, user_id, notification_id, class, day, known_since, known_day, notification_type,
-                              payload, durability, priority, collapse_key, ttl_ms, created_at, recorded_at,
-                              expires_at, place)
-), known as materialized (
-    select i.place, max(l.seq) as seq
-    from incoming i
-    join log l on l.user_id = i.user_id and l.notification_id = i.notification_id
-        and l.day >= i.known_day and l.day <= $20 and l.recorded_at >= i.known_since
-    group by i.place
-), fresh as materialized (
-    select i.*, row_number() over (partition by i.user_id order by i.place) as nth,
-           count(*) over (partition by i.user_id) as of_user
-    from incoming i
-    join fence f on f.shard = i.shard
-    where not exists (select from known k where k.place = i.place)
-), grown as (
-    insert into heads as h (user_id, head, floor)
-    select user_id, max(of_user), greatest(max(of_user) - $21, 0) from fresh group by user_id order by user_id
-    on conflict (user_id) do update
-        set head = h.head + excluded.head, floor = greatest(h.floor, h.head + excluded.head - $21)
-    returning user_id, head
-), numbered as materialized (
-    select f.*, g.head - f.of_user + f.nth as seq from fresh f join grown g on g.user_id = f.user_id
-), written as (
-    insert into log (user_id, seq, notification_id, class, day, notification_type, payload, durability, priority,
-                     collapse_key, ttl_ms, created_at, recorded_at, stored_at, expires_at)
-    select user_id, seq, notification_id, class, day, notification_type, payload, durability, priority,
-           collapse_key, ttl_ms, created_at, recorded_at, $22, expires_at
-    from numbered
-)
-select 0 as kind, place, seq from known
-union all select 1, place, seq from numbered
-union all select 2, shard, 0 from fence";
 
 impl PostgresStore {
     /// One attempt to write rows. When its outcome is not known, the epochs of its shards are raised before the next

@@ -1,6 +1,6 @@
 //! Started sessions in PostgreSQL.
 
-use super::{PostgresStore, ask};
+use super::{PostgresStore, ask, queries};
 use crate::{
     event::unix_millis_now,
     ids::{SessionId, UserId},
@@ -27,18 +27,18 @@ impl PostgresStore {
     }
 
     async fn find_session(&self, session: SessionId) -> Result<Option<Started>, Error> {
-        let find = "select user_id, expires_at from sessions where session = $1 and expires_at > $2";
         let found: Option<(String, i64)> = ask!(self.reads, |connection| {
-            sqlx::query_as(find).bind(session.to_string()).bind(unix_millis_now()).fetch_optional(connection)
+            sqlx::query_as(queries::FIND_SESSION)
+                .bind(session.to_string())
+                .bind(unix_millis_now())
+                .fetch_optional(connection)
         })?;
         Ok(found.and_then(|(user, expires_at)| Some(Started { session, user: UserId::new(user).ok()?, expires_at })))
     }
 
     async fn sessions_of(&self, user: &UserId) -> Result<Vec<Started>, Error> {
-        let find = "select session, expires_at from sessions where user_id = $1 and expires_at > $2 \
-                    order by expires_at, session";
         let found: Vec<(String, i64)> = ask!(self.reads, |connection| {
-            sqlx::query_as(find).bind(&**user).bind(unix_millis_now()).fetch_all(connection)
+            sqlx::query_as(queries::SESSIONS_OF_USER).bind(&**user).bind(unix_millis_now()).fetch_all(connection)
         })?;
         let started = |(session, expires_at): (String, i64)| {
             Some(Started { session: SessionId::parse(&session)?, user: user.clone(), expires_at })

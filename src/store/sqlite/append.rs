@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
-use super::{SqliteStore, unavailable};
+use super::{SqliteStore, queries, unavailable};
 use crate::{
     event::unix_millis_now,
     store::{
@@ -85,14 +85,11 @@ fn is_poison(error: &dyn sqlx::error::DatabaseError) -> bool {
 
 /// The numbers of those whose id is known.
 async fn known(connection: &mut SqliteConnection, rows: &[Row<'_>]) -> sqlx::Result<Vec<Option<Appended>>> {
-    let mut find = QueryBuilder::<Sqlite>::new("with incoming (place, user_id, id, known_since) as (");
+    let mut find = QueryBuilder::<Sqlite>::new(queries::INCOMING);
     find.push_values(rows.iter().zip(0i64..), |mut values, (row, place)| {
         values.push_bind(place).push_bind(&*row.event.user).push_bind(&*row.event.id).push_bind(row.place.known_since);
     });
-    find.push(
-        ") select i.place, max(l.seq) from incoming i cross join log l on l.user_id = i.user_id \
-         and l.notification_id = i.id and l.recorded_at >= i.known_since group by i.place",
-    );
+    find.push(") ").push(queries::KNOWN);
     let mut outcomes = vec![None; rows.len()];
     for found in find.build().persistent(false).fetch_all(connection).await? {
         let place = usize::try_from(found.try_get::<i64, _>(0)?).unwrap_or(usize::MAX);

@@ -1,6 +1,6 @@
 //! Started sessions in SQLite.
 
-use super::{SqliteStore, unavailable};
+use super::{SqliteStore, queries, unavailable};
 use crate::{
     event::unix_millis_now,
     ids::{SessionId, UserId},
@@ -25,16 +25,13 @@ impl SqliteStore {
     }
 
     async fn find_session(&self, session: SessionId) -> sqlx::Result<Option<Started>> {
-        let find = "select user_id, expires_at from sessions where session = ?1 and expires_at > ?2";
-        let find = sqlx::query_as(find).bind(session.to_string()).bind(unix_millis_now());
+        let find = sqlx::query_as(queries::FIND_SESSION).bind(session.to_string()).bind(unix_millis_now());
         let found: Option<(String, i64)> = find.fetch_optional(&self.reads).await?;
         Ok(found.and_then(|(user, expires_at)| Some(Started { session, user: UserId::new(user).ok()?, expires_at })))
     }
 
     async fn sessions_of(&self, user: &UserId) -> sqlx::Result<Vec<Started>> {
-        let find = "select session, expires_at from sessions where user_id = ?1 and expires_at > ?2 \
-                    order by expires_at, session";
-        let find = sqlx::query_as(find).bind(&**user).bind(unix_millis_now());
+        let find = sqlx::query_as(queries::SESSIONS_OF_USER).bind(&**user).bind(unix_millis_now());
         let found: Vec<(String, i64)> = find.fetch_all(&self.reads).await?;
         let started = |(session, expires_at): (String, i64)| {
             Some(Started { session: SessionId::parse(&session)?, user: user.clone(), expires_at })
