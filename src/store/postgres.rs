@@ -48,6 +48,12 @@ const SETTINGS: &str = "set statement_timeout = '5s'; set lock_timeout = '3s'; \
                         set idle_in_transaction_session_timeout = '2s'; set client_min_messages = 'warning'; \
                         set jit = off; set plan_cache_mode = force_generic_plan";
 
+/// The server does not know how many rows an array holds, and would compare each row of a group with each other one:
+/// without nested loops it hashes them. Statements that write look into tables by subqueries, which need no such loop.
+const WRITE_SETTINGS: &str = "set statement_timeout = '5s'; set lock_timeout = '3s'; \
+                              set idle_in_transaction_session_timeout = '2s'; set client_min_messages = 'warning'; \
+                              set jit = off; set plan_cache_mode = force_generic_plan; set enable_nestloop = off";
+
 /// The store in PostgreSQL.
 pub struct PostgresStore {
     keeping: Keeping,
@@ -116,12 +122,12 @@ fn unavailable(error: sqlx::Error) -> Error {
     Error::Unavailable { reason }
 }
 
-fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
+fn pool(options: PgConnectOptions, connections: u32, settings: &'static str) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE)
         .max_lifetime(Duration::from_secs(1800))
-        .after_connect(|connection, _| Box::pin(sqlx::raw_sql(SETTINGS).execute(connection).map_ok(drop)))
+        .after_connect(move |connection, _| Box::pin(sqlx::raw_sql(settings).execute(connection).map_ok(drop)))
         .connect_lazy_with(options)
 }
 
@@ -133,7 +139,8 @@ impl PostgresStore {
     pub async fn open(config: &Config) -> Result<Self, SchemaError> {
         let password = Password::of(config)?;
         let options = password.options();
-        let (writes, reads) = (pool(options.clone(), WRITES_MAX), pool(options, READS_MAX));
+        let writes = pool(options.clone(), WRITES_MAX, WRITE_SETTINGS);
+        let reads = pool(options, READS_MAX, SETTINGS);
         let applied = POSTGRES.establish(&mut *reads.acquire().await?, config.may_migrate).await?;
         if applied > 0 {
             tracing::info!(applied, "the store's schema was brought up");

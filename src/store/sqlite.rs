@@ -60,6 +60,10 @@ fn options(config: &Config) -> sqlx::Result<SqliteConnectOptions> {
         .synchronous(SqliteSynchronous::Full)
         .auto_vacuum(SqliteAutoVacuum::Incremental)
         .busy_timeout(BUSY)
+        // Rows of many users touch many pages: they must not be read again for each group, nor be moved from the
+        // write-ahead log into the file after each.
+        .pragma("cache_size", "-65536")
+        .pragma("wal_autocheckpoint", "8000")
         .disable_statement_logging())
 }
 

@@ -146,6 +146,8 @@ async fn append(
     (shards, epochs): (&[ShardId], &[i64]),
 ) -> sqlx::Result<Vec<(i32, i64, i64)>> {
     let now = unix_millis_now();
+    // A row of tomorrow is there only for a record that says tomorrow.
+    let last_day = rows.iter().map(|row| row.place.day).fold(day(now), i64::max);
     let numbers = |shards: &[ShardId]| shards.iter().map(|shard| i32::from(shard.0)).collect::<Vec<_>>();
     let days = |of: fn(&Row<'_>) -> i64| rows.iter().map(|row| day_number(of(row))).collect::<Vec<_>>();
     let texts = |of: for<'x> fn(&'x Row<'_>) -> &'x str| rows.iter().map(of).collect::<Vec<_>>();
@@ -174,7 +176,7 @@ async fn append(
         .bind(times(|row| row.event.created_at))
         .bind(times(|row| row.event.recorded_at))
         .bind(times(|row| row.place.expires_at))
-        .bind(day_number(day(now) + 2))
+        .bind(day_number(last_day))
         .bind(signed(store.keeping.per_user_max))
         .bind(now);
     let rows = query.fetch_all(&mut *connection).await?;

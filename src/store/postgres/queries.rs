@@ -3,6 +3,7 @@
 /// The claims' rows are locked in the order of shards until the statement ends: raising an epoch waits for it, or
 /// makes it find nothing. `fence` is read to its end by the last part, so that every row of it is locked and a shard
 /// that it lacks was lost. Rows of an id that is known get their old number; the rest get the next ones of their user.
+/// Partitions are told apart by class first: only with its number can the server leave out those of other days.
 pub(in crate::store) const APPEND: &str = r"
 with fence as materialized (
     select c.shard
@@ -12,25 +13,31 @@ with fence as materialized (
     order by c.shard
     for no key update of c
 ), incoming as materialized (
-    select *
+    select i.*, coalesce(
+        (select l.seq from log l where l.class = 0 and l.day between i.known_day and $20
+            and l.user_id = i.user_id and l.notification_id = i.notification_id
+            and l.recorded_at >= i.known_since limit 1),
+        (select l.seq from log l where l.class = 1 and l.day between i.known_day and $20
+            and l.user_id = i.user_id and l.notification_id = i.notification_id
+            and l.recorded_at >= i.known_since limit 1),
+        (select l.seq from log l where l.class = 2 and l.day between i.known_day and $20
+            and l.user_id = i.user_id and l.notification_id = i.notification_id
+            and l.recorded_at >= i.known_since limit 1),
+        (select l.seq from log l where l.class = 3 and l.day between i.known_day and $20
+            and l.user_id = i.user_id and l.notification_id = i.notification_id
+            and l.recorded_at >= i.known_since limit 1)) as known
     from unnest($4::integer[], $5::text[], $6::text[], $7::smallint[], $8::integer[], $9::bigint[], $10::integer[],
                 $11::text[], $12::bytea[], $13::smallint[], $14::smallint[], $15::text[], $16::bigint[],
                 $17::bigint[], $18::bigint[], $19::bigint[])
         with ordinality as i (shard, user_id, notification_id, class, day, known_since, known_day, notification_type,
                               payload, durability, priority, collapse_key, ttl_ms, created_at, recorded_at,
                               expires_at, place)
-), known as materialized (
-    select i.place, max(l.seq) as seq
-    from incoming i
-    join log l on l.user_id = i.user_id and l.notification_id = i.notification_id
-        and l.day >= i.known_day and l.day <= $20 and l.recorded_at >= i.known_since
-    group by i.place
 ), fresh as materialized (
     select i.*, row_number() over (partition by i.user_id order by i.place) as nth,
            count(*) over (partition by i.user_id) as of_user
     from incoming i
     join fence f on f.shard = i.shard
-    where not exists (select from known k where k.place = i.place)
+    where i.known is null
 ), grown as (
     insert into heads as h (user_id, head, floor)
     select user_id, max(of_user), greatest(max(of_user) - $21, 0) from fresh group by user_id order by user_id
@@ -46,7 +53,7 @@ with fence as materialized (
            collapse_key, ttl_ms, created_at, recorded_at, $22, expires_at
     from numbered
 )
-select 0 as kind, place, seq from known
+select 0 as kind, place, known as seq from incoming where known is not null
 union all select 1, place, seq from numbered
 union all select 2, shard, 0 from fence";
 
@@ -72,11 +79,11 @@ order by p.seq";
 pub(in crate::store) const ACKNOWLEDGE: &str = r"
 insert into cursors as c (user_id, device, cursor, used_at)
 select a.user_id, a.device,
-       greatest(least(a.seq, coalesce(h.head, 0)), coalesce(own.cursor, shared.cursor, 0)), $4
+       greatest(least(a.seq, coalesce((select head from heads where user_id = a.user_id), 0)),
+                coalesce((select cursor from cursors where user_id = a.user_id and device = a.device),
+                         (select cursor from cursors where user_id = a.user_id and device = ''), 0)),
+       $4
 from unnest($1::text[], $2::text[], $3::bigint[]) as a (user_id, device, seq)
-left join heads h on h.user_id = a.user_id
-left join cursors own on own.user_id = a.user_id and own.device = a.device
-left join cursors shared on shared.user_id = a.user_id and shared.device = ''
 order by a.user_id, a.device
 on conflict (user_id, device) do update
     set cursor = greatest(c.cursor, excluded.cursor), used_at = excluded.used_at";

@@ -5,26 +5,32 @@ use std::{sync::Arc, time::Instant};
 use sqlx::{QueryBuilder, Sqlite, postgres::PgPoolOptions, sqlite::SqlitePoolOptions};
 
 use super::{contract::event, databases::Place};
-use crate::event::Event;
+use crate::{
+    event::Event,
+    placement::{ShardId, shard},
+};
 
-const LANES: usize = 4;
+const LANES: u16 = 4;
 const GROUP: usize = 512;
 const GROUPS: usize = 60;
 const USERS: usize = 10_000;
 
-/// The rows of each lane, in groups; a lane's users are its own.
+/// The rows of each lane, in groups; a lane's shards are its own, as the writer's are.
 fn lanes(round: &str) -> Vec<Vec<Vec<Arc<Event>>>> {
     let payload: Box<str> = format!("\"{}\"", "x".repeat(510)).into();
+    let of_lane =
+        |lane: u16| (0..USERS).map(|n| format!("u{n}")).filter(move |user| shard(user, LANES) == ShardId(lane));
+    let users: Vec<Vec<String>> = (0..LANES).map(|lane| of_lane(lane).collect()).collect();
     let one = |lane: usize, n: usize| {
-        let user = format!("u{lane}-{}", n * 7919 % (USERS / LANES));
-        Arc::new(Event { payload: payload.clone(), ..event(&user, &format!("{round}-{lane}-{n}")) })
+        let user = &users[lane][n * 7919 % users[lane].len()];
+        Arc::new(Event { payload: payload.clone(), ..event(user, &format!("{round}-{lane}-{n}")) })
     };
     let group = |lane: usize, group: usize| (0..GROUP).map(|n| one(lane, group * GROUP + n)).collect();
-    (0..LANES).map(|lane| (0..GROUPS).map(|number| group(lane, number)).collect()).collect()
+    (0..usize::from(LANES)).map(|lane| (0..GROUPS).map(|number| group(lane, number)).collect()).collect()
 }
 
 fn report(engine: &str, what: &str, began: Instant) {
-    let rows = (LANES * GROUPS * GROUP) as f64;
+    let rows = (usize::from(LANES) * GROUPS * GROUP) as f64;
     let seconds = began.elapsed().as_secs_f64();
     let group_ms = seconds / GROUPS as f64 * 1000.0;
     println!("{engine}: {what}: {:.0} rows/s, {group_ms:.1} ms a group of {GROUP}, {LANES} lanes", rows / seconds);
