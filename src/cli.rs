@@ -2,6 +2,7 @@
 
 mod check_config;
 mod dev;
+mod migrate;
 mod send;
 mod serve;
 mod tail;
@@ -20,6 +21,7 @@ use crate::{
     auth,
     config::{self, Config},
     kafka, node,
+    store::{self, schema::SchemaError},
 };
 
 /// Delivers notifications from Kafka to every open session of a user.
@@ -41,6 +43,7 @@ enum Command {
     Send(send::Args),
     Tail(tail::Args),
     Token(token::Args),
+    Migrate(migrate::Args),
     CheckConfig(check_config::Args),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  notifier completions bash > /etc/bash_completion.d/notifier")]
@@ -62,9 +65,25 @@ pub async fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("notifier: {error:#}");
-            let is_usage = error.chain().any(|cause| cause.is::<Usage>() || cause.is::<config::Error>());
-            ExitCode::from(if is_usage { 2 } else { 1 })
+            ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// 2: bad usage or configuration, which starting again does not mend; 3: start me again; 1: anything else.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_refused = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<Usage>()
+            || cause.is::<config::Error>()
+            || cause.downcast_ref::<SchemaError>().is_some_and(SchemaError::is_refusal)
+    };
+    let is_lost = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<store::Error>().is_some_and(|error| matches!(error, store::Error::Lost { .. }))
+    };
+    match error {
+        error if error.chain().any(is_refused) => 2,
+        error if error.chain().any(is_lost) => 3,
+        _ => 1,
     }
 }
 
@@ -77,6 +96,7 @@ impl Cli {
             Command::Send(args) => send::run(args, &load(file.as_deref())?).await,
             Command::Tail(args) => tail::run(args, &load(file.as_deref())?).await,
             Command::Token(args) => token::run(args, &load(file.as_deref())?),
+            Command::Migrate(args) => migrate::run(args, &load(file.as_deref())?).await,
             Command::CheckConfig(args) => check_config::run(&args, file.as_deref()),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

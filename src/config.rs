@@ -50,7 +50,7 @@ pub struct Config {
     pub cluster: Cluster,
     /// Where events come from, and where dead letters and receipts go.
     pub kafka: Kafka,
-    /// Where users' logs are kept. Not used by this version, which keeps them in memory: setting it gives a warning.
+    /// Where users' logs, cursors, positions and started sessions are kept.
     pub store: Store,
     /// The users' logs of notifications.
     pub log: Log,
@@ -98,8 +98,8 @@ impl Config {
             "client.allowed_origins has \"*\": every web page may connect with its visitor's token",
         );
         warn(
-            self.store != Store::default(),
-            "[store] is not used by this version: notifications are kept in memory and end with the process",
+            self.store.url.is_none(),
+            "store.url is not set: notifications are kept in memory and end with the process",
         );
         warnings
     }

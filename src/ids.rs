@@ -165,6 +165,12 @@ impl LogEpoch {
         let id = Uuid::new_v4().simple().to_string();
         Self(id[..8].into())
     }
+
+    /// The one that a store remembers.
+    #[must_use]
+    pub fn named(text: &str) -> Self {
+        Self(text.into())
+    }
 }
 
 impl Deref for LogEpoch {

@@ -1,10 +1,12 @@
 //! Kafka → router. One thread polls the partitions that are assigned here, another decides which those are and
 //! looks after positions; dead letters go out from the runtime. Nothing above this module knows that Kafka exists.
 
+mod client;
 mod consumer;
 pub mod dead_letter;
 pub mod decode;
 mod inbox;
+mod keeper;
 pub mod ledger;
 mod partitions;
 
@@ -18,10 +20,15 @@ use std::{
 use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 
-use self::{consumer::Poller, decode::Defaults, inbox::Inbox, ledger::Credits, partitions::Partitions};
+use self::{consumer::Poller, decode::Defaults, inbox::Inbox, keeper::Keeper, ledger::Credits, partitions::Partitions};
 #[cfg(feature = "faults")]
 use crate::kafka;
-use crate::{health::Health, kafka::Fatal, shard::Shards};
+use crate::{
+    health::Health,
+    kafka::Fatal,
+    shard::Shards,
+    store::{positions::Positions, writer::Lost},
+};
 
 /// Which topics, and within which bounds.
 #[derive(Clone)]
@@ -70,8 +77,9 @@ impl Assignment {
 pub struct Ingest {
     control: mpsc::Sender<Control>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    keeping: tokio::task::JoinHandle<()>,
     #[cfg(feature = "faults")]
-    clients: (Arc<consumer::EventConsumer>, kafka::Producer),
+    clients: (Arc<client::EventConsumer>, kafka::Producer),
 }
 
 /// What the thread that looks after partitions can be told.
@@ -92,12 +100,13 @@ enum Control {
 pub fn start(
     config: Config,
     shards: Shards,
+    (positions, lost): (Arc<dyn Positions>, Lost),
     health: &Health,
     fatal: Fatal,
 ) -> Result<Ingest, rdkafka::error::KafkaError> {
     let (control, orders) = mpsc::channel();
     let inbox = Arc::new(Inbox::default());
-    let consumer = consumer::create(&config, &inbox, fatal.clone(), control.clone())?;
+    let consumer = client::create(&config, &inbox, fatal.clone(), control.clone())?;
     let producer = dead_letter::producer(&config)?;
     #[cfg(feature = "faults")]
     let clients = (consumer.clone(), producer.clone());
@@ -105,8 +114,11 @@ pub fn start(
     metric::describe();
     health.not_ready(HEALTH_PART, format!("no broker answers at {}", config.brokers));
     let progress = health.watch_loop("kafka poll thread", Duration::from_secs(30));
-    let partitions = Partitions::new(config.clone(), consumer.clone(), inbox.clone(), health.clone());
-    let poller = Poller::new(config, consumer, inbox, shards, dead_letters, progress);
+    let keeper = Arc::new(Keeper::new(positions, lost));
+    let (keeping, client) = (keeper.clone(), Arc::downgrade(&consumer));
+    let keeping = tokio::spawn(async move { keeping.run(&client).await });
+    let partitions = Partitions::new(config.clone(), consumer.clone(), inbox.clone(), keeper.clone(), health.clone());
+    let poller = Poller::new(config, consumer, inbox, shards, dead_letters, keeper, progress);
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
     let threads = vec![
         thread("kafka-poll").spawn(move || poller.run()).expect("the system starts threads"),
@@ -115,6 +127,7 @@ pub fn start(
     Ok(Ingest {
         control,
         threads: Mutex::new(threads),
+        keeping,
         #[cfg(feature = "faults")]
         clients,
     })
@@ -149,6 +162,7 @@ impl Ingest {
         if tokio::time::timeout(grace, joined).await.is_err() {
             tracing::warn!("kafka did not let go in time; positions that were not committed are read again");
         }
+        self.keeping.abort();
     }
 }
 

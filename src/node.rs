@@ -25,14 +25,13 @@ use crate::{
     ingest::{self, Ingest, ledger::Credits},
     kafka, session,
     shard::{self, Shards},
-    store::{
-        Store,
-        memory::{self, MemoryStore},
-        sessions::MemorySessions,
-        writer::Writer,
-    },
+    store::{self, Engine, Store, writer::Writer},
     user,
 };
+
+mod storage;
+
+pub use storage::store_config;
 
 /// Shard actors of a node. They share the shards: enough to use every core, few enough that a message to one
 /// carries the events of many users.
@@ -64,6 +63,7 @@ pub struct Node {
     admin_address: SocketAddr,
     tasks: Vec<JoinHandle<()>>,
     fatal: mpsc::UnboundedReceiver<String>,
+    store_lost: mpsc::UnboundedReceiver<store::Error>,
     drain: config::Drain,
 }
 
@@ -112,16 +112,14 @@ impl Node {
         raise_descriptor_limit();
         let health = Health::default();
         health.not_ready(HEALTH_PART, "starting");
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new(memory::Config {
-            retention: config.log.retention,
-            per_user_max: config.log.per_user_max,
-            dedup_window: config.log.dedup_window,
-            bytes_max: config.log.memory_bytes_max,
-        }));
-        let epoch = store.epoch();
-        let writer = Writer::start(&store, WRITE_LANES, &health);
-        let user_config = user_config(config, store, writer);
         let shard_count = u16::try_from(config.cluster.shards).context("cluster.shards is too large")?;
+        let Engine { log: store, sessions: started, positions } = storage::open(config).await?;
+        let (lost, store_lost) = mpsc::unbounded_channel();
+        let epoch = store.epoch();
+        let writer = Writer::start(&store, WRITE_LANES, &health, &lost);
+        let watch = tokio::spawn(storage::watch(store.clone(), health.clone(), lost.clone()));
+        let tidy = tokio::spawn(storage::tidy(store.clone()));
+        let user_config = user_config(config, store, writer);
         let (fatal_sender, fatal) = mpsc::unbounded_channel();
         let (root, root_ended, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
 
@@ -129,18 +127,18 @@ impl Node {
         let api = Api::start(api_config(config), authenticator.clone(), fatal_sender.clone());
         let api = api.context("kafka.properties")?;
         let others = api.routes().merge(dev.into());
-        let started = Arc::new(MemorySessions::default());
         let edge = edge::start(edge_config(config, epoch, others)?, authenticator, started, shards.clone()).await?;
-        let ingest = ingest::start(ingest_config(config), shards, &health, fatal_sender).context("kafka.properties")?;
+        let ingest = ingest::start(ingest_config(config), shards, (positions, lost), &health, fatal_sender);
+        let ingest = ingest.context("kafka.properties")?;
         let ingest = Arc::new(ingest);
         let admin = Admin { health: health.clone(), metrics };
         let (admin_address, admin) = admin::start(config.admin.listen, admin, faults(&ingest, &health))
             .await
             .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
         health.ready(HEALTH_PART);
-        let tasks = vec![admin, tokio::spawn(runtime_heartbeat(health.clone()))];
+        let tasks = vec![admin, watch, tidy, tokio::spawn(runtime_heartbeat(health.clone()))];
         let drain = config.drain.clone();
-        Ok(Self { health, root, root_ended, ingest, edge, api, admin_address, tasks, fatal, drain })
+        Ok(Self { health, root, root_ended, ingest, edge, api, admin_address, tasks, fatal, store_lost, drain })
     }
 
     /// Where clients connect.
@@ -175,6 +173,13 @@ impl Node {
         tokio::select! {
             () = stop => {}
             failure = self.fatal.recv() => anyhow::bail!(failure.unwrap_or_else(|| "kafka ended".into())),
+            Some(error) = self.store_lost.recv() => {
+                tracing::error!(%error, "ending: what this process knows of the store does not hold any more");
+                // Nothing can be settled any more; only the clients are told.
+                self.edge.refuse();
+                self.edge.drain(self.drain.goodbyes_per_second, Instant::now() + self.drain.deadline).await;
+                return Err(error.into());
+            }
             failure = self.edge.failed() => anyhow::bail!(failure),
             _ = &mut self.root_ended => anyhow::bail!("the root of all actors ended"),
         }

@@ -22,6 +22,8 @@ pub enum Outcome {
     Settled,
     /// Not taken, and not its own fault: send it again.
     Refused,
+    /// It can never be where its durability wants it: a dead letter.
+    Buried,
     /// Dropped on the way (a lost mailbox): send it again.
     Lost,
     /// Dropped by an actor that was working on it: send it again, but not for ever.
@@ -68,6 +70,11 @@ impl Permit {
         self.end(Outcome::Refused);
     }
 
+    /// The store does not accept what is in the event, and never will.
+    pub fn bury(self) {
+        self.end(Outcome::Buried);
+    }
+
     fn end(mut self, outcome: Outcome) {
         if let Some(to) = self.to.take() {
             to.report(self.record, outcome);
@@ -110,10 +117,14 @@ mod tests {
         let permit = || Permit::new(seen.clone(), RecordRef { partition: 0, assignment: 1, offset: 7 });
         permit().settle();
         permit().refuse();
+        permit().bury();
         drop(permit());
         let mut begun = permit();
         begun.begin();
         drop(begun);
-        assert_eq!(*seen.0.lock(), [Outcome::Settled, Outcome::Refused, Outcome::Lost, Outcome::Crashed]);
+        assert_eq!(
+            *seen.0.lock(),
+            [Outcome::Settled, Outcome::Refused, Outcome::Buried, Outcome::Lost, Outcome::Crashed]
+        );
     }
 }

@@ -1,11 +1,22 @@
-//! The store as the rest sees it: a log per user, and cursors. Engines are behind [`Store`]; the one that
-//! exists keeps everything in memory, for as long as the process lives.
+//! The store as the rest sees it: a log per user, and cursors. Engines are behind [`Store`]: in memory, for as long
+//! as the process lives; SQLite, for one node; PostgreSQL.
 
 pub mod memory;
+mod poison;
+pub mod positions;
+pub mod postgres;
+mod row;
+pub mod schema;
 pub mod sessions;
+pub mod sqlite;
 pub mod writer;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+
+use self::{
+    positions::Positions, postgres::PostgresStore, row::Keeping, schema::SchemaError, sessions::StartedSessions,
+    sqlite::SqliteStore,
+};
 
 use crate::{
     event::{Event, Notification},
@@ -25,12 +36,25 @@ pub enum Error {
         /// What the engine said.
         reason: String,
     },
+    /// It is no longer what this process began with: somebody else writes, or it is another database, or it has lost
+    /// what it had. Nothing that is known of it counts any more: the process has to begin anew.
+    #[error("the store is not this process's any more: {reason}")]
+    Lost {
+        /// What was seen.
+        reason: String,
+    },
 }
+
+/// A client chooses its device's name: without a bound one user could fill the store with cursors.
+const DEVICES_PER_USER_MAX: i64 = 64;
 
 /// Keeps users' logs and cursors. Every promise is per user; calls for different users are independent.
 pub trait Store: Send + Sync + 'static {
     /// Names this life of the log. Numbers of another epoch mean nothing here.
     fn epoch(&self) -> LogEpoch;
+
+    /// Whether that was an earlier life of this log, which ended because the store went back.
+    fn was(&self, epoch: &str) -> bool;
 
     /// Where a user's log ends and what a device has acknowledged.
     fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened>;
@@ -41,8 +65,25 @@ pub trait Store: Send + Sync + 'static {
     /// What follows `after` in a user's log, oldest first.
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page>;
 
-    /// Raises a cursor. It never goes down, and never passes the head.
-    fn acknowledge<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>, seq: Sequence) -> Answer<'a, ()>;
+    /// Raises cursors, each named once. They never go down, and never pass the head.
+    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()>;
+
+    /// Whether it answers, and is still what this process began with. To be asked every second.
+    fn check(&self) -> Answer<'_, ()>;
+
+    /// Makes room for the days to come and lets go of what is over. To be called every hour.
+    fn tidy(&self) -> Answer<'_, ()>;
+}
+
+/// What a device has acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// Whose log.
+    pub user: UserId,
+    /// The device; none: the user's shared cursor.
+    pub device: Option<DeviceId>,
+    /// Everything up to this number.
+    pub seq: Sequence,
 }
 
 /// The two marks of a user's log.
@@ -63,6 +104,8 @@ pub enum Appended {
     Duplicate(Sequence),
     /// Its time to live had ended before it came; it got no number.
     Expired,
+    /// The engine does not accept what is in it, and never will; it got no number.
+    Refused,
 }
 
 /// The most that one page may hold; at least one notification comes in any case.
@@ -90,6 +133,94 @@ pub enum Entry {
     Notification(Notification),
     /// Numbers that will not come.
     Gap(Gap),
+}
+
+/// How durable engines are opened.
+#[derive(Clone)]
+pub struct Config {
+    /// `postgres://…` or `sqlite:PATH`.
+    pub url: String,
+    /// Where the password is, unless it is in the URL; read again when it changes.
+    pub password_file: Option<PathBuf>,
+    /// Whether an older schema is brought up.
+    pub may_migrate: bool,
+    /// Into how many shards users are divided, for ever.
+    pub shards: u16,
+    /// How long an event without a time to live is kept.
+    pub retention: Duration,
+    /// Notifications a user; the oldest go first.
+    pub per_user_max: usize,
+    /// Within this time an id is recognised again.
+    pub dedup_window: Duration,
+}
+
+impl Config {
+    fn keeping(&self) -> Keeping {
+        let per_user_max = Sequence::try_from(self.per_user_max).unwrap_or(Sequence::MAX);
+        Keeping { retention: self.retention, dedup_window: self.dedup_window, per_user_max }
+    }
+
+    fn is_sqlite(&self) -> bool {
+        self.url.starts_with("sqlite:")
+    }
+}
+
+/// An open engine: what it keeps, by what it is used for.
+#[derive(Clone)]
+pub struct Engine {
+    /// Users' logs.
+    pub log: Arc<dyn Store>,
+    /// Started sessions.
+    pub sessions: Arc<dyn StartedSessions>,
+    /// Kafka positions.
+    pub positions: Arc<dyn Positions>,
+}
+
+impl Engine {
+    /// Opens the engine that the URL names, and takes it for this process.
+    ///
+    /// # Errors
+    /// When it does not answer, or its schema is of another version.
+    pub async fn open(config: &Config) -> Result<Self, SchemaError> {
+        if config.is_sqlite() {
+            Ok(Self::of(Arc::new(SqliteStore::open(config).await?)))
+        } else {
+            Ok(Self::of(Arc::new(PostgresStore::open(config).await?)))
+        }
+    }
+
+    fn of<E: Store + StartedSessions + Positions>(engine: Arc<E>) -> Self {
+        Self { log: engine.clone(), sessions: engine.clone(), positions: engine }
+    }
+}
+
+/// Brings a store's schema up; how many versions were applied.
+///
+/// # Errors
+/// When it does not answer, or its schema is newer than this program.
+pub async fn migrate(config: &Config) -> Result<usize, SchemaError> {
+    if config.is_sqlite() { sqlite::migrate(config).await } else { postgres::migrate(config).await }
+}
+
+/// The lives of a log: the one that this process began with, and earlier ones.
+struct Epochs {
+    current: LogEpoch,
+    former: Vec<String>,
+}
+
+impl Epochs {
+    fn was(&self, epoch: &str) -> bool {
+        self.former.iter().any(|one| one == epoch)
+    }
+
+    /// Compares what the database says now.
+    fn compare(&self, found: Option<&str>) -> Result<(), Error> {
+        match found {
+            Some(found) if *found == *self.current => Ok(()),
+            Some(_) => Err(Error::Lost { reason: "its log has another epoch".into() }),
+            None => Err(Error::Lost { reason: "it is empty".into() }),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -320,6 +320,10 @@ impl State {
                 }
             }
             Appended::Expired => metric::event(metric::Event::Expired),
+            Appended::Refused => {
+                metric::event(metric::Event::Refused);
+                return in_flight.permit.bury();
+            }
         }
         in_flight.permit.settle();
     }
@@ -398,9 +402,11 @@ impl State {
                 let hello = hello(cursor.max(since.seq));
                 Start { after: since.seq, acknowledged: since.seq, hello, gap: None, head }
             }
-            Origin::Since(_) => {
+            Origin::Since(since) => {
                 // Nothing up to the cursor can be compared with what the client has.
-                let gap = Gap { from: cursor.min(1), to: cursor, reason: GapReason::Epoch };
+                let restored = self.config.store.was(&since.epoch);
+                let reason = if restored { GapReason::Restored } else { GapReason::Epoch };
+                let gap = Gap { from: cursor.min(1), to: cursor, reason };
                 Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: Some(gap), head }
             }
         }

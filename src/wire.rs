@@ -247,6 +247,8 @@ pub enum GapReason {
     Evicted,
     /// The client's `since` belongs to another epoch, or lies in the future.
     Epoch,
+    /// The store lost its last commits, and with them what the client's `since` counted.
+    Restored,
 }
 
 /// `$gap`: the numbers `from..=to` will not come.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{DEV_DIRECTORY, DEV_FILE, Usage};
 use crate::{
     auth, cli,
-    config::{Config, Secret},
+    config::{Config, Secret, StoreUrl},
     embedded_broker::EmbeddedBroker,
     ids::UserId,
     node::{self, Node},
@@ -28,6 +28,8 @@ use crate::{
 const USER: &str = "101";
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 const PARTITIONS: i32 = 4;
+/// The file in the data directory that notifications are kept in.
+const DATABASE: &str = "notifier.db";
 
 /// Run one node with an embedded broker and a page to look at
 #[derive(clap::Args)]
@@ -42,7 +44,7 @@ pub struct Args {
     /// A real Kafka instead of the embedded broker
     #[arg(long, value_name = "HOST:PORT")]
     kafka: Option<String>,
-    /// A durable store; not available in this version
+    /// A PostgreSQL or another file, instead of an SQLite file in the data directory
     #[arg(long, value_name = "URL")]
     store: Option<String>,
     /// Print one JSON object instead of text
@@ -56,15 +58,16 @@ pub struct Args {
 /// When a port is taken or the data directory cannot be written.
 pub async fn run(args: Args, file: Option<&Path>) -> anyhow::Result<()> {
     telemetry::log();
-    if args.store.is_some() {
-        return Err(Usage("--store is not available in this version: notifications are kept in memory".into()).into());
-    }
     let local = |offset: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, args.port + offset));
     let mut config = cli::load_from(file)?;
     config.client.listen = local(0);
     config.grpc.listen = local(1);
     config.admin.listen = local(2);
     let written = args.data_dir.join(DEV_FILE);
+    fs::create_dir_all(&args.data_dir)
+        .with_context(|| format!("--data-dir: cannot make {}", args.data_dir.display()))?;
+    let url = args.store.clone().unwrap_or_else(|| format!("sqlite:{}", args.data_dir.join(DATABASE).display()));
+    config.store.url = Some(StoreUrl::new(url).map_err(|expected| Usage(format!("--store: expected {expected}")))?);
     config.auth.jwt.hs256_secret.get_or_insert_with(|| earlier_secret(&written).unwrap_or_else(new_secret));
     let api_key = api_key::establish(&mut config, &args.data_dir)?;
     let broker = match &args.kafka {
@@ -170,8 +173,9 @@ fn greet(args: &Args, config: &Config, api_key: &str, node: &Node) -> anyhow::Re
         writeln!(out, "{object}")?;
         return Ok(out.flush()?);
     }
-    let storage = "Notifications are kept in memory: they end with this process, and so do the broker's records.";
-    let real = "Notifications are kept in memory: they end with this process.";
+    let store = config.store.url.as_ref().map(StoreUrl::redacted).unwrap_or_default();
+    let storage = format!("Notifications are kept in {store}.");
+    let records = "The broker's records are kept in memory: what is not delivered or stored ends with this process.";
     writeln!(out, "notifier is ready.\n")?;
     writeln!(out, "  Page       {page}")?;
     writeln!(out, "  WebSocket  {websocket}")?;
@@ -180,6 +184,9 @@ fn greet(args: &Args, config: &Config, api_key: &str, node: &Node) -> anyhow::Re
     writeln!(out, "  Token      {token}")?;
     writeln!(out, "             for user {USER}, good for a day")?;
     writeln!(out, "\nSend a first notification from another terminal:\n\n  {send}\n\nor over HTTP:\n\n  {curl}\n")?;
-    writeln!(out, "{}", if args.kafka.is_some() { real } else { storage })?;
+    writeln!(out, "{storage}")?;
+    if args.kafka.is_none() {
+        writeln!(out, "{records}")?;
+    }
     Ok(out.flush()?)
 }

@@ -7,13 +7,17 @@ use std::{
     time::Duration,
 };
 
-use super::{Config, auth::Jwt, error::Error, not_yet};
+use super::{Config, auth::Jwt, error::Error, not_yet, secret::StoreUrl};
 use crate::event::Priority;
 
 /// HS256 is as strong as its secret: RFC 7518, section 3.2 asks for at least the hash's size.
 const HS256_SECRET_BYTES_MIN: usize = 32;
 /// Kafka's own limit.
 const TOPIC_NAME_BYTES_MAX: usize = 249;
+/// Partitions of the log are made for so long.
+const RETENTION_MAX: Duration = Duration::from_secs(400 * 24 * 3600);
+/// A shard's number is 16 bits long.
+const SHARDS_MAX: u32 = 32_768;
 /// A partition gets this part of a node's credits.
 const PARTITION_SHARE: usize = 4;
 
@@ -32,6 +36,7 @@ impl Config {
         self.check_kafka()?;
         self.check_not_zero()?;
         self.check_sizes()?;
+        self.check_store()?;
         self.check_clients()?;
         self.check_types()
     }
@@ -65,7 +70,7 @@ impl Config {
     }
 
     fn check_files(&self) -> Result<(), Error> {
-        let Self { client, grpc, cluster, auth, .. } = self;
+        let Self { client, grpc, cluster, auth, store, .. } = self;
         let pairs = [
             ("client.tls_cert_file", &client.tls_cert_file),
             ("client.tls_key_file", &client.tls_key_file),
@@ -74,6 +79,7 @@ impl Config {
             ("cluster.tls_cert_file", &cluster.tls_cert_file),
             ("cluster.tls_key_file", &cluster.tls_key_file),
             ("cluster.tls_ca_file", &cluster.tls_ca_file),
+            ("store.password_file", &store.password_file),
         ];
         let keys = auth.jwt.public_key_files.iter().map(|path| ("auth.jwt.public_key_files", path));
         for (key, path) in pairs.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))).chain(keys) {
@@ -216,6 +222,20 @@ impl Config {
                 let reason = format!("expected at least {times}limits.payload_bytes_max, which is {payload}");
                 return Err(self.wrong(key, reason));
             }
+        }
+        Ok(())
+    }
+
+    fn check_store(&self) -> Result<(), Error> {
+        let Self { store, log, cluster, .. } = self;
+        if store.password_file.is_some() && store.url.as_ref().is_none_or(StoreUrl::is_sqlite) {
+            return Err(self.wrong("store.password_file", "is of use only with a postgres:// URL in store.url"));
+        }
+        if log.retention > RETENTION_MAX {
+            return Err(self.wrong("log.retention", "is more than 400 days"));
+        }
+        if cluster.shards > SHARDS_MAX {
+            return Err(self.wrong("cluster.shards", format!("expected at most {SHARDS_MAX}")));
         }
         Ok(())
     }

@@ -79,6 +79,12 @@ impl StoreUrl {
         }
     }
 
+    /// Whether it names a file of SQLite's.
+    #[must_use]
+    pub fn is_sqlite(&self) -> bool {
+        self.0.starts_with("sqlite:")
+    }
+
     /// The URL with its password.
     #[must_use]
     pub fn expose(&self) -> &str {

@@ -1,6 +1,6 @@
 //! What is kept: `[store]`, `[log]`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,13 +10,16 @@ use super::{
     value::{DurationText, SizeText, duration, size},
 };
 
-/// Where users' logs are kept. Not used by this version, which keeps them in memory: setting it gives a warning.
+/// Where users' logs, cursors, positions and started sessions are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Store {
-    /// `postgres://USER:PASSWORD@HOST/DATABASE` or `sqlite:PATH`.
+    /// `postgres://USER:PASSWORD@HOST/DATABASE` (14 or newer; `?sslmode=verify-full&sslrootcert=FILE` for TLS) or `sqlite:PATH`. Without it everything is kept in memory and ends with the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<StoreUrl>,
+    /// A file that holds PostgreSQL's password, instead of the URL; read again when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
     /// What happens at the start when the schema is older than the program: `auto` brings it up, `check` stops.
     pub migrate: Migrate,
 }
@@ -36,7 +39,7 @@ pub enum Migrate {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// How long a notification is kept for a user who is away; what is lost to it is announced as a gap (`expired`).
+    /// How long a notification without a `ttl` of its own is kept for a user who is away, up to 400 days; what is lost to it is announced as a gap (`expired`).
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub retention: Duration,
@@ -50,7 +53,7 @@ pub struct Log {
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub ack_deadline: Duration,
-    /// How much memory all users' logs take together, while they are kept in memory; beyond it the oldest notifications go, announced as a gap (`evicted`).
+    /// How much memory all users' logs take together when no store is set; beyond it the oldest notifications go, announced as a gap (`evicted`).
     #[serde(with = "size")]
     #[schemars(with = "SizeText")]
     pub memory_bytes_max: usize,

@@ -1,5 +1,5 @@
 //! The poll thread: reads the assigned partitions through their split queues within the ledger's credits, and
-//! commits positions. It is the only thread that touches queues, ledger and router. It never pauses a
+//! notes positions. It is the only thread that touches queues, ledger and router. It never pauses a
 //! partition (that would throw away what is fetched): a queue without credit is just not polled.
 
 use std::{
@@ -12,29 +12,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
 use rdkafka::{
-    ClientContext, Message, Offset, TopicPartitionList,
-    config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, base_consumer::PartitionQueue},
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    Message, Offset, TopicPartitionList,
+    consumer::{Consumer, base_consumer::PartitionQueue},
+    error::{KafkaError, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers as _},
 };
-use serde::Deserialize;
 use smallvec::SmallVec;
 
 use super::{
     Config, Control,
+    client::{Context, EventConsumer, waker},
     dead_letter::{self, DeadLetter, DeadLetters, Reason},
     decode::{Decoder, Record},
     inbox::{Command, Inbox, Position},
+    keeper::Keeper,
     ledger::Ledger,
     metric,
 };
 use crate::{
     event::{InFlight, unix_millis_now},
     health::Progress,
-    kafka::{self, Fatal},
+    kafka,
     router::{Answer, Router},
     settlement::{Outcome, Permit, RecordRef},
     shard::Shards,
@@ -53,103 +52,6 @@ const COMMIT_AGAIN: Duration = Duration::from_secs(3600);
 /// So many crashes of its user's actor make an event a dead letter.
 const CRASHES_MAX: u8 = 5;
 
-pub(super) type EventConsumer = BaseConsumer<Context>;
-
-/// What librdkafka calls back.
-pub(super) struct Context {
-    topic: String,
-    fatal: Fatal,
-    control: Mutex<mpsc::Sender<Control>>,
-    /// The end of each partition's committed records, as the last statistics had it.
-    ends: Mutex<BTreeMap<i32, i64>>,
-    commit_failed: AtomicBool,
-    main_queue_has: Arc<AtomicBool>,
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        kafka::log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => {
-                // The thread that looks after partitions says so once, if it is still true when it asks.
-                tracing::debug!(reason, "no kafka broker can be reached");
-                let _ = self.control.lock().send(Control::Check);
-            }
-            // Waiting does not help against these: somebody must act. librdkafka suppresses most repetitions.
-            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) => {
-                tracing::error!(reason, "kafka does not let us in");
-            }
-            _ => tracing::debug!(%error, reason, "kafka client"),
-        }
-    }
-
-    fn stats_raw(&self, statistics: &[u8]) {
-        #[derive(Deserialize)]
-        struct Statistics {
-            topics: BTreeMap<String, Topic>,
-        }
-        #[derive(Deserialize)]
-        struct Topic {
-            partitions: BTreeMap<i32, Partition>,
-        }
-        #[derive(Deserialize)]
-        struct Partition {
-            ls_offset: i64,
-        }
-        let Ok(mut statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
-        if let Some(topic) = statistics.topics.remove(&self.topic) {
-            let known = topic.partitions.into_iter().filter(|(id, p)| *id >= 0 && p.ls_offset >= 0);
-            *self.ends.lock() = known.map(|(id, p)| (id, p.ls_offset)).collect();
-        }
-    }
-}
-
-impl ConsumerContext for Context {
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        let Err(error) = result else { return };
-        self.commit_failed.store(true, Ordering::Relaxed);
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::IllegalGeneration) => tracing::error!(
-                "committing failed: a consumer has subscribed with our name in kafka.group; this name must be ours alone"
-            ),
-            Some(RDKafkaErrorCode::NoOffset) => {}
-            _ => tracing::warn!(%error, "committing positions failed, trying again"),
-        }
-    }
-}
-
-/// Creates the one consumer of this node. It joins no group.
-pub(super) fn create(
-    config: &Config,
-    inbox: &Arc<Inbox>,
-    fatal: Fatal,
-    control: mpsc::Sender<Control>,
-) -> KafkaResult<Arc<EventConsumer>> {
-    let main_queue_has = Arc::new(AtomicBool::new(true));
-    let context = Context {
-        topic: config.topic.clone(),
-        fatal,
-        control: Mutex::new(control),
-        ends: Mutex::default(),
-        commit_failed: AtomicBool::new(false),
-        main_queue_has: main_queue_has.clone(),
-    };
-    let mut consumer: EventConsumer = config.consumer.create_with_context(context)?;
-    consumer.set_nonempty_callback(waker(inbox, main_queue_has));
-    Ok(Arc::new(consumer))
-}
-
-fn waker(inbox: &Arc<Inbox>, has: Arc<AtomicBool>) -> impl Fn() + Send + Sync + 'static {
-    let inbox = inbox.clone();
-    move || {
-        has.store(true, Ordering::SeqCst);
-        inbox.wake();
-    }
-}
-
 /// The state of the poll thread.
 pub(super) struct Poller {
     config: Config,
@@ -161,11 +63,13 @@ pub(super) struct Poller {
     router: Router,
     dead_letters: DeadLetters,
     assignments: u64,
-    committed: BTreeMap<i32, i64>,
+    keeper: Arc<Keeper>,
+    /// The positions that the keeper was told.
+    noted: BTreeMap<i32, i64>,
     reports: Vec<(RecordRef, Outcome)>,
     progress: Progress,
     kept_house_at: Instant,
-    committed_all_at: Instant,
+    noted_all_at: Instant,
 }
 
 struct Queue {
@@ -182,6 +86,7 @@ impl Poller {
         inbox: Arc<Inbox>,
         shards: Shards,
         dead_letters: DeadLetters,
+        keeper: Arc<Keeper>,
         progress: Progress,
     ) -> Self {
         let now = Instant::now();
@@ -195,11 +100,12 @@ impl Poller {
             queues: BTreeMap::new(),
             dead_letters,
             assignments: 0,
-            committed: BTreeMap::new(),
+            keeper,
+            noted: BTreeMap::new(),
             reports: Vec::new(),
             progress,
             kept_house_at: now,
-            committed_all_at: now,
+            noted_all_at: now,
         }
     }
 
@@ -241,7 +147,7 @@ impl Poller {
         if self.kept_house_at.elapsed() >= HOUSEKEEPING {
             self.kept_house_at = Instant::now();
             self.main_queue(true);
-            self.commit();
+            self.note_positions();
             self.measure();
         }
         answered || pulled
@@ -365,7 +271,11 @@ impl Poller {
             }
             return;
         };
-        if outcome == Outcome::Crashed {
+        if outcome == Outcome::Buried {
+            entry.event = None;
+            outcome = Outcome::Settled;
+            dead_letter::read_again(&self.config, &self.inbox, record, Reason::Unstorable);
+        } else if outcome == Outcome::Crashed {
             entry.crashes += 1;
             if entry.crashes >= CRASHES_MAX {
                 entry.event = None;
@@ -375,7 +285,7 @@ impl Poller {
                     offset = record.offset,
                     "event crashed its actor too often"
                 );
-                dead_letter::read_again(&self.config, &self.inbox, record);
+                dead_letter::read_again(&self.config, &self.inbox, record, Reason::Poison);
             } else if entry.crashes == 1 {
                 tracing::warn!(partition = record.partition, offset = record.offset, "event was under way in a crash");
             }
@@ -406,27 +316,24 @@ impl Poller {
         }
         drop(queue);
         self.ledger.remove(partition);
-        self.committed.remove(&partition);
+        self.noted.remove(&partition);
         metric::lag(partition, 0, 0.0);
         if let Some(done) = release {
             let _ = done.send((partition, position));
         }
     }
 
-    fn commit(&mut self) {
+    fn note_positions(&mut self) {
         let failed = self.consumer.context().commit_failed.swap(false, Ordering::Relaxed);
-        if failed || self.committed_all_at.elapsed() >= COMMIT_AGAIN {
-            self.committed_all_at = Instant::now();
-            self.committed.clear();
+        if failed || self.noted_all_at.elapsed() >= COMMIT_AGAIN {
+            self.noted_all_at = Instant::now();
+            self.noted.clear();
         }
         let positions = self.ledger.partitions().filter_map(|p| Some((p, self.ledger.position(p)?)));
-        let moved: Vec<_> = positions.filter(|(p, at)| self.committed.get(p) != Some(at)).collect();
-        if moved.is_empty() {
-            return;
-        }
-        match self.consumer.commit(&list(&self.config.topic, moved.iter().copied()), CommitMode::Async) {
-            Ok(()) => self.committed.extend(moved),
-            Err(error) => tracing::warn!(%error, "committing positions failed, trying again"),
+        let moved: Vec<_> = positions.filter(|(p, at)| self.noted.get(p) != Some(at)).collect();
+        if !moved.is_empty() {
+            self.keeper.note(&moved);
+            self.noted.extend(moved);
         }
     }
 

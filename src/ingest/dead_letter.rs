@@ -34,12 +34,15 @@ pub enum Reason {
     Rejected(RejectReason),
     /// Its user's actor crashed on it again and again.
     Poison,
+    /// The store does not accept what is in it.
+    Unstorable,
 }
 
 impl Reason {
     /// Every reason there is.
-    pub const ALL: [Self; RejectReason::ALL.len() + 1] = {
-        let mut all = [Self::Poison; RejectReason::ALL.len() + 1];
+    pub const ALL: [Self; RejectReason::ALL.len() + 2] = {
+        let mut all = [Self::Poison; RejectReason::ALL.len() + 2];
+        all[RejectReason::ALL.len() + 1] = Self::Unstorable;
         let mut i = 0;
         while i < RejectReason::ALL.len() {
             all[i] = Self::Rejected(RejectReason::ALL[i]);
@@ -54,6 +57,7 @@ impl Reason {
         match self {
             Self::Rejected(reason) => reason.as_str(),
             Self::Poison => "poison",
+            Self::Unstorable => "unstorable",
         }
     }
 }
@@ -192,15 +196,18 @@ fn is_too_large(error: &KafkaError) -> bool {
 
 /// Reads a poisonous event's record once more, as it was written, and hands it to the poll thread. On a thread
 /// of its own: it is rare, and waiting for the broker must not hold up the others.
-pub(super) fn read_again(config: &Config, inbox: &Arc<Inbox>, record: RecordRef) {
+pub(super) fn read_again(config: &Config, inbox: &Arc<Inbox>, record: RecordRef, reason: Reason) {
     let (config, inbox) = (config.clone(), inbox.clone());
     let read = move || {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
             match read_record(&config, record) {
                 Ok(message) => {
-                    let detail = "poison: the event crashed its user's actor again and again".to_owned();
-                    return inbox.command(Command::Bury { record, message, reason: Reason::Poison, detail });
+                    let detail = match reason {
+                        Reason::Unstorable => "unstorable: the store does not accept what is in the event",
+                        _ => "poison: the event crashed its user's actor again and again",
+                    };
+                    return inbox.command(Command::Bury { record, message, reason, detail: detail.to_owned() });
                 }
                 Err(error) => {
                     tracing::warn!(partition = record.partition, offset = record.offset, %error, "reading again failed");

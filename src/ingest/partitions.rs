@@ -15,11 +15,19 @@ use rdkafka::{
 
 use super::{
     Assignment, Config, Control, HEALTH_PART,
-    consumer::{EventConsumer, list},
+    client::EventConsumer,
+    consumer::list,
     decode::Decoder,
     inbox::{Command, Inbox, Position},
+    keeper::Keeper,
 };
-use crate::health::Health;
+use crate::{
+    health::Health,
+    store::{
+        self,
+        positions::{Known, LogName},
+    },
+};
 
 /// How long one question to the broker may take.
 const ASK: Duration = Duration::from_secs(10);
@@ -36,6 +44,7 @@ pub(super) struct Partitions {
     config: Config,
     consumer: Arc<EventConsumer>,
     inbox: Arc<Inbox>,
+    keeper: Arc<Keeper>,
     health: Health,
     wanted: Assignment,
     held: BTreeSet<i32>,
@@ -61,14 +70,23 @@ enum Obstacle {
     NoTopic { topic: String },
     #[error("asking the broker failed: {0}")]
     Broker(#[from] KafkaError),
+    #[error(transparent)]
+    Store(#[from] store::Error),
 }
 
 impl Partitions {
-    pub(super) fn new(config: Config, consumer: Arc<EventConsumer>, inbox: Arc<Inbox>, health: Health) -> Self {
+    pub(super) fn new(
+        config: Config,
+        consumer: Arc<EventConsumer>,
+        inbox: Arc<Inbox>,
+        keeper: Arc<Keeper>,
+        health: Health,
+    ) -> Self {
         Self {
             config,
             consumer,
             inbox,
+            keeper,
             health,
             wanted: Assignment::All,
             held: BTreeSet::new(),
@@ -161,13 +179,14 @@ impl Partitions {
             let cluster = self.consumer.client().fetch_cluster_id(FIRST_ASK).ok_or_else(no_broker)?;
             let decoder = Decoder::new(&cluster, topic, self.config.payload_bytes_max, self.config.defaults.clone());
             self.inbox.command(Command::Decode(decoder));
+            self.keeper.connected(LogName { cluster, topic: topic.clone() });
             self.connected = true;
         }
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let partitions: Vec<i32> = found.iter().flat_map(|found| found.partitions()).map(|p| p.id()).collect();
         if partitions.is_empty() {
             let topic = topic.clone();
-            self.topic_is_gone();
+            self.topic_is_gone()?;
             return Err(Obstacle::NoTopic { topic });
         }
         self.is_gone = false;
@@ -199,15 +218,32 @@ impl Partitions {
         let topic = &self.config.topic;
         let asked = list(topic, partitions.iter().map(|p| (*p, 0)));
         let committed = self.consumer.committed_offsets(asked, ASK)?;
-        let mut starts = Vec::with_capacity(partitions.len());
-        for &partition in partitions {
-            let (low, high) = self.consumer.fetch_watermarks(topic, partition, ASK)?;
-            let stored = committed.find_partition(topic, partition).map(|found| found.offset());
-            let stored = if let Some(Offset::Offset(offset)) = stored { Some(offset) } else { None };
-            let known = stored.max(self.released.get(&partition).copied());
-            let from_latest = self.config.from_latest && !self.knows_topic;
-            starts.push((partition, start(partition, known, (low, high), from_latest), high));
+        let copy = |partition| match committed.find_partition(topic, partition)?.offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        };
+        let taken = self.keeper.take(partitions)?;
+        let ahead = taken.iter().filter_map(|(partition, known)| Some((*partition, ahead(*known, copy(*partition))?)));
+        let ahead: Vec<_> = ahead.collect();
+        if !ahead.is_empty() {
+            tracing::error!(partitions = ?ahead, "positions committed to kafka are ahead of the store's: it has lost commits");
+            self.keeper.went_back(&ahead)?;
         }
+        let mut starts = Vec::with_capacity(partitions.len());
+        for (partition, known) in taken {
+            let (low, high) = self.consumer.fetch_watermarks(topic, partition, ASK)?;
+            let position = match known {
+                Known::At { position, .. } => Some(position),
+                Known::Foreign => {
+                    tracing::warn!(partition, "the position was of another cluster: beginning at the log's start");
+                    Some(low)
+                }
+                Known::Nothing => copy(partition).max(self.released.get(&partition).copied()),
+            };
+            let from_latest = self.config.from_latest && !self.knows_topic;
+            starts.push((partition, start(partition, position, (low, high), from_latest), high));
+        }
+        self.keeper.begin(&starts.iter().map(|(partition, start, _)| (*partition, *start)).collect::<Vec<_>>())?;
         Ok(starts)
     }
 
@@ -223,13 +259,15 @@ impl Partitions {
 
     /// A topic that comes back under its name is another log: our positions mean nothing in it. Kafka forgets the
     /// committed ones with the topic.
-    fn topic_is_gone(&mut self) {
+    fn topic_is_gone(&mut self) -> Result<(), Obstacle> {
         if !self.held.is_empty() && !std::mem::replace(&mut self.is_gone, true) {
             tracing::error!(topic = self.config.topic, "the topic is gone; if it comes back it is read from its start");
             let held: Vec<i32> = self.held.iter().copied().collect();
             self.release(&held);
         }
         self.released.clear();
+        // As often as it is asked for: a position of the lost log must not outlive it because the store was away.
+        Ok(self.keeper.forget()?)
     }
 
     /// Commits where released partitions stood; whether there were any.
@@ -251,8 +289,15 @@ impl Partitions {
         if positions.is_empty() {
             return;
         }
-        let offsets = list(&self.config.topic, positions.iter().map(|(p, at)| (*p, *at)));
+        let positions: Vec<(i32, i64)> = positions.iter().map(|(p, at)| (*p, *at)).collect();
         let give_up_at = Instant::now() + LAST_COMMIT;
+        while let Err(error) = self.keeper.write(&positions) {
+            if Instant::now() >= give_up_at || matches!(error, store::Error::Lost { .. }) {
+                return tracing::error!(%error, "the last positions were not stored; what lies behind is read again");
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        let offsets = list(&self.config.topic, positions);
         while let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync) {
             if Instant::now() >= give_up_at {
                 return tracing::error!(%error, "the last positions were not committed; what lies behind is read again");
@@ -288,6 +333,12 @@ fn latest(order: Control, orders: &mpsc::Receiver<Control>) -> Control {
         Control::Check => orders.try_iter().find(|order| !matches!(order, Control::Check)).unwrap_or(Control::Check),
         order => order,
     }
+}
+
+/// Kafka's copy, when it is ahead of what the store knows and that is news: it is written after the store's.
+fn ahead(known: Known, copy: Option<i64>) -> Option<i64> {
+    let Known::At { position, ahead } = known else { return None };
+    copy.filter(|copy| *copy > position && Some(*copy) > ahead)
 }
 
 /// The contract's rule: the stored position; one that the log does not have any more, or not yet, is replaced.
@@ -327,6 +378,17 @@ mod tests {
         let next = orders.recv().unwrap();
         assert!(matches!(latest(next, &orders), Control::Check));
         assert!(orders.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_copy_ahead_of_the_stores_position_is_noticed_once() {
+        let at = |position, ahead| Known::At { position, ahead };
+        assert_eq!(ahead(at(10, None), Some(12)), Some(12));
+        assert_eq!(ahead(at(10, None), Some(10)), None);
+        assert_eq!(ahead(at(10, None), None), None);
+        assert_eq!(ahead(at(10, Some(12)), Some(12)), None, "seen before");
+        assert_eq!(ahead(at(10, Some(12)), Some(13)), Some(13));
+        assert_eq!(ahead(Known::Nothing, Some(5)), None, "a new store begins at the copy");
     }
 
     #[test]

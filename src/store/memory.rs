@@ -10,7 +10,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Answer, Appended, Entry, Opened, Page, PageLimit, Store};
+use super::{
+    Acknowledgement, Answer, Appended, Entry, Opened, Page, PageLimit, Store,
+    positions::{Known, LogName, Positions},
+};
 use crate::{
     event::{Event, Notification, UnixMillis, unix_millis_now},
     ids::{DeviceId, LogEpoch, NotificationId, Sequence, UserId},
@@ -22,8 +25,8 @@ use crate::{
 const STRIPES: u16 = 16;
 /// So many stale places are tolerated before a sweep.
 const AGE_SLACK: usize = 1024;
-/// A client chooses its device's name: without a bound one user could fill the memory with cursors.
-const DEVICES_PER_USER_MAX: usize = 64;
+/// As in the other engines.
+const DEVICES_PER_USER_MAX: usize = super::DEVICES_PER_USER_MAX as usize;
 
 /// The log's bounds.
 #[derive(Clone, Debug)]
@@ -253,10 +256,47 @@ impl Store for MemoryStore {
         Box::pin(ready(Ok(self.read_page(user, after, limit, unix_millis_now()))))
     }
 
-    fn acknowledge<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>, seq: Sequence) -> Answer<'a, ()> {
-        if let Some(log) = self.stripe(user).lock().users.get_mut(user) {
-            log.acknowledge(device, seq);
+    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()> {
+        for Acknowledgement { user, device, seq } in acknowledged {
+            if let Some(log) = self.stripe(user).lock().users.get_mut(user) {
+                log.acknowledge(device.as_ref(), *seq);
+            }
         }
+        Box::pin(ready(Ok(())))
+    }
+
+    fn was(&self, _: &str) -> bool {
+        false
+    }
+
+    fn check(&self) -> Answer<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn tidy(&self) -> Answer<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+}
+
+/// Rows end with the process, so positions are worth nothing here: what is committed to Kafka counts.
+impl Positions for MemoryStore {
+    fn take<'a>(&'a self, _: &'a LogName, partitions: &'a [i32]) -> Answer<'a, Vec<(i32, Known)>> {
+        Box::pin(ready(Ok(partitions.iter().map(|partition| (*partition, Known::Nothing)).collect())))
+    }
+
+    fn begin<'a>(&'a self, _: &'a LogName, _: &'a [(i32, i64)]) -> Answer<'a, ()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn write<'a>(&'a self, _: &'a LogName, _: &'a [(i32, i64)]) -> Answer<'a, ()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn forget<'a>(&'a self, _: &'a LogName) -> Answer<'a, ()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn went_back<'a>(&'a self, _: &'a LogName, _: &'a [(i32, i64)]) -> Answer<'a, ()> {
         Box::pin(ready(Ok(())))
     }
 }
@@ -291,6 +331,11 @@ mod tests {
 
     fn append(store: &MemoryStore, id: &str) -> Appended {
         store.append_one(&event("u", id, None), unix_millis_now())
+    }
+
+    async fn acknowledge(store: &MemoryStore, user: &UserId, device: Option<&DeviceId>, seq: Sequence) {
+        let one = Acknowledgement { user: user.clone(), device: device.cloned(), seq };
+        store.acknowledge(&[one]).await.unwrap();
     }
 
     /// Numbers as they are, gaps as `from-to reason`.
@@ -381,12 +426,12 @@ mod tests {
         let user = UserId::new("u").unwrap();
         let (phone, laptop) = (DeviceId::new("phone").unwrap(), DeviceId::new("laptop").unwrap());
         let cursor = async |device| store.open(&user, device).await.unwrap().cursor;
-        store.acknowledge(&user, None, 2).await.unwrap();
-        store.acknowledge(&user, None, 1).await.unwrap();
+        acknowledge(&store, &user, None, 2).await;
+        acknowledge(&store, &user, None, 1).await;
         assert_eq!(cursor(None).await, 2);
         assert_eq!(cursor(Some(&phone)).await, 2);
-        store.acknowledge(&user, Some(&phone), 4).await.unwrap();
-        store.acknowledge(&user, None, 99).await.unwrap();
+        acknowledge(&store, &user, Some(&phone), 4).await;
+        acknowledge(&store, &user, None, 99).await;
         assert_eq!((cursor(None).await, cursor(Some(&phone)).await, cursor(Some(&laptop)).await), (5, 4, 5));
     }
 
@@ -396,7 +441,7 @@ mod tests {
         let (user, phone) = (UserId::new("u").unwrap(), DeviceId::new("phone").unwrap());
         assert_eq!(store.open(&user, Some(&phone)).await.unwrap(), Opened::default());
         append(&store, "a");
-        store.acknowledge(&user, None, 1).await.unwrap();
+        acknowledge(&store, &user, None, 1).await;
         assert_eq!(store.open(&user, Some(&phone)).await.unwrap(), Opened { head: 1, cursor: 0 });
     }
 
@@ -420,7 +465,7 @@ mod tests {
         let user = UserId::new("u").unwrap();
         for i in 0..500 {
             let device = DeviceId::new(format!("d{i}")).unwrap();
-            store.acknowledge(&user, Some(&device), 1).await.unwrap();
+            acknowledge(&store, &user, Some(&device), 1).await;
         }
         assert_eq!(store.stripe("u").lock().users["u"].devices.len(), DEVICES_PER_USER_MAX);
     }

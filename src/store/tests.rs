@@ -1,11 +1,17 @@
-//! A store whose answers fail or come late, for tests of those who ask.
+//! A store whose answers fail or come late, for tests of those who ask; and what every engine promises.
+
+mod contract;
+mod databases;
+mod faults;
+mod measure;
+mod plans;
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
 use super::{
-    Answer, Appended, Error, Opened, Page, PageLimit, Store,
+    Acknowledgement, Answer, Appended, Error, Opened, Page, PageLimit, Store,
     memory::{Config, MemoryStore},
 };
 use crate::{
@@ -107,7 +113,19 @@ impl Store for FaultyStore {
         self.answer(Call::Read, move || self.memory.read(user, after, limit))
     }
 
-    fn acknowledge<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>, seq: Sequence) -> Answer<'a, ()> {
-        self.answer(Call::Acknowledge, move || self.memory.acknowledge(user, device, seq))
+    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()> {
+        self.answer(Call::Acknowledge, move || self.memory.acknowledge(acknowledged))
+    }
+
+    fn was(&self, _: &str) -> bool {
+        false
+    }
+
+    fn check(&self) -> Answer<'_, ()> {
+        self.memory.check()
+    }
+
+    fn tidy(&self) -> Answer<'_, ()> {
+        self.memory.tidy()
     }
 }

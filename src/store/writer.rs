@@ -10,7 +10,7 @@ use std::{
 use ractor::DerivedActorRef;
 use tokio::sync::mpsc;
 
-use super::{Appended, Error, Store};
+use super::{Acknowledgement, Appended, Error, Store};
 use crate::{
     backoff::Backoff,
     event::InFlight,
@@ -33,7 +33,7 @@ pub struct Writer {
 
 enum Write {
     Append { in_flight: InFlight, reply: DerivedActorRef<Stored> },
-    Acknowledge { user: UserId, device: Option<DeviceId>, seq: Sequence },
+    Acknowledge(Acknowledgement),
 }
 
 /// The answer to an append: the event with its permit comes back.
@@ -48,11 +48,11 @@ pub struct Stored {
 impl Writer {
     /// Starts `lanes` lanes; they end when the last clone of the writer is dropped and all is written.
     #[must_use]
-    pub fn start(store: &Arc<dyn Store>, lanes: u16, health: &Health) -> Self {
+    pub fn start(store: &Arc<dyn Store>, lanes: u16, health: &Health, lost: &Lost) -> Self {
         health.ready(HEALTH_PART);
         let lanes = (0..lanes.max(1)).map(|_| {
             let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(Lane { store: store.clone(), health: health.clone() }.run(receiver));
+            tokio::spawn(Lane { store: store.clone(), health: health.clone(), lost: lost.clone() }.run(receiver));
             sender
         });
         Self { lanes: lanes.collect() }
@@ -73,13 +73,17 @@ impl Writer {
 
     /// Raises a cursor, after the appends before it.
     pub fn acknowledge(&self, user: UserId, device: Option<DeviceId>, seq: Sequence) {
-        self.send(&user.clone(), Write::Acknowledge { user, device, seq });
+        self.send(&user.clone(), Write::Acknowledge(Acknowledgement { user, device, seq }));
     }
 }
+
+/// Hears why the store is not this process's any more.
+pub type Lost = mpsc::UnboundedSender<Error>;
 
 struct Lane {
     store: Arc<dyn Store>,
     health: Health,
+    lost: Lost,
 }
 
 impl Lane {
@@ -90,12 +94,13 @@ impl Lane {
             for write in group.drain(..) {
                 match write {
                     Write::Append { in_flight, reply } => appends.push((in_flight, reply)),
-                    Write::Acknowledge { user, device, seq } => acknowledged.push((user, device, seq)),
+                    Write::Acknowledge(acknowledgement) => acknowledged.push(acknowledgement),
                 }
             }
             self.append(appends).await;
-            for (user, device, seq) in acknowledged {
-                self.until_done(|| self.store.acknowledge(&user, device.as_ref(), seq)).await;
+            if !acknowledged.is_empty() {
+                let acknowledged = highest(acknowledged);
+                self.until_done(|| self.store.acknowledge(&acknowledged)).await;
             }
         }
     }
@@ -126,6 +131,12 @@ impl Lane {
                     }
                     return answer;
                 }
+                Err(error @ Error::Lost { .. }) => {
+                    // What waits here keeps its permits: nobody may believe that it is settled.
+                    self.health.not_ready(HEALTH_PART, error.to_string());
+                    let _ = self.lost.send(error);
+                    std::future::pending::<()>().await;
+                }
                 Err(error @ Error::Unavailable { .. }) => {
                     failed = true;
                     metric::failed();
@@ -136,6 +147,13 @@ impl Lane {
             }
         }
     }
+}
+
+/// Each cursor once, with the highest number that was acknowledged.
+fn highest(mut acknowledged: Vec<Acknowledgement>) -> Vec<Acknowledgement> {
+    acknowledged.sort_by(|a, b| (&a.user, &a.device, b.seq).cmp(&(&b.user, &b.device, a.seq)));
+    acknowledged.dedup_by(|later, first| later.user == first.user && later.device == first.device);
+    acknowledged
 }
 
 /// Metrics of writes.

@@ -8,7 +8,7 @@ const EVENTS: &str = "notifier_events_total";
 const RESTARTS: &str = "notifier_actor_restarts_total";
 const USERS: &str = "notifier_users_active";
 
-static EVENT: LazyLock<[Counter; 6]> = LazyLock::new(|| Event::ALL.map(|e| counter!(EVENTS, "outcome" => e.as_str())));
+static EVENT: LazyLock<[Counter; 7]> = LazyLock::new(|| Event::ALL.map(|e| counter!(EVENTS, "outcome" => e.as_str())));
 static ACTIVE: LazyLock<Gauge> = LazyLock::new(|| gauge!(USERS));
 
 /// What became of an event.
@@ -20,6 +20,8 @@ pub enum Event {
     Duplicate,
     /// Its time to live had ended.
     Expired,
+    /// The store does not accept what is in it: a dead letter.
+    Refused,
     /// Transient, handed to at least one session.
     Delivered,
     /// Transient, and no session is open.
@@ -29,13 +31,15 @@ pub enum Event {
 }
 
 impl Event {
-    const ALL: [Self; 6] = [Self::Stored, Self::Duplicate, Self::Expired, Self::Delivered, Self::Away, Self::NoSession];
+    const ALL: [Self; 7] =
+        [Self::Stored, Self::Duplicate, Self::Expired, Self::Refused, Self::Delivered, Self::Away, Self::NoSession];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Stored => "stored",
             Self::Duplicate => "duplicate",
             Self::Expired => "expired",
+            Self::Refused => "refused",
             Self::Delivered => "delivered",
             Self::Away => "away",
             Self::NoSession => "no_session",

@@ -24,7 +24,7 @@ pub(crate) fn config(store: &Arc<FaultyStore>, sessions_max: usize) -> Arc<Confi
         reconnect: Duration::from_secs(1),
     };
     let store = store.clone() as Arc<dyn Store>;
-    let writer = Writer::start(&store, 1, &Health::default());
+    let writer = Writer::start(&store, 1, &Health::default(), &tokio::sync::mpsc::unbounded_channel().0);
     Arc::new(Config { session: Arc::new(session), sessions_max, idle_after: IDLE, store, writer })
 }
 

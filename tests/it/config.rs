@@ -179,12 +179,11 @@ async fn a_bad_environment_variable_is_named() {
 }
 
 #[tokio::test]
-async fn a_store_is_only_warned_about() {
+async fn a_node_without_a_store_says_that_nothing_outlives_it() {
     let feed = Feed::new(1).await;
-    let node = Node::builder(&feed).set("store.url", "sqlite:notifier.db").start().await;
+    let node = Node::builder(&feed).start().await;
     let log = node.log();
-    assert!(log.to_lowercase().contains("warn") && log.contains("store"), "{log}");
-    node.connect("101").await;
+    assert!(log.to_lowercase().contains("warn") && log.contains("store.url is not set"), "{log}");
 }
 
 #[tokio::test]

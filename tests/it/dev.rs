@@ -123,8 +123,11 @@ async fn dev_started_and_stopped_again_in_one_directory_delivers_what_is_sent_af
         for n in 0..3 {
             let kind = format!("start-{start}-{n}");
             send_by_command(dir.path(), &["--user", "101", "--type", &kind, "--data", "{}"]).await;
-            assert_eq!(client.one().await.kind, kind);
+            assert_eq!(client.expect_acked(1).await[0].kind, kind);
         }
+        // What is not acknowledged comes again, and the numbers go on from start to start.
+        let cursor = async || dev.connect("101").await.hello().cursor;
+        eventually("a stored cursor", async || (cursor().await == 3 * (start + 1)).then_some(())).await;
         dev.stop().await;
     }
 }

@@ -24,6 +24,8 @@ mod delivery;
 mod dev;
 mod drain;
 mod drain_late;
+mod durable;
+mod durable_faults;
 mod edges;
 mod examples;
 mod forms;

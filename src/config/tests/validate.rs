@@ -169,8 +169,8 @@ fn warnings_name_what_is_probably_not_meant() {
     };
     assert_eq!(warns("", "auth.jwt.issuer"), 1);
     assert_eq!(warns("", "auth.jwt.audience"), 1);
-    assert_eq!(warns("", "[store]"), 0);
-    assert_eq!(warns("[store]\nurl = \"sqlite:x.db\"", "[store]"), 1);
+    assert_eq!(warns("", "store.url"), 1);
+    assert_eq!(warns("[store]\nurl = \"sqlite:x.db\"", "store.url"), 0);
     assert_eq!(warns("[client]\nallowed_origins = [\"*\"]", "client.allowed_origins"), 1);
     assert_eq!(warns("[auth.jwt]\nissuer = \"i\"\naudience = \"a\"", "auth.jwt"), 0);
     assert_eq!(warns("[auth.jwt]\njwks_url = \"http://login.example/keys\"", "auth.jwt.jwks_url is not https"), 1);

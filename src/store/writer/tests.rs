@@ -19,7 +19,7 @@ struct Setup {
 impl Setup {
     async fn new() -> Self {
         let (store, health) = (FaultyStore::new(1000), Health::default());
-        let writer = Writer::start(&(store.clone() as Arc<dyn Store>), 2, &health);
+        let writer = Writer::start(&(store.clone() as Arc<dyn Store>), 2, &health, &mpsc::unbounded_channel().0);
         let (actor, stored) = Collector::<Stored>::spawn().await;
         Self { store, writer, health, reports: Reports::new(), reply: actor.get_derived(), stored }
     }

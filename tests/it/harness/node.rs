@@ -341,6 +341,16 @@ impl Node {
         process.finish(DEADLINE).await
     }
 
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.take().expect("the node runs").kill();
+    }
+
+    /// Waits until the process ends by itself; its exit code.
+    pub async fn ends(&mut self) -> i32 {
+        self.process.take().expect("the node runs").finish(DEADLINE).await.code()
+    }
+
     /// SIGTERM, and starts it again on the same ports.
     pub async fn restart(&mut self) {
         self.stop().await.ok();

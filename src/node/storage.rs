@@ -1,0 +1,94 @@
+//! The node's store: which engine, and the look at it that does not wait for a write to fail.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+
+use crate::{
+    config::{self, Config},
+    health::Health,
+    store::{
+        self, Engine, Store,
+        memory::{self, MemoryStore},
+        sessions::MemorySessions,
+        writer::Lost,
+    },
+};
+
+/// How often to ask the store whether it is there and still ours.
+const CHECK: Duration = Duration::from_secs(1);
+/// How often the store makes room and lets go of what is over.
+const TIDY: Duration = Duration::from_secs(3600);
+/// How long to wait for the store's answer to that question.
+const ANSWER: Duration = Duration::from_secs(10);
+/// The health part that says whether the store answers.
+const HEALTH_PART: &str = "store connection";
+
+/// How the store is opened; `None` when none is set.
+#[must_use]
+pub fn store_config(config: &Config) -> Option<store::Config> {
+    Some(store::Config {
+        url: config.store.url.as_ref()?.expose().to_owned(),
+        password_file: config.store.password_file.clone(),
+        may_migrate: config.store.migrate == config::Migrate::Auto,
+        shards: u16::try_from(config.cluster.shards).unwrap_or(u16::MAX),
+        retention: config.log.retention,
+        per_user_max: config.log.per_user_max,
+        dedup_window: config.log.dedup_window,
+    })
+}
+
+/// Opens what the configuration names; without it, memory.
+pub(super) async fn open(config: &Config) -> anyhow::Result<Engine> {
+    if let Some(store) = store_config(config) {
+        return Engine::open(&store).await.context("store.url");
+    }
+    let log = Arc::new(MemoryStore::new(memory::Config {
+        retention: config.log.retention,
+        per_user_max: config.log.per_user_max,
+        dedup_window: config.log.dedup_window,
+        bytes_max: config.log.memory_bytes_max,
+    }));
+    Ok(Engine { log: log.clone(), sessions: Arc::new(MemorySessions::default()), positions: log })
+}
+
+/// Sees that the store is away before somebody needs it, and that it is not what it was.
+pub(super) async fn watch(store: Arc<dyn Store>, health: Health, lost: Lost) {
+    let mut ticks = tokio::time::interval(CHECK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut was_away = false;
+    loop {
+        ticks.tick().await;
+        let failure = match tokio::time::timeout(ANSWER, store.check()).await {
+            Ok(Ok(())) => {
+                health.ready(HEALTH_PART);
+                if std::mem::take(&mut was_away) {
+                    tracing::info!("the store is back");
+                }
+                continue;
+            }
+            Ok(Err(error @ store::Error::Lost { .. })) => {
+                health.not_ready(HEALTH_PART, error.to_string());
+                let _ = lost.send(error);
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the store does not answer".to_owned(),
+        };
+        if !std::mem::replace(&mut was_away, true) {
+            tracing::error!(failure, "the store is away; asking again every {CHECK:?}");
+        }
+        health.not_ready(HEALTH_PART, failure);
+    }
+}
+
+/// Makes room and lets go of what is over, for ever.
+pub(super) async fn tidy(store: Arc<dyn Store>) {
+    let mut ticks = tokio::time::interval(TIDY);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = store.tidy().await {
+            tracing::error!(%error, "the store could not be tidied; trying again in {TIDY:?}");
+        }
+    }
+}

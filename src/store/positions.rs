@@ -1,0 +1,94 @@
+//! How far each Kafka partition is settled, kept beside the rows that it covers. Engines that keep rows over a
+//! restart keep positions too; then they are the truth, and what is committed to Kafka is a copy for lag tools.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+
+use super::Answer;
+
+/// A log of records that positions belong to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogName {
+    /// Kafka's own name for the cluster.
+    pub cluster: String,
+    /// The topic.
+    pub topic: String,
+}
+
+/// Keeps positions.
+pub trait Positions: Send + Sync + 'static {
+    /// Takes partitions for this process, and says where each that is known stands. What another cluster's topic of
+    /// the same name left is [`Known::Foreign`].
+    fn take<'a>(&'a self, log: &'a LogName, partitions: &'a [i32]) -> Answer<'a, Vec<(i32, Known)>>;
+
+    /// Sets where taken partitions begin, whatever stood there before.
+    fn begin<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()>;
+
+    /// Raises positions of partitions that this process has taken. [`super::Error::Lost`] when one of them is no
+    /// longer what it was: somebody else has it, or the store went back.
+    fn write<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()>;
+
+    /// Forgets a topic that is gone.
+    fn forget<'a>(&'a self, log: &'a LogName) -> Answer<'a, ()>;
+
+    /// Kafka's copies are ahead of what the store knows, so it has lost commits: its log begins a new epoch. The
+    /// answer is always an error, [`super::Error::Lost`] when that is done: the process has to begin anew.
+    fn went_back<'a>(&'a self, log: &'a LogName, copies: &'a [(i32, i64)]) -> Answer<'a, ()>;
+}
+
+/// What the store knows of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing: this store has never read it.
+    Nothing,
+    /// It was of another cluster.
+    Foreign,
+    /// Everything before `position` is settled.
+    At {
+        /// The offset to read next.
+        position: i64,
+        /// Kafka's copy when it was last found ahead, which is no news any more.
+        ahead: Option<i64>,
+    },
+}
+
+/// A partition that this process has taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// The claim's epoch.
+    pub(super) epoch: i64,
+    /// The last position that was written.
+    pub(super) position: i64,
+}
+
+/// The partitions that this process has taken: what they must still look like when a position is written.
+#[derive(Default)]
+pub(super) struct HeldPartitions(Mutex<HashMap<i32, Held>>);
+
+impl HeldPartitions {
+    pub(super) fn hold(&self, partition: i32, held: Held) {
+        self.0.lock().insert(partition, held);
+    }
+
+    /// The positions that are above the last ones written, with what they follow.
+    pub(super) fn moved(&self, positions: &[(i32, i64)]) -> Vec<(i32, Held, i64)> {
+        let held = self.0.lock();
+        let moved = |(partition, position): &(i32, i64)| {
+            let held = held.get(partition).filter(|held| held.position < *position)?;
+            Some((*partition, *held, *position))
+        };
+        positions.iter().filter_map(moved).collect()
+    }
+
+    /// Notes what was written while the partition was held like this.
+    pub(super) fn written(&self, partition: i32, then: Held, position: i64) {
+        if let Some(held) = self.0.lock().get_mut(&partition).filter(|held| held.epoch == then.epoch) {
+            held.position = held.position.max(position);
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        self.0.lock().clear();
+    }
+}

@@ -1,0 +1,393 @@
+//! The store in PostgreSQL (14 or newer). Every append is one statement, which checks under a lock that its shards
+//! are still this process's. Reads and takes have connections of their own, so that they never wait for writes.
+
+mod append;
+mod days;
+mod positions;
+pub(in crate::store) mod queries;
+mod sessions;
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use futures_util::TryFutureExt as _;
+use parking_lot::Mutex;
+use sqlx::{
+    ConnectOptions as _, Row as _,
+    postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow},
+};
+
+use super::{
+    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Opened, Page, PageLimit, Store,
+    poison,
+    positions::HeldPartitions,
+    row::{self, Ends, Group, Keeping, Read, number, signed},
+    schema::{POSTGRES, SchemaError},
+};
+use crate::{
+    event::{Event, unix_millis_now},
+    ids::{DeviceId, LogEpoch, Sequence, UserId},
+    placement::ShardId,
+};
+
+/// Connections for writes: one for each lane, and one more.
+const WRITES_MAX: u32 = 5;
+/// Connections for everything else.
+const READS_MAX: u32 = 8;
+/// How long to wait for a connection.
+const ACQUIRE: Duration = Duration::from_secs(5);
+/// How long to wait for an answer: a little longer than the server tries, so that mostly it says so itself.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(7);
+/// What every connection begins with. A client that stands still in a transaction must not hold its locks for long.
+/// Plans over all partitions take longer to make, or to compile, than to run: they are made once.
+const SETTINGS: &str = "set statement_timeout = '5s'; set lock_timeout = '3s'; \
+                        set idle_in_transaction_session_timeout = '2s'; set client_min_messages = 'warning'; \
+                        set jit = off; set plan_cache_mode = force_generic_plan";
+
+/// The server does not know how many rows an array holds, and would compare each row of a group with each other one:
+/// without nested loops it hashes them. Statements that write look into tables by subqueries, which need no such loop.
+const WRITE_SETTINGS: &str = "set statement_timeout = '5s'; set lock_timeout = '3s'; \
+                              set idle_in_transaction_session_timeout = '2s'; set client_min_messages = 'warning'; \
+                              set jit = off; set plan_cache_mode = force_generic_plan; set enable_nestloop = off";
+
+/// The store in PostgreSQL.
+pub struct PostgresStore {
+    keeping: Keeping,
+    shards: u16,
+    lives: Epochs,
+    /// This incarnation of the node, as claims name it.
+    owner: String,
+    writes: PgPool,
+    reads: PgPool,
+    /// The epochs under which shards are held, by shard.
+    epochs: Mutex<Vec<i64>>,
+    /// Shards with a statement whose outcome is not known.
+    doubts: Mutex<HashSet<ShardId>>,
+    partitions: HeldPartitions,
+    days_missing: AtomicBool,
+    password: Password,
+}
+
+/// A password that may change while the node runs.
+struct Password {
+    options: PgConnectOptions,
+    file: Option<PathBuf>,
+    read: Mutex<Option<String>>,
+}
+
+impl Password {
+    fn of(config: &Config) -> sqlx::Result<Self> {
+        let options: PgConnectOptions = config.url.parse()?;
+        // Every statement would be an event, for nobody to read.
+        let options = options.application_name("notifier").disable_statement_logging();
+        Ok(Self { options, file: config.password_file.clone(), read: Mutex::default() })
+    }
+
+    /// How to connect now; `None` when that is as it was when this was asked last.
+    fn changed(&self) -> Option<PgConnectOptions> {
+        let file = self.file.as_ref()?;
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "store.password_file cannot be read: the last password stays");
+                return None;
+            }
+        };
+        let mut read = self.read.lock();
+        if read.as_ref() == Some(&text) {
+            return None;
+        }
+        let options = self.options.clone().password(&text);
+        *read = Some(text);
+        Some(options)
+    }
+
+    fn options(&self) -> PgConnectOptions {
+        self.changed().unwrap_or_else(|| self.options.clone())
+    }
+}
+
+/// What a call that failed says; what is in rows is never in it.
+fn unavailable(error: sqlx::Error) -> Error {
+    let reason = match &error {
+        sqlx::Error::Database(refused) => {
+            format!("{} ({})", refused.message(), refused.code().unwrap_or_default())
+        }
+        other => other.to_string(),
+    };
+    Error::Unavailable { reason }
+}
+
+fn pool(options: PgConnectOptions, connections: u32, settings: &'static str) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE)
+        .max_lifetime(Duration::from_secs(1800))
+        .after_connect(move |connection, _| Box::pin(sqlx::raw_sql(settings).execute(connection).map_ok(drop)))
+        .connect_lazy_with(options)
+}
+
+impl PostgresStore {
+    /// Connects, brings the schema up if that is wanted, makes partitions, and takes all shards.
+    ///
+    /// # Errors
+    /// When the database does not answer or its schema is of another version.
+    pub async fn open(config: &Config) -> Result<Self, SchemaError> {
+        let password = Password::of(config)?;
+        let options = password.options();
+        let writes = pool(options.clone(), WRITES_MAX, WRITE_SETTINGS);
+        let reads = pool(options, READS_MAX, SETTINGS);
+        let applied = POSTGRES.establish(&mut *reads.acquire().await?, config.may_migrate).await?;
+        if applied > 0 {
+            tracing::info!(applied, "the store's schema was brought up");
+        }
+        let stored = establish(&reads, config.shards).await?;
+        if stored != i64::from(config.shards) {
+            return Err(SchemaError::Shards { stored, configured: config.shards.into() });
+        }
+        let lives = read_lives(&reads).await?;
+        let store = Self {
+            keeping: config.keeping(),
+            shards: config.shards,
+            lives,
+            owner: uuid::Uuid::new_v4().simple().to_string(),
+            writes,
+            reads,
+            epochs: Mutex::new(vec![0; usize::from(config.shards)]),
+            doubts: Mutex::default(),
+            partitions: HeldPartitions::default(),
+            days_missing: AtomicBool::new(false),
+            password,
+        };
+        store.keep_days(unix_millis_now()).await.map_err(as_sqlx)?;
+        store.take_shards().await?;
+        Ok(store)
+    }
+}
+
+/// Asks on a connection of the pool. One that does not answer in time is closed: put back, it would make the next
+/// caller wait for the old answer.
+macro_rules! ask {
+    ($pool:expr, |$connection:ident| $call:expr) => {{
+        let mut held = $pool.acquire().await.map_err($crate::store::postgres::unavailable)?;
+        let answer = {
+            let $connection = &mut *held;
+            tokio::time::timeout($crate::store::postgres::WRITE_TIMEOUT, $call).await
+        };
+        match answer {
+            Ok(answer) => answer.map_err($crate::store::postgres::unavailable),
+            Err(_) => {
+                drop(held.detach());
+                Err($crate::store::Error::Unavailable { reason: "no answer in time".into() })
+            }
+        }
+    }};
+}
+use ask;
+
+/// Brings the schema up.
+pub(super) async fn migrate(config: &Config) -> Result<usize, SchemaError> {
+    let mut connection = Password::of(config)?.options().connect().await?;
+    POSTGRES.establish(&mut connection, true).await
+}
+
+/// The one row that says what this store is; how many shards it was created with.
+async fn establish(pool: &PgPool, shards: u16) -> Result<i64, sqlx::Error> {
+    sqlx::query("insert into meta (epoch, shards) values ($1, $2) on conflict (one) do nothing")
+        .bind(&*LogEpoch::random())
+        .bind(i32::from(shards))
+        .execute(pool)
+        .await?;
+    let stored: i32 = sqlx::query_scalar("select shards from meta").fetch_one(pool).await?;
+    Ok(stored.into())
+}
+
+async fn read_lives(pool: &PgPool) -> Result<Epochs, sqlx::Error> {
+    let current: String = sqlx::query_scalar("select epoch from meta").fetch_one(pool).await?;
+    let former = sqlx::query_scalar("select epoch from former_epochs order by ended_at desc limit 100");
+    Ok(Epochs { current: LogEpoch::named(&current), former: former.fetch_all(pool).await? })
+}
+
+fn as_sqlx(error: Error) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::other(error))
+}
+
+impl PostgresStore {
+    /// Takes every shard from whoever had it: from here on nothing of theirs is written.
+    async fn take_shards(&self) -> Result<(), SchemaError> {
+        let take = "insert into shard_claims as c (shard, owner, epoch) \
+                    select shard, $2, 1 from generate_series(0, $1 - 1) as shard order by shard \
+                    on conflict (shard) do update set owner = excluded.owner, epoch = c.epoch + 1 \
+                    returning shard, epoch";
+        let taken: Vec<(i32, i64)> =
+            sqlx::query_as(take).bind(i32::from(self.shards)).bind(&self.owner).fetch_all(&self.writes).await?;
+        let mut epochs = self.epochs.lock();
+        for (shard, epoch) in taken {
+            epochs[usize::try_from(shard).expect("a shard's number")] = epoch;
+        }
+        Ok(())
+    }
+
+    /// Whether this is still the log that the process began with.
+    async fn check_epoch(&self) -> Result<(), Error> {
+        let found = ask!(self.reads, |connection| async {
+            match sqlx::query_scalar::<_, String>("select epoch from meta").fetch_optional(connection).await {
+                // The tables are gone: somebody has put an empty database in the place of ours.
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => Ok(None),
+                other => other,
+            }
+        })?;
+        self.lives.compare(found.as_deref())
+    }
+
+    async fn open_log(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Opened, Error> {
+        let (head, shared, own): (i64, i64, Option<i64>) = ask!(self.reads, |connection| {
+            sqlx::query_as(queries::OPEN).bind(&**user).bind(device.map_or("", |device| device)).fetch_one(connection)
+        })?;
+        let cursor = match (device, own) {
+            (None, _) => shared,
+            (Some(_), Some(own)) => own,
+            (Some(device), None) => self.new_device(user, device, shared).await?,
+        };
+        Ok(Opened { head: number(head), cursor: number(cursor) })
+    }
+
+    /// A device that was seen keeps the cursor it started with, even when the shared one moves on.
+    async fn new_device(&self, user: &UserId, device: &DeviceId, shared: i64) -> Result<i64, Error> {
+        let note = "insert into cursors as c (user_id, device, cursor, used_at) values ($1, $2, $3, $4) \
+                    on conflict (user_id, device) do update set used_at = excluded.used_at returning cursor";
+        let cursor: i64 = ask!(self.reads, |connection| {
+            sqlx::query_scalar(note)
+                .bind(&**user)
+                .bind(&**device)
+                .bind(shared)
+                .bind(unix_millis_now())
+                .fetch_one(connection)
+        })?;
+        ask!(self.reads, |connection| {
+            sqlx::query(queries::FORGET_DEVICES).bind(&**user).bind(DEVICES_PER_USER_MAX).execute(connection)
+        })?;
+        Ok(cursor)
+    }
+
+    async fn append_group(&self, events: &[Arc<Event>]) -> Result<Vec<Appended>, Error> {
+        let group = Group::new(events, &self.keeping, unix_millis_now());
+        let name = |row: &row::Row<'_>| format!("{} of {}", row.event.id, row.event.user);
+        let of_rows = poison::isolate(&group.rows, |rows| self.attempt(rows), name).await?;
+        Ok(group.outcomes(&of_rows))
+    }
+
+    async fn read_page(&self, user: &UserId, after: Sequence, limit: PageLimit) -> Result<Page, Error> {
+        let items = i64::try_from(limit.items.max(1)).unwrap_or(i64::MAX);
+        let bytes = i64::try_from(limit.bytes.max(1)).unwrap_or(i64::MAX);
+        let rows = ask!(self.reads, |connection| {
+            sqlx::query(queries::READ)
+                .bind(&**user)
+                .bind(signed(after))
+                .bind(unix_millis_now())
+                .bind(items)
+                .bind(bytes)
+                .fetch_all(connection)
+        })?;
+        page(user, after, &rows, items).map_err(unavailable)
+    }
+
+    async fn raise_cursors(&self, acknowledged: &[Acknowledgement]) -> Result<(), Error> {
+        let users: Vec<&str> = acknowledged.iter().map(|one| &*one.user).collect();
+        let devices: Vec<&str> = acknowledged.iter().map(|one| one.device.as_deref().unwrap_or_default()).collect();
+        let numbers: Vec<i64> = acknowledged.iter().map(|one| signed(one.seq)).collect();
+        ask!(self.writes, |connection| {
+            sqlx::query(queries::ACKNOWLEDGE)
+                .bind(users)
+                .bind(devices)
+                .bind(numbers)
+                .bind(unix_millis_now())
+                .execute(connection)
+        })?;
+        Ok(())
+    }
+
+    async fn look(&self) -> Result<(), Error> {
+        if let Some(options) = self.password.changed() {
+            self.writes.set_connect_options(options.clone());
+            self.reads.set_connect_options(options);
+        }
+        self.check_epoch().await
+    }
+
+    async fn forget_expired_sessions(&self) -> Result<(), Error> {
+        ask!(self.reads, |connection| {
+            sqlx::query(queries::FORGET_SESSIONS).bind(unix_millis_now()).execute(connection)
+        })?;
+        Ok(())
+    }
+}
+
+fn page(user: &UserId, after: Sequence, rows: &[PgRow], items: i64) -> sqlx::Result<Page> {
+    let Some(first) = rows.first() else { return Ok(Page { entries: Vec::new(), covers: after }) };
+    let ends = Ends { head: number(first.try_get(0)?), floor: number(first.try_get(1)?) };
+    let Some(found) = first.try_get::<Option<i64>, _>(12)? else {
+        return Ok(row::page(user, after, ends, Vec::new(), true));
+    };
+    let is_all = found < items && i64::try_from(rows.len()) == Ok(found);
+    let read = |row: &PgRow| {
+        Ok(Read {
+            seq: row.try_get(2)?,
+            id: row.try_get(3)?,
+            notification_type: row.try_get(4)?,
+            payload: row.try_get(5)?,
+            durability: row.try_get(6)?,
+            priority: row.try_get(7)?,
+            collapse_key: row.try_get(8)?,
+            ttl_ms: row.try_get(9)?,
+            created_at: row.try_get(10)?,
+            recorded_at: row.try_get(11)?,
+        })
+    };
+    let rows = rows.iter().map(read).collect::<sqlx::Result<_>>()?;
+    Ok(row::page(user, after, ends, rows, is_all))
+}
+
+impl Store for PostgresStore {
+    fn epoch(&self) -> LogEpoch {
+        self.lives.current.clone()
+    }
+
+    fn was(&self, epoch: &str) -> bool {
+        self.lives.was(epoch)
+    }
+
+    fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened> {
+        Box::pin(self.open_log(user, device))
+    }
+
+    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>> {
+        Box::pin(self.append_group(events))
+    }
+
+    fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page> {
+        Box::pin(self.read_page(user, after, limit))
+    }
+
+    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()> {
+        Box::pin(self.raise_cursors(acknowledged))
+    }
+
+    fn check(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            self.look().await?;
+            self.make_missing_days().await
+        })
+    }
+
+    fn tidy(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            self.keep_days(unix_millis_now()).await?;
+            self.forget_expired_sessions().await
+        })
+    }
+}

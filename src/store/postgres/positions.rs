@@ -1,0 +1,161 @@
+//! Positions of Kafka partitions in PostgreSQL.
+
+use super::{PostgresStore, ask};
+use crate::{
+    event::unix_millis_now,
+    ids::LogEpoch,
+    store::{
+        Answer, Error,
+        positions::{Held, Known, LogName, Positions},
+    },
+};
+
+impl PostgresStore {
+    async fn take_partitions(&self, log: &LogName, partitions: &[i32]) -> Result<Vec<(i32, Known)>, Error> {
+        let take = "update partition_claims set owner = $1, epoch = epoch + 1 \
+                    where topic = $2 and partition = any($3) returning partition, cluster, epoch, position, ahead";
+        let found: Vec<(i32, String, i64, i64, Option<i64>)> = ask!(self.writes, |connection| {
+            sqlx::query_as(take).bind(&self.owner).bind(&log.topic).bind(partitions).fetch_all(connection)
+        })?;
+        let known = |partition: &i32| {
+            let row = found.iter().find(|row| row.0 == *partition);
+            let known = row.map_or(Known::Nothing, |(_, cluster, epoch, position, ahead)| {
+                self.partitions.hold(*partition, Held { epoch: *epoch, position: *position });
+                if *cluster == log.cluster { Known::At { position: *position, ahead: *ahead } } else { Known::Foreign }
+            });
+            (*partition, known)
+        };
+        Ok(partitions.iter().map(known).collect())
+    }
+
+    async fn begin_partitions(&self, log: &LogName, positions: &[(i32, i64)]) -> Result<(), Error> {
+        let begin = "insert into partition_claims as c (topic, partition, cluster, owner, epoch, position) \
+                     select $1, p.partition, $2, $3, 1, p.position \
+                     from unnest($4::integer[], $5::bigint[]) as p (partition, position) \
+                     on conflict (topic, partition) do update set cluster = excluded.cluster, \
+                     owner = excluded.owner, epoch = c.epoch + 1, position = excluded.position \
+                     returning partition, epoch, position";
+        let (partitions, offsets): (Vec<i32>, Vec<i64>) = positions.iter().copied().unzip();
+        let begun: Vec<(i32, i64, i64)> = ask!(self.writes, |connection| {
+            sqlx::query_as(begin)
+                .bind(&log.topic)
+                .bind(&log.cluster)
+                .bind(&self.owner)
+                .bind(&partitions)
+                .bind(&offsets)
+                .fetch_all(connection)
+        })?;
+        for (partition, epoch, position) in begun {
+            self.partitions.hold(partition, Held { epoch, position });
+        }
+        Ok(())
+    }
+
+    async fn write_positions(&self, log: &LogName, positions: &[(i32, i64)]) -> Result<(), Error> {
+        let moved = self.partitions.moved(positions);
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let write = "update partition_claims c set position = p.position \
+                     from unnest($3::integer[], $4::bigint[], $5::bigint[], $6::bigint[]) \
+                     as p (partition, epoch, held, position) \
+                     where c.topic = $1 and c.owner = $2 and c.partition = p.partition and c.epoch = p.epoch \
+                     and c.position between p.held and p.position returning c.partition";
+        let column = |of: fn(&(i32, Held, i64)) -> i64| moved.iter().map(of).collect::<Vec<_>>();
+        let partitions: Vec<i32> = moved.iter().map(|(partition, ..)| *partition).collect();
+        let written: Vec<i32> = ask!(self.writes, |connection| {
+            sqlx::query_scalar(write)
+                .bind(&log.topic)
+                .bind(&self.owner)
+                .bind(&partitions)
+                .bind(column(|(_, held, _)| held.epoch))
+                .bind(column(|(_, held, _)| held.position))
+                .bind(column(|(.., position)| *position))
+                .fetch_all(connection)
+        })?;
+        for (partition, held, position) in moved {
+            if !written.contains(&partition) {
+                self.explain(log, partition, held).await?;
+            }
+            self.partitions.written(partition, held, position);
+        }
+        Ok(())
+    }
+
+    /// Why a position did not move.
+    async fn explain(&self, log: &LogName, partition: i32, held: Held) -> Result<(), Error> {
+        self.check_epoch().await?;
+        let look = "select owner, epoch, position from partition_claims where topic = $1 and partition = $2";
+        let found: Option<(String, i64, i64)> = ask!(self.reads, |connection| sqlx::query_as(look)
+            .bind(&log.topic)
+            .bind(partition)
+            .fetch_optional(connection))?;
+        match found {
+            Some((owner, epoch, position))
+                if owner == self.owner && epoch == held.epoch && position < held.position =>
+            {
+                self.renew_epoch(log, &[]).await?;
+                Err(Error::Lost {
+                    reason: format!("the store went back: partition {partition} was at {}", held.position),
+                })
+            }
+            // A later write of ours was first, or the partition has begun anew.
+            Some((owner, epoch, _)) if owner == self.owner && epoch >= held.epoch => Ok(()),
+            _ => Err(Error::Lost { reason: format!("partition {partition} is not this process's any more") }),
+        }
+    }
+
+    async fn forget_topic(&self, log: &LogName) -> Result<(), Error> {
+        ask!(self.writes, |connection| {
+            sqlx::query("delete from partition_claims where topic = $1").bind(&log.topic).execute(connection)
+        })?;
+        self.partitions.clear();
+        Ok(())
+    }
+
+    /// The log's numbers may be given a second time from here on: they get another epoch, in one statement.
+    async fn renew_epoch(&self, log: &LogName, copies: &[(i32, i64)]) -> Result<(), Error> {
+        let renew = "with former as (insert into former_epochs (epoch, ended_at) select epoch, $2 from meta \
+                     on conflict (epoch) do update set ended_at = excluded.ended_at returning 1), \
+                     noticed as (update partition_claims c set ahead = p.copy \
+                     from unnest($4::integer[], $5::bigint[]) as p (partition, copy) \
+                     where c.topic = $3 and c.partition = p.partition returning 1) \
+                     update meta set epoch = $1";
+        let (partitions, offsets): (Vec<i32>, Vec<i64>) = copies.iter().copied().unzip();
+        ask!(self.writes, |connection| {
+            sqlx::query(renew)
+                .bind(&*LogEpoch::random())
+                .bind(unix_millis_now())
+                .bind(&log.topic)
+                .bind(&partitions)
+                .bind(&offsets)
+                .execute(connection)
+        })?;
+        Ok(())
+    }
+}
+
+impl Positions for PostgresStore {
+    fn take<'a>(&'a self, log: &'a LogName, partitions: &'a [i32]) -> Answer<'a, Vec<(i32, Known)>> {
+        Box::pin(self.take_partitions(log, partitions))
+    }
+
+    fn begin<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()> {
+        Box::pin(self.begin_partitions(log, positions))
+    }
+
+    fn write<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()> {
+        Box::pin(self.write_positions(log, positions))
+    }
+
+    fn forget<'a>(&'a self, log: &'a LogName) -> Answer<'a, ()> {
+        Box::pin(self.forget_topic(log))
+    }
+
+    fn went_back<'a>(&'a self, log: &'a LogName, copies: &'a [(i32, i64)]) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.renew_epoch(log, copies).await?;
+            Err(Error::Lost { reason: "the store went back: Kafka's copies of positions are ahead of its own".into() })
+        })
+    }
+}

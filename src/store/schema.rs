@@ -1,0 +1,148 @@
+//! The schema's versions, which are part of the program, and how a database is brought to the newest.
+
+use std::borrow::Cow;
+
+use sqlx::{
+    SqlSafeStr as _,
+    migrate::{AppliedMigration, Migrate, MigrateError, Migration, MigrationType},
+};
+
+/// Where the versions that were applied are noted.
+const TABLE: &str = "_sqlx_migrations";
+
+/// The versions of an engine's schema, oldest first.
+pub(super) struct Schema(pub(super) &'static [(&'static str, &'static str)]);
+
+/// PostgreSQL's.
+pub(super) const POSTGRES: Schema = Schema(&[("log", include_str!("../../migrations/postgres/0001_log.sql"))]);
+/// SQLite's.
+pub(super) const SQLITE: Schema = Schema(&[("log", include_str!("../../migrations/sqlite/0001_log.sql"))]);
+
+/// Why a database's schema cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// Another, newer program has been at work.
+    #[error("the store's schema has version {found}, this program knows up to {known}: use a newer notifier")]
+    Newer {
+        /// What the database has.
+        found: i64,
+        /// What this program has.
+        known: i64,
+    },
+    /// It must be brought up first.
+    #[error(
+        "the store's schema has version {found}, this program needs {needed}, and store.migrate is \"check\": \
+         run `notifier migrate`"
+    )]
+    Older {
+        /// What the database has; 0: nothing.
+        found: i64,
+        /// What this program has.
+        needed: i64,
+    },
+    /// The database said no.
+    #[error("the store's schema could not be brought up: {0}")]
+    Failed(#[source] MigrateError),
+    /// The database does not answer.
+    #[error("the store does not answer: {0}")]
+    Unreachable(#[source] sqlx::Error),
+    /// Numbers of shards cannot change: users would change their shards.
+    #[error("the store was created with {stored} shards (cluster.shards), which cannot change to {configured}")]
+    Shards {
+        /// When it was created.
+        stored: i64,
+        /// Now.
+        configured: i64,
+    },
+}
+
+impl SchemaError {
+    /// Whether starting again cannot help: somebody has to change something first.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, Self::Unreachable(_) | Self::Failed(_))
+    }
+}
+
+impl From<sqlx::Error> for SchemaError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Unreachable(error)
+    }
+}
+
+impl From<MigrateError> for SchemaError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(error) => Self::Unreachable(error),
+            error => Self::Failed(error),
+        }
+    }
+}
+
+impl Schema {
+    fn migrations(&self) -> impl Iterator<Item = Migration> {
+        (1..).zip(self.0).map(|(version, (name, sql))| {
+            Migration::new(version, Cow::Borrowed(*name), MigrationType::Simple, sql.into_sql_str(), false)
+        })
+    }
+
+    /// Brings the schema up, or only looks at it. The answer is how many versions were applied.
+    ///
+    /// # Errors
+    /// Says which version was found and which is needed.
+    pub(super) async fn establish<C: Migrate>(
+        &self,
+        connection: &mut C,
+        may_change: bool,
+    ) -> Result<usize, SchemaError> {
+        if !may_change {
+            let applied = or_none(connection.list_applied_migrations(TABLE).await)?;
+            return if self.missing(&applied)?.is_empty() { Ok(0) } else { Err(self.older(&applied)) };
+        }
+        connection.lock().await?;
+        connection.ensure_migrations_table(TABLE).await?;
+        let applied = connection.list_applied_migrations(TABLE).await?;
+        let missing = self.missing(&applied)?;
+        for migration in &missing {
+            connection.apply(TABLE, migration).await?;
+        }
+        connection.unlock().await?;
+        Ok(missing.len())
+    }
+
+    /// The versions that the database does not have.
+    fn missing(&self, applied: &[AppliedMigration]) -> Result<Vec<Migration>, SchemaError> {
+        let known = i64::try_from(self.0.len()).expect("a few versions");
+        if let Some(newer) = applied.iter().find(|one| one.version > known) {
+            return Err(SchemaError::Newer { found: newer.version, known });
+        }
+        let mut missing = Vec::new();
+        for migration in self.migrations() {
+            match applied.iter().find(|one| one.version == migration.version) {
+                None => missing.push(migration),
+                Some(one) if one.checksum != migration.checksum => {
+                    return Err(MigrateError::VersionMismatch(one.version).into());
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(missing)
+    }
+
+    fn older(&self, applied: &[AppliedMigration]) -> SchemaError {
+        let found = applied.iter().map(|one| one.version).max().unwrap_or(0);
+        SchemaError::Older { found, needed: i64::try_from(self.0.len()).expect("a few versions") }
+    }
+}
+
+/// A database that nobody has prepared has no table of versions.
+fn or_none(applied: Result<Vec<AppliedMigration>, MigrateError>) -> Result<Vec<AppliedMigration>, MigrateError> {
+    match applied {
+        Err(MigrateError::Execute(sqlx::Error::Database(error)))
+            if error.code().as_deref() == Some("42P01") || error.message().contains("no such table") =>
+        {
+            Ok(Vec::new())
+        }
+        other => other,
+    }
+}

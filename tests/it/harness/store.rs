@@ -1,0 +1,127 @@
+//! A durable store for a node: a file or a database of its own, and what can happen to it.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
+use tempfile::TempDir;
+
+use super::{node::Builder, process::required};
+
+/// Where a node keeps what must survive it.
+pub enum Store {
+    Sqlite { directory: TempDir, lock: Option<SqliteConnection> },
+    Postgres { server: String, name: String },
+}
+
+impl Store {
+    /// One of each engine.
+    pub async fn each() -> [Self; 2] {
+        [Self::sqlite(), Self::postgres().await]
+    }
+
+    pub fn sqlite() -> Self {
+        Self::Sqlite { directory: tempfile::tempdir().expect("a temporary directory"), lock: None }
+    }
+
+    pub async fn postgres() -> Self {
+        let server = required("NOTIFIER_TEST_POSTGRES");
+        let name = format!("it{}", uuid::Uuid::new_v4().simple());
+        let store = Self::Postgres { server, name: name.clone() };
+        store.on_server(format!("create database {name}")).await;
+        store
+    }
+
+    /// The engine, for messages.
+    pub fn engine(&self) -> &'static str {
+        match self {
+            Self::Sqlite { .. } => "sqlite",
+            Self::Postgres { .. } => "postgres",
+        }
+    }
+
+    /// What `store.url` is set to.
+    pub fn url(&self) -> String {
+        match self {
+            Self::Sqlite { directory, .. } => format!("sqlite:{}", directory.path().join("notifier.db").display()),
+            Self::Postgres { server, name } => format!("{server}/{name}"),
+        }
+    }
+
+    /// A node that keeps what it has here.
+    pub fn of(&self, builder: Builder) -> Builder {
+        builder.set("store.url", self.url())
+    }
+
+    /// The store does not answer from here on: the file is locked, the database lets nobody in.
+    pub async fn away(&mut self) {
+        let url = self.url();
+        match self {
+            Self::Sqlite { lock, .. } => {
+                let mut connection = SqliteConnection::connect(&url).await.expect("the file opens");
+                let begin = "pragma busy_timeout = 20000; begin immediate";
+                sqlx::raw_sql(begin).execute(&mut connection).await.expect("the lock is free in time");
+                *lock = Some(connection);
+            }
+            Self::Postgres { name, .. } => {
+                let name = name.clone();
+                self.on_server(format!("alter database {name} with allow_connections false")).await;
+                self.cut().await;
+            }
+        }
+    }
+
+    /// It answers again.
+    pub async fn back(&mut self) {
+        match self {
+            Self::Sqlite { lock, .. } => drop(lock.take()),
+            Self::Postgres { name, .. } => {
+                let name = name.clone();
+                self.on_server(format!("alter database {name} with allow_connections true")).await;
+            }
+        }
+    }
+
+    /// Ends all connections to the database.
+    pub async fn cut(&self) {
+        if let Self::Postgres { name, .. } = self {
+            let cut = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
+            self.on_server(cut).await;
+        }
+    }
+
+    /// Another, empty database stands in its place.
+    pub async fn wipe(&self) {
+        match self {
+            Self::Sqlite { .. } => {
+                let tables = ["meta", "former_epochs", "partition_claims", "heads", "cursors", "log", "sessions"];
+                let drops = tables.map(|table| format!("drop table {table};")).concat();
+                self.execute(&format!("{drops} delete from _sqlx_migrations")).await;
+            }
+            Self::Postgres { .. } => self.execute("drop schema public cascade; create schema public").await,
+        }
+    }
+
+    /// Runs statements in it.
+    pub async fn execute(&self, sql: &str) {
+        let sql = sqlx::raw_sql(AssertSqlSafe(sql));
+        let done = match self {
+            Self::Sqlite { .. } => {
+                let mut connection = SqliteConnection::connect(&self.url()).await.expect("the file opens");
+                sql.execute(&mut connection).await.map(drop)
+            }
+            Self::Postgres { .. } => {
+                let mut connection = PgConnection::connect(&self.url()).await.expect("the database lets us in");
+                sql.execute(&mut connection).await.map(drop)
+            }
+        };
+        done.expect("the statement is good");
+    }
+
+    async fn on_server(&self, sql: String) {
+        let Self::Postgres { server, .. } = self else { return };
+        let connect = async { PgConnection::connect(&format!("{server}/postgres")).await };
+        let connected = tokio::time::timeout(Duration::from_secs(20), connect).await.expect("an answer in time");
+        let mut connection = connected.expect("the server of the tests answers");
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.expect("the statement is good");
+    }
+}
