@@ -1,25 +1,36 @@
-//! The HTTP API for services: events in, by `POST /v1/events`. Its routes are served on the clients' port by the edge,
-//! of which it knows nothing but how to say that a caller has shown who it is; nor does it know sessions or the store.
+//! The HTTP API for services: events in, by `POST /v1/events`, and users' logs to read. Its routes are served on the
+//! clients' port by the edge, of which it knows nothing but how to say that a caller has shown who it is; nor does it
+//! know sessions.
 
 mod batch;
 mod events;
 mod idempotency;
+mod notifications;
 mod publish;
 mod schema;
 mod trace_context;
 
 use std::{sync::Arc, time::Duration};
 
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use rdkafka::{ClientConfig, error::KafkaError};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::publish::{InFlight, Publisher};
 use crate::{
-    auth::Authenticator,
+    auth::{Authenticator, Denied},
+    edge::bearer,
     event::Options,
     ingest::decode::Decoder,
     kafka::{self, Fatal},
+    problem::Problem,
+    store::Store,
 };
+
+/// A key, for callers whose `Authorization` is taken by something on the way.
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// When to come back while an issuer's keys are not known, in seconds.
+const RETRY_KEYS: u64 = 1;
 
 /// How the API behaves.
 #[derive(Clone)]
@@ -52,6 +63,7 @@ struct Inner {
     decoder: Decoder,
     publisher: Arc<Publisher>,
     in_flight: InFlight,
+    store: Arc<dyn Store>,
 }
 
 impl Api {
@@ -60,7 +72,12 @@ impl Api {
     ///
     /// # Errors
     /// When librdkafka refuses a property.
-    pub fn start(config: Config, authenticator: Arc<Authenticator>, fatal: Fatal) -> Result<Self, KafkaError> {
+    pub fn start(
+        config: Config,
+        authenticator: Arc<Authenticator>,
+        store: Arc<dyn Store>,
+        fatal: Fatal,
+    ) -> Result<Self, KafkaError> {
         metric::describe();
         // Only whether an event is accepted matters here: options by type are ingest's, and ids are made here.
         let decoder = Decoder::new("", &config.topic, config.payload_bytes_max, Arc::new(|_| Options::default()));
@@ -72,13 +89,17 @@ impl Api {
                 () = fatal.closed() => {}
             }
         });
-        Ok(Self(Arc::new(Inner { in_flight: InFlight::new(&config), config, authenticator, decoder, publisher })))
+        let in_flight = InFlight::new(&config);
+        Ok(Self(Arc::new(Inner { config, authenticator, decoder, publisher, in_flight, store })))
     }
 
     /// Its routes and what they say of themselves.
     #[must_use]
     pub fn routes(&self) -> OpenApiRouter {
-        OpenApiRouter::new().routes(routes!(events::publish)).with_state(self.0.clone())
+        OpenApiRouter::new()
+            .routes(routes!(events::publish))
+            .routes(routes!(notifications::read))
+            .with_state(self.0.clone())
     }
 
     /// From here on requests are refused; those under way go on.
@@ -89,6 +110,22 @@ impl Api {
     /// Resolves when no event is under way to Kafka. Cancel safe.
     pub async fn settled(&self) {
         self.0.in_flight.settled().await;
+    }
+}
+
+/// A token or an API key; empty when there is none.
+fn credential(headers: &HeaderMap) -> &str {
+    bearer(headers).or_else(|| headers.get(API_KEY)?.to_str().ok()).unwrap_or_default()
+}
+
+fn denied(denied: Denied) -> Problem {
+    match denied {
+        Denied::Missing => {
+            Problem::new(StatusCode::UNAUTHORIZED, "a credential is required: Authorization: Bearer, or X-API-Key")
+        }
+        Denied::Scope(_) => Problem::new(StatusCode::FORBIDDEN, denied.to_string()),
+        Denied::NoKeys => Problem::new(StatusCode::SERVICE_UNAVAILABLE, denied.to_string()).retry_after(RETRY_KEYS),
+        _ => Problem::new(StatusCode::UNAUTHORIZED, denied.to_string()),
     }
 }
 

@@ -119,12 +119,13 @@ impl Node {
         let writer = Writer::start(&store, WRITE_LANES, &health, &lost);
         let watch = tokio::spawn(storage::watch(store.clone(), health.clone(), lost.clone()));
         let tidy = tokio::spawn(storage::tidy(store.clone()));
+        let log = store.clone();
         let user_config = user_config(config, store, writer);
         let (fatal_sender, fatal) = mpsc::unbounded_channel();
         let (root, root_ended, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
 
         let authenticator = Authenticator::start(&auth_config(config))?;
-        let api = Api::start(api_config(config), authenticator.clone(), fatal_sender.clone());
+        let api = Api::start(api_config(config), authenticator.clone(), log, fatal_sender.clone());
         let api = api.context("kafka.properties")?;
         let others = api.routes().merge(dev.into());
         let edge = edge::start(edge_config(config, epoch, others)?, authenticator, started, shards.clone()).await?;

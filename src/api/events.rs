@@ -17,6 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Inner,
     batch::{self, Item, ItemError, Refused},
+    credential, denied,
     idempotency::IdempotencyKey,
     metric,
     publish::{ItemResult, NoRoom, Outcome},
@@ -24,14 +25,12 @@ use super::{
     trace_context::TraceContext,
 };
 use crate::{
-    auth::{Denied, Scope, Service},
-    edge::{Carrier, bearer},
+    auth::{Scope, Service},
+    edge::Carrier,
     ids::NotificationId,
     problem::Problem,
 };
 
-/// A key, for callers whose `Authorization` is taken by something on the way.
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// When to come back while Kafka does not answer, and while there is no room, in seconds.
 const RETRY_KAFKA: u64 = 5;
 const RETRY_ROOM: u64 = 1;
@@ -167,14 +166,7 @@ pub(super) async fn publish(State(api): State<Arc<Inner>>, request: Request) -> 
 
 /// Which service asks, if it may publish.
 fn identify(api: &Inner, head: &Parts) -> Result<Arc<Service>, Problem> {
-    let key = bearer(&head.headers).or_else(|| head.headers.get(API_KEY)?.to_str().ok()).unwrap_or_default();
-    let service = api.authenticator.service(key, Scope::Publish).map_err(|denied| match denied {
-        Denied::Missing => {
-            Problem::new(StatusCode::UNAUTHORIZED, "an API key is required: Authorization: Bearer, or X-API-Key")
-        }
-        Denied::Scope(_) => Problem::new(StatusCode::FORBIDDEN, denied.to_string()),
-        _ => Problem::new(StatusCode::UNAUTHORIZED, denied.to_string()),
-    })?;
+    let service = api.authenticator.service(credential(&head.headers), Scope::Publish).map_err(denied)?;
     if let Some(carrier) = head.extensions.get::<Carrier>() {
         carrier.identify();
     }

@@ -9,9 +9,15 @@ use sha2::Digest as _;
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::auth::{self, ApiKey, Scope, Service};
+use crate::{
+    auth::{self, ApiKey, Scope, Service},
+    store::tests::FaultyStore,
+};
 
 const KEY: &str = "key";
+/// A key that may read.
+pub(super) const READ_KEY: &str = "another key";
+pub(super) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 const BODY_BYTES_MAX: usize = 1024;
 
 /// An API whose Kafka is nowhere.
@@ -21,9 +27,18 @@ fn api(in_flight_bytes: usize) -> Api {
 
 /// The same with properties of its producer.
 fn api_with(in_flight_bytes: usize, properties: &[(&str, &str)]) -> Api {
-    let service = Arc::new(Service { name: "billing".into(), scopes: vec![Scope::Publish] });
-    let api_keys = vec![ApiKey { sha256: sha2::Sha256::digest(KEY).into(), service }];
-    let authenticator = Authenticator::new(&auth::Config { api_keys, ..auth::Config::default() });
+    start(in_flight_bytes, properties, FaultyStore::new(10))
+}
+
+/// The same on a store.
+pub(super) fn start(in_flight_bytes: usize, properties: &[(&str, &str)], store: Arc<dyn Store>) -> Api {
+    let key = |key: &str, name: &str, scope| {
+        let service = Arc::new(Service { name: name.into(), scopes: vec![scope] });
+        ApiKey { sha256: sha2::Sha256::digest(key).into(), service }
+    };
+    let api_keys = vec![key(KEY, "billing", Scope::Publish), key(READ_KEY, "support", Scope::Read)];
+    let config = auth::Config { hs256_secret: Some(SECRET.into()), api_keys, ..auth::Config::default() };
+    let authenticator = Authenticator::new(&config);
     let mut producer = ClientConfig::new();
     producer.set("bootstrap.servers", "127.0.0.1:1");
     for (name, value) in properties {
@@ -40,7 +55,7 @@ fn api_with(in_flight_bytes: usize, properties: &[(&str, &str)]) -> Api {
         in_flight_events: batch::EVENTS_MAX,
     };
     let (fatal, _) = tokio::sync::mpsc::unbounded_channel();
-    Api::start(config, Arc::new(authenticator), fatal).unwrap()
+    Api::start(config, Arc::new(authenticator), store, fatal).unwrap()
 }
 
 /// Status, `Retry-After` and the problem's detail.
