@@ -64,6 +64,8 @@ fn options(config: &Config) -> sqlx::Result<SqliteConnectOptions> {
         // write-ahead log into the file after each.
         .pragma("cache_size", "-65536")
         .pragma("wal_autocheckpoint", "8000")
+        // What would take one statement of a transaction back: not through a file.
+        .pragma("temp_store", "memory")
         .disable_statement_logging())
 }
 
