@@ -33,6 +33,8 @@ mod storage;
 
 pub use storage::store_config;
 
+/// How long the store may take to end in good order.
+const STORE_CLOSE: Duration = Duration::from_secs(5);
 /// Shard actors of a node. They share the shards: enough to use every core, few enough that a message to one
 /// carries the events of many users.
 const SHARD_ACTORS: usize = 8;
@@ -63,6 +65,7 @@ pub struct Node {
     admin_address: SocketAddr,
     tasks: Vec<JoinHandle<()>>,
     fatal: mpsc::UnboundedReceiver<String>,
+    store: Arc<dyn Store>,
     store_lost: mpsc::UnboundedReceiver<store::Error>,
     drain: config::Drain,
 }
@@ -119,7 +122,7 @@ impl Node {
         let writer = Writer::start(&store, WRITE_LANES, &health, &lost);
         let watch = tokio::spawn(storage::watch(store.clone(), health.clone(), lost.clone()));
         let tidy = tokio::spawn(storage::tidy(store.clone()));
-        let log = store.clone();
+        let (log, kept) = (store.clone(), store.clone());
         let user_config = user_config(config, store, writer);
         let (fatal_sender, fatal) = mpsc::unbounded_channel();
         let (root, root_ended, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
@@ -139,7 +142,20 @@ impl Node {
         health.ready(HEALTH_PART);
         let tasks = vec![admin, watch, tidy, tokio::spawn(runtime_heartbeat(health.clone()))];
         let drain = config.drain.clone();
-        Ok(Self { health, root, root_ended, ingest, edge, api, admin_address, tasks, fatal, store_lost, drain })
+        Ok(Self {
+            health,
+            root,
+            root_ended,
+            ingest,
+            edge,
+            api,
+            admin_address,
+            tasks,
+            fatal,
+            store: kept,
+            store_lost,
+            drain,
+        })
     }
 
     /// Where clients connect.
@@ -206,6 +222,9 @@ impl Node {
         self.edge.drain(self.drain.goodbyes_per_second, deadline).await;
         self.root.stop(None);
         self.tasks.iter().for_each(JoinHandle::abort);
+        if tokio::time::timeout(STORE_CLOSE, self.store.close()).await.is_err() {
+            tracing::warn!("the store did not close in time; it has all that was settled");
+        }
         tracing::info!(seconds = began.elapsed().as_secs_f64(), "drained");
     }
 }

@@ -71,6 +71,11 @@ pub trait Store: Send + Sync + 'static {
     /// Whether it answers, and is still what this process began with. To be asked every second.
     fn check(&self) -> Answer<'_, ()>;
 
+    /// Lets the engine end in good order: what is open is written and closed. Nothing may be asked afterwards.
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Makes room for the days to come and lets go of what is over. To be called every hour.
     fn tidy(&self) -> Answer<'_, ()>;
 }

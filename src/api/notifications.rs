@@ -119,13 +119,15 @@ pub(super) async fn read(
     }
     let opened = api.store.open(&user, None).await.map_err(away)?;
     let page = api.store.read(&user, after, PageLimit { items: limit, bytes: PAGE_BYTES_MAX }).await.map_err(away)?;
+    // Some may have come since it was opened. A page without entries covers whatever was asked for.
+    let head = if page.entries.is_empty() { opened.head } else { opened.head.max(page.covers) };
     let mut answer = LogPage {
         epoch: (*api.store.epoch()).to_owned(),
-        head: opened.head.max(page.covers),
+        head,
         cursor: opened.cursor,
         notifications: Vec::with_capacity(page.entries.len()),
         gaps: Vec::new(),
-        next: (page.covers > after && page.covers < opened.head).then_some(page.covers),
+        next: (page.covers > after && page.covers < head).then_some(page.covers),
     };
     for entry in page.entries {
         match entry {

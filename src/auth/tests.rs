@@ -119,7 +119,10 @@ fn issuer_and_audience_are_checked_when_they_are_configured() {
     let audience = Config { audience: Some("a".into()), ..config() };
     assert_eq!(check(&audience, &claims).unwrap_err(), Denied::Foreign);
     let without = json!({ "sub": "u", "exp": now() + 60 });
-    assert_eq!(check(&audience, &without).unwrap_err(), Denied::Claims);
+    let issuer = Config { issuer: Some("i".into()), ..config() };
+    for config in [audience, issuer] {
+        assert_eq!(check(&config, &without).unwrap_err(), Denied::Foreign);
+    }
 }
 
 #[test]

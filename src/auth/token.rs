@@ -116,6 +116,7 @@ fn denied(error: &ErrorKind) -> Denied {
         ErrorKind::ExpiredSignature => Denied::Expired,
         ErrorKind::ImmatureSignature => Denied::NotYet,
         ErrorKind::InvalidIssuer | ErrorKind::InvalidAudience => Denied::Foreign,
+        ErrorKind::MissingRequiredClaim(claim) if matches!(&**claim, "iss" | "aud") => Denied::Foreign,
         ErrorKind::MissingRequiredClaim(_) | ErrorKind::Json(_) | ErrorKind::InvalidClaimFormat(_) => Denied::Claims,
         _ => Denied::Invalid,
     }

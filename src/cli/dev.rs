@@ -35,7 +35,7 @@ const DATABASE: &str = "notifier.db";
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  notifier dev\n  notifier dev --port 9000 --kafka localhost:9092")]
 pub struct Args {
-    /// The clients' port; +1 gRPC (later), +2 admin, +4 embedded broker
+    /// The clients' port; +1 gRPC, +2 admin, +4 embedded broker
     #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u16).range(1..=65531))]
     port: u16,
     /// Where the configuration that it runs with is written
@@ -169,7 +169,7 @@ fn greet(args: &Args, config: &Config, api_key: &str, node: &Node) -> anyhow::Re
     if args.json {
         let metrics = format!("http://{}/metrics", node.admin_address());
         let object = serde_json::json!({ "page": page, "websocket": websocket, "user": USER, "token": token,
-            "kafka": brokers, "metrics": metrics, "config": file, "api_key": api_key, "send": send, "curl": curl });
+            "grpc": node.grpc_address().to_string(), "kafka": brokers, "metrics": metrics, "config": file, "api_key": api_key, "send": send, "curl": curl });
         writeln!(out, "{object}")?;
         return Ok(out.flush()?);
     }
@@ -179,6 +179,7 @@ fn greet(args: &Args, config: &Config, api_key: &str, node: &Node) -> anyhow::Re
     writeln!(out, "notifier is ready.\n")?;
     writeln!(out, "  Page       {page}")?;
     writeln!(out, "  WebSocket  {websocket}")?;
+    writeln!(out, "  gRPC       {}", node.grpc_address())?;
     writeln!(out, "  Kafka      {brokers}, topic {}", config.kafka.topic)?;
     writeln!(out, "  Metrics    http://{}/metrics", node.admin_address())?;
     writeln!(out, "  Token      {token}")?;

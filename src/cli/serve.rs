@@ -21,6 +21,6 @@ pub async fn run(_: Args, file: Option<&Path>) -> anyhow::Result<()> {
     cli::check_auth(&config)?;
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let node = Node::start(&config, axum::Router::new(), telemetry::metrics()?).await?;
-    tracing::info!(clients = %node.client_address(), admin = %node.admin_address(), topic = config.kafka.topic, "serving");
+    tracing::info!(clients = %node.client_address(), grpc = %node.grpc_address(), admin = %node.admin_address(), topic = config.kafka.topic, "serving");
     node.run(cli::stop_signal()).await
 }

@@ -73,11 +73,11 @@ pub struct Grpc {
     /// IP address and port that gRPC clients connect to.
     #[schemars(extend("format" = "address"))]
     pub listen: SocketAddr,
-    /// TLS certificate chain, a PEM file. Together with `tls_key_file`; without both, clients connect in plain text.
+    /// TLS certificate chain, a PEM file, read again when it changes. Together with `tls_key_file`; without both, clients connect in plain text, whatever the client port does.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "file"))]
     pub tls_cert_file: Option<PathBuf>,
-    /// Private key of the certificate, a PEM file.
+    /// Private key of the certificate, a PEM file, read again when it changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "file"))]
     pub tls_key_file: Option<PathBuf>,

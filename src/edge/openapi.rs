@@ -125,6 +125,7 @@ fn complete(mut document: OpenApi) -> OpenApi {
     };
     document.tags = Some(vec![
         tag("events", "For services: write events."),
+        tag("notifications", "Users' logs: what was delivered, and what waits."),
         tag("sessions", "For clients: connect, read, acknowledge."),
         tag("node", "About the node itself."),
     ]);

@@ -316,7 +316,17 @@ impl PostgresStore {
             self.writes.set_connect_options(options.clone());
             self.reads.set_connect_options(options);
         }
-        self.check_epoch().await
+        self.check_epoch().await?;
+        let held: i64 = ask!(self.reads, |connection| {
+            sqlx::query_scalar("select count(*) from shard_claims where owner = $1")
+                .bind(&self.owner)
+                .fetch_one(connection)
+        })?;
+        if held == i64::from(self.shards) {
+            Ok(())
+        } else {
+            Err(Error::Lost { reason: "another process has taken its shards".into() })
+        }
     }
 
     async fn forget_expired_sessions(&self) -> Result<(), Error> {
@@ -375,6 +385,14 @@ impl Store for PostgresStore {
 
     fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()> {
         Box::pin(self.raise_cursors(acknowledged))
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            self.writes.close().await;
+            self.reads.close().await;
+            Ok(())
+        })
     }
 
     fn check(&self) -> Answer<'_, ()> {

@@ -6,7 +6,7 @@ mod positions;
 pub(in crate::store) mod queries;
 mod sessions;
 
-use std::{str::FromStr as _, sync::Arc, time::Duration};
+use std::{path::Path, str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
     ConnectOptions as _, Row as _, SqliteConnection,
@@ -69,8 +69,19 @@ fn options(config: &Config) -> sqlx::Result<SqliteConnectOptions> {
         .disable_statement_logging())
 }
 
+/// Makes the file if it is not there, for this user only: it holds payloads, and ids that connect. What SQLite puts
+/// beside it gets the same permissions. What goes wrong here is said when the file is opened.
+fn create_private(path: &Path) {
+    let mut open = std::fs::OpenOptions::new();
+    open.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut open, 0o600);
+    let _ = open.open(path);
+}
+
 /// Brings the schema up.
 pub(super) async fn migrate(config: &Config) -> Result<usize, SchemaError> {
+    create_private(options(config)?.get_filename());
     SQLITE.establish(&mut options(config)?.connect().await?, true).await
 }
 
@@ -89,6 +100,7 @@ impl SqliteStore {
     /// When the file cannot be opened or its schema is of another version.
     pub async fn open(config: &Config) -> Result<Self, SchemaError> {
         let options = options(config)?;
+        create_private(options.get_filename());
         let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(BUSY * 2);
         let writes = pool(1).idle_timeout(None).max_lifetime(None).connect_lazy_with(options.clone());
         let reads = pool(READS_MAX).connect_lazy_with(options);
@@ -243,6 +255,15 @@ impl Store for SqliteStore {
 
     fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()> {
         Box::pin(async move { self.raise_cursors(acknowledged).await.map_err(unavailable) })
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            self.reads.close().await;
+            // The last connection moves the write-ahead log into the file.
+            self.writes.close().await;
+            Ok(())
+        })
     }
 
     fn check(&self) -> Answer<'_, ()> {

@@ -66,6 +66,7 @@ async fn a_log_is_read_page_by_page_and_says_what_is_gone() {
     assert_eq!((numbers(&last), last.get("next")), (vec![5], None));
     let (_, _, beyond) = get(&api, READ_KEY, "101/notifications?after=9223372036854775807").await;
     assert_eq!((numbers(&beyond), beyond.get("next")), (vec![], None));
+    assert_eq!(beyond["head"], 5, "not what was asked for");
     let (status, _, nobody) = get(&api, READ_KEY, "nobody/notifications").await;
     assert_eq!((status, &nobody["head"], numbers(&nobody)), (200, &json!(0), vec![]));
 }

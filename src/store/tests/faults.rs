@@ -43,7 +43,11 @@ async fn a_former_owner_writes_nothing_and_learns_that_it_is_one() {
         let former = place.open().await;
         former.log.append(&events("u", ["a"])).await.unwrap();
         former.positions.begin(&log_name(), &[(0, 1)]).await.unwrap();
+        former.log.check().await.unwrap();
         let owner = place.open().await;
+        let noticed = former.log.check().await;
+        assert!(matches!(noticed, Err(Error::Lost { .. })), "without a write: {noticed:?} {}", place.name());
+        owner.log.check().await.unwrap();
         owner.positions.begin(&log_name(), &[(0, 1)]).await.unwrap();
         let refused = former.log.append(&events("u", ["b"])).await;
         assert!(matches!(refused, Err(Error::Lost { .. })), "{refused:?} {}", place.name());
@@ -203,6 +207,24 @@ async fn partitions_that_are_over_are_dropped_whole_and_numbers_go_on() {
     let engine = Engine::of(Arc::new(store));
     assert_eq!(engine.log.append(&events("u", ["next"])).await.unwrap(), [Appended::Stored(4)]);
     assert_eq!(shape(&engine, "u", 0, ALL).await, ["1-3 Expired", "4"]);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_is_its_users_alone_and_holds_everything_when_it_is_closed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::file();
+    let engine = place.open().await;
+    engine.log.append(&events("u", ["a"])).await.unwrap();
+    let Place::File(file) = &place else { unreachable!("a file") };
+    let dir = file.path();
+    let names = || std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap()).collect::<Vec<_>>();
+    for entry in names() {
+        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
+    }
+    assert!(names().len() > 1, "a write-ahead log");
+    engine.log.close().await.unwrap();
+    assert_eq!(names().len(), 1, "{:?}", names());
 }
 
 #[tokio::test]
