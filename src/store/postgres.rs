@@ -18,7 +18,7 @@ use futures_util::TryFutureExt as _;
 use parking_lot::Mutex;
 use sqlx::{
     ConnectOptions as _, Row as _,
-    postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow},
+    postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow},
 };
 
 use super::{
@@ -26,7 +26,7 @@ use super::{
     poison,
     positions::HeldPartitions,
     row::{self, Ends, Group, Keeping, Read, number, signed},
-    schema::{POSTGRES, SchemaError},
+    schema::{POSTGRES, SchemaError, reason},
 };
 use crate::{
     event::{Event, unix_millis_now},
@@ -111,15 +111,17 @@ impl Password {
     }
 }
 
-/// What a call that failed says; what is in rows is never in it.
 fn unavailable(error: sqlx::Error) -> Error {
-    let reason = match &error {
-        sqlx::Error::Database(refused) => {
-            format!("{} ({})", refused.message(), refused.code().unwrap_or_default())
-        }
-        other => other.to_string(),
-    };
-    Error::Unavailable { reason }
+    Error::Unavailable { reason: reason(&error) }
+}
+
+/// A connection that says why there is none: of a pool one only hears that it took too long.
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, SchemaError> {
+    let reason = |why: String| SchemaError::Unusable { reason: format!("{}: {why}", options.get_host()) };
+    match tokio::time::timeout(ACQUIRE, options.connect()).await {
+        Ok(connection) => connection.map_err(|error| reason(self::reason(&error))),
+        Err(_) => Err(reason(format!("no answer within {ACQUIRE:?}"))),
+    }
 }
 
 fn pool(options: PgConnectOptions, connections: u32, settings: &'static str) -> PgPool {
@@ -139,12 +141,14 @@ impl PostgresStore {
     pub async fn open(config: &Config) -> Result<Self, SchemaError> {
         let password = Password::of(config)?;
         let options = password.options();
+        let mut connection = connect(&options).await?;
         let writes = pool(options.clone(), WRITES_MAX, WRITE_SETTINGS);
         let reads = pool(options, READS_MAX, SETTINGS);
-        let applied = POSTGRES.establish(&mut *reads.acquire().await?, config.may_migrate).await?;
+        let applied = POSTGRES.establish(&mut connection, config.may_migrate).await?;
         if applied > 0 {
             tracing::info!(applied, "the store's schema was brought up");
         }
+        drop(connection);
         let stored = establish(&reads, config.shards).await?;
         if stored != i64::from(config.shards) {
             return Err(SchemaError::Shards { stored, configured: config.shards.into() });
@@ -191,8 +195,7 @@ use ask;
 
 /// Brings the schema up.
 pub(super) async fn migrate(config: &Config) -> Result<usize, SchemaError> {
-    let mut connection = Password::of(config)?.options().connect().await?;
-    POSTGRES.establish(&mut connection, true).await
+    POSTGRES.establish(&mut connect(&Password::of(config)?.options()).await?, true).await
 }
 
 /// The one row that says what this store is; how many shards it was created with.

@@ -40,12 +40,18 @@ pub enum SchemaError {
         /// What this program has.
         needed: i64,
     },
-    /// The database said no.
-    #[error("the store's schema could not be brought up: {0}")]
-    Failed(#[source] MigrateError),
-    /// The database does not answer.
-    #[error("the store does not answer: {0}")]
-    Unreachable(#[source] sqlx::Error),
+    /// The versions that the database has are not the program's.
+    #[error("the store's schema could not be brought up: {reason}")]
+    Failed {
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// The database does not answer, or says no.
+    #[error("the store cannot be used: {reason}")]
+    Unusable {
+        /// What was heard of it.
+        reason: String,
+    },
     /// Numbers of shards cannot change: users would change their shards.
     #[error("the store was created with {stored} shards (cluster.shards), which cannot change to {configured}")]
     Shards {
@@ -56,25 +62,35 @@ pub enum SchemaError {
     },
 }
 
+/// What an engine says of a call that failed; what is in rows is never in it.
+pub(super) fn reason(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(refused) => {
+            format!("{} ({})", refused.message(), refused.code().unwrap_or_default())
+        }
+        other => other.to_string(),
+    }
+}
+
 impl SchemaError {
     /// Whether starting again cannot help: somebody has to change something first.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        !matches!(self, Self::Unreachable(_) | Self::Failed(_))
+        !matches!(self, Self::Unusable { .. } | Self::Failed { .. })
     }
 }
 
 impl From<sqlx::Error> for SchemaError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Unreachable(error)
+        Self::Unusable { reason: reason(&error) }
     }
 }
 
 impl From<MigrateError> for SchemaError {
     fn from(error: MigrateError) -> Self {
         match error {
-            MigrateError::Execute(error) => Self::Unreachable(error),
-            error => Self::Failed(error),
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error.into(),
+            error => Self::Failed { reason: error.to_string() },
         }
     }
 }

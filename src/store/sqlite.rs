@@ -21,7 +21,7 @@ use super::{
     poison,
     positions::HeldPartitions,
     row::{self, Ends, Group, Keeping, Read, number, signed},
-    schema::{SQLITE, SchemaError},
+    schema::{SQLITE, SchemaError, reason},
 };
 use crate::{
     event::{Event, unix_millis_now},
@@ -48,7 +48,7 @@ pub struct SqliteStore {
 }
 
 fn unavailable(error: sqlx::Error) -> Error {
-    Error::Unavailable { reason: error.to_string() }
+    Error::Unavailable { reason: reason(&error) }
 }
 
 fn options(config: &Config) -> sqlx::Result<SqliteConnectOptions> {

@@ -270,6 +270,20 @@ async fn a_store_that_went_back_begins_a_new_epoch_and_knows_the_old_one() {
 }
 
 #[tokio::test]
+async fn a_store_that_cannot_be_used_at_the_start_is_told_from_others_once() {
+    let open =
+        async |url: &str| Engine::open(&Config { url: url.into(), ..Place::file().config() }).await.err().unwrap();
+    for (url, why) in [
+        ("postgres://u@127.0.0.1:1/d", "127.0.0.1: error communicating with database: Connection refused"),
+        ("sqlite:/nowhere/at/all.db", "unable to open database file"),
+    ] {
+        let error = open(url).await;
+        let said = format!("{:#}", anyhow::Error::new(error));
+        assert_eq!(said.matches(why).count(), 1, "{said}");
+    }
+}
+
+#[tokio::test]
 async fn a_schema_of_another_version_is_refused_and_says_what_to_do() {
     for place in Place::durable().await {
         let check = Config { may_migrate: false, ..place.config() };
