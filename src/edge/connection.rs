@@ -44,23 +44,7 @@ pub(super) fn run<H: Send>(
     already_read: Vec<u8>,
     held: H,
 ) -> impl Future<Output = ()> + Send {
-    let mut connection = Connection {
-        incoming: match relay.protocol {
-            Protocol::WebSocket(form) => {
-                Some(Box::new(WebSocket::new(already_read, form, shared.config.frame_bytes_max)))
-            }
-            Protocol::Sse(_) | Protocol::Grpc(_) => None,
-        },
-        relay,
-        shared,
-        since,
-        lost: Lost {
-            backoff: Backoff::new(Duration::from_millis(50), Duration::from_millis(500)),
-            passed: 0,
-            in_a_row: 0,
-            at: Instant::now(),
-        },
-    };
+    let mut connection = Connection::new(relay, shared, since, already_read);
     async move {
         connection.run().await;
         drop(held);
@@ -84,6 +68,26 @@ struct Lost {
 }
 
 impl Connection {
+    fn new(relay: Arc<Relay>, shared: Arc<Shared>, since: Option<Since>, already_read: Vec<u8>) -> Self {
+        Self {
+            incoming: match relay.protocol {
+                Protocol::WebSocket(form) => {
+                    Some(Box::new(WebSocket::new(already_read, form, shared.config.frame_bytes_max)))
+                }
+                Protocol::Sse(_) | Protocol::Grpc(_) => None,
+            },
+            relay,
+            shared,
+            since,
+            lost: Lost {
+                backoff: Backoff::new(Duration::from_millis(50), Duration::from_millis(500)),
+                passed: 0,
+                in_a_row: 0,
+                at: Instant::now(),
+            },
+        }
+    }
+
     async fn run(&mut self) {
         let _registered = self.shared.registry.register(&self.relay);
         // It may have been ended between being looked up and being found here.
@@ -132,7 +136,11 @@ impl Connection {
             match self.next()? {
                 None => return Ok(Turn::Done),
                 Some(Incoming::Heard) => self.relay.heard(),
-                Some(Incoming::Left) => return Ok(Turn::Left),
+                Some(Incoming::Left) => {
+                    // The answer to its close may stand behind frames that the flusher has not come to yet.
+                    self.relay.flush();
+                    return Ok(Turn::Left);
+                }
                 Some(Incoming::Said(ack)) => {
                     self.relay.heard();
                     if !ack.is_some_and(|ack| self.relay.acknowledge(ack)) {

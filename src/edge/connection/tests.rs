@@ -1,14 +1,24 @@
 //! A connection's task beside a shard that only listens.
 
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
 use super::*;
 use crate::{
-    edge::fakes::{shared_with, stream},
-    event::UnixMillis,
-    fakes::{Collector, Heard, settled, user},
-    ids::SessionId,
-    session::{self, Outlet as _},
+    edge::{
+        fakes::{shared_with, stream},
+        protocol::Form,
+        relay::{Client, Sink},
+    },
+    event::{Notification, UnixMillis},
+    fakes::{Collector, Heard, durable, settled, user},
+    ids::{LogEpoch, SessionId},
+    session::{self, Kind, Outgoing, Outlet as _, Pushed},
     shard::{self, Shards},
     store::sessions::{MemorySessions, Started},
+    wire::Frame,
 };
 
 /// What connections share, with the id of a session that was started, and what the shard is asked for.
@@ -79,4 +89,46 @@ async fn a_connection_begins_where_its_client_said_until_it_was_served() {
     drop(attach);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(matches!(request(&asked).from, Origin::Connection { passed: 9, acknowledged: 0 }));
+}
+
+/// Nobody flushes here: what is pushed waits in the queue.
+#[tokio::test]
+async fn a_client_that_leaves_is_answered_behind_what_was_queued() {
+    let (shared, ..) = scene().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (socket, _) = listener.accept().await.unwrap();
+    let who = Client {
+        session: SessionId::random(),
+        user: user(),
+        device: None,
+        is_started: false,
+        expires_at: UnixMillis::MAX,
+    };
+    let relay = Arc::new(Relay::new(
+        who,
+        Protocol::WebSocket(Form::Json),
+        Sink::Socket(socket.into()),
+        shared.queue_limits(),
+        LogEpoch::random(),
+        Arc::default(),
+    ));
+    let mut connection = Connection::new(relay.clone(), shared, None, Vec::new());
+    relay.next_attachment();
+    let (actor, _) = Collector::<session::Msg>::spawn().await;
+    assert!(relay.attached(1, actor, 0));
+    let notification = Notification { seq: Some(1), event: durable(&user(), "1") };
+    let frame = Frame::notification(&notification);
+    let outgoing = Outgoing { frame: &frame, kind: Kind::Notification(Some(1), &notification.event) };
+    assert_eq!(relay.push(1, &outgoing), Pushed::Taken);
+    // An empty close, masked (RFC 6455, 5.5.1).
+    client.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+    while !matches!(connection.read().unwrap(), Turn::Left) {
+        relay.ready().await.unwrap();
+    }
+    let expected = [&frame.websocket()[..], &[0x88, 0]].concat();
+    let mut got = vec![0; expected.len()];
+    let read = tokio::time::timeout(Duration::from_secs(30), client.read_exact(&mut got)).await;
+    read.expect("an answer to the close").unwrap();
+    assert_eq!(got, expected);
 }
