@@ -17,6 +17,7 @@ pub mod placement;
 mod problem;
 pub mod proto;
 pub mod settlement;
+pub mod state;
 pub mod wire;
 
 // What a node is configured with, and what it stands on.

@@ -1,6 +1,7 @@
 //! The store as the rest sees it: a log per user, and cursors. Engines are behind [`Store`]: in memory, for as long
 //! as the process lives; SQLite, for one node; PostgreSQL.
 
+pub mod journal;
 pub mod memory;
 mod poison;
 pub mod positions;
@@ -9,13 +10,20 @@ mod row;
 pub mod schema;
 pub mod sessions;
 pub mod sqlite;
+pub mod waiting;
 pub mod writer;
 
 use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use self::{
-    positions::Positions, postgres::PostgresStore, row::Keeping, schema::SchemaError, sessions::StartedSessions,
+    journal::{Journal, Step},
+    positions::Positions,
+    postgres::PostgresStore,
+    row::Keeping,
+    schema::SchemaError,
+    sessions::StartedSessions,
     sqlite::SqliteStore,
+    waiting::Waiting,
 };
 
 use crate::{
@@ -49,7 +57,7 @@ pub enum Error {
 const DEVICES_PER_USER_MAX: i64 = 64;
 
 /// Keeps users' logs and cursors. Every promise is per user; calls for different users are independent.
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Journal + Waiting {
     /// Names this life of the log. Numbers of another epoch mean nothing here.
     fn epoch(&self) -> LogEpoch;
 
@@ -60,13 +68,13 @@ pub trait Store: Send + Sync + 'static {
     fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened>;
 
     /// Appends events to their users' logs, in the order given; the answer has one entry for each.
-    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>>;
+    fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>>;
 
     /// What follows `after` in a user's log, oldest first.
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page>;
 
-    /// Raises cursors, each named once. They never go down, and never pass the head.
-    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()>;
+    /// Raises cursors, each named once, and adds to the journal. Cursors never go down, and never pass the head.
+    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step]) -> Answer<'a, ()>;
 
     /// Whether it answers, and is still what this process began with. To be asked every second.
     fn check(&self) -> Answer<'_, ()>;
@@ -91,13 +99,30 @@ pub struct Acknowledgement {
     pub seq: Sequence,
 }
 
-/// The two marks of a user's log.
+/// One event that enters its user's log.
+#[derive(Clone, Debug)]
+pub struct Entering {
+    /// The event.
+    pub event: Arc<Event>,
+    /// It has waited ([`Waiting::hold`]), and does no more from here on.
+    pub waited: bool,
+}
+
+impl From<Arc<Event>> for Entering {
+    fn from(event: Arc<Event>) -> Self {
+        Self { event, waited: false }
+    }
+}
+
+/// The marks of a user's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Opened {
     /// The highest number given; 0: none yet.
     pub head: Sequence,
     /// The highest number that the device has acknowledged (a new device: the user's shared cursor).
     pub cursor: Sequence,
+    /// The highest number that any device has acknowledged.
+    pub acknowledged: Sequence,
 }
 
 /// What became of an appended event.
@@ -107,6 +132,8 @@ pub enum Appended {
     Stored(Sequence),
     /// An event with its id had this number already.
     Duplicate(Sequence),
+    /// An event with its id waits, or has ended while it waited; it got no number.
+    Known,
     /// Its time to live had ended before it came; it got no number.
     Expired,
     /// The engine does not accept what is in it, and never will; it got no number.

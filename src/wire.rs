@@ -245,6 +245,8 @@ pub enum GapReason {
     Expired,
     /// The user's log or the log as a whole was full.
     Evicted,
+    /// Somebody took them back.
+    Cancelled,
     /// The client's `since` belongs to another epoch, or lies in the future.
     Epoch,
     /// The store lost its last commits, and with them what the client's `since` counted.

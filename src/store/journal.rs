@@ -1,0 +1,102 @@
+//! What happened to notifications: one entry for a whole stretch of a user's numbers where that is possible. States
+//! are read from it ("why did I not get it?"), and receipts are written from it.
+
+use super::Answer;
+use crate::{
+    event::{Event, UnixMillis},
+    ids::{DeviceId, NotificationId, Sequence, SessionId, UserId},
+    state::{Reason, State},
+};
+
+/// One entry of the journal. It never changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Whose notifications.
+    pub user: UserId,
+    /// The first number; 0: what it is about has no number.
+    pub first: Sequence,
+    /// The last number.
+    pub last: Sequence,
+    /// The ids of `first..=last`, in order, when they are known. Never empty where there is no number.
+    pub ids: Vec<NotificationId>,
+    /// What they are now.
+    pub state: State,
+    /// Why, where there is a reason.
+    pub reason: Option<Reason>,
+    /// On which session.
+    pub session: Option<SessionId>,
+    /// On which device.
+    pub device: Option<DeviceId>,
+    /// When that session was given the first of them, where this says that they were acknowledged.
+    pub handed_at: Option<UnixMillis>,
+    /// When.
+    pub at: UnixMillis,
+}
+
+/// A place in the journal: everything before it is complete and stays so. Its text is the engine's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mark(pub String);
+
+/// All that the store knows of one notification.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// What it is.
+    pub event: Event,
+    /// Its number, if it ever got one.
+    pub seq: Option<Sequence>,
+    /// When it was stored.
+    pub stored_at: UnixMillis,
+    /// When it must not be delivered any more.
+    pub expires_at: UnixMillis,
+    /// Whether some device has acknowledged its number.
+    pub acknowledged: bool,
+    /// Whether the cap of the user's log took it.
+    pub evicted: bool,
+    /// What happened to it, oldest first; at most the last hundred.
+    pub steps: Vec<Step>,
+}
+
+/// What became of the wish that a notification is not delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It will not be delivered from here on; its number, if it had one.
+    Done(Option<Sequence>),
+    /// It had ended already, as this.
+    Ended(State),
+    /// Nothing is known of such a notification.
+    Unknown,
+}
+
+/// A numbered notification that takes the place of older ones with the same collapse key, as long as nobody was given them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superseding {
+    /// Whose.
+    pub user: UserId,
+    /// The key.
+    pub collapse_key: Box<str>,
+    /// Its number: older is what stands below.
+    pub seq: Sequence,
+}
+
+/// Keeps what happened. Entries of [`super::Store::acknowledge`] are written together with the cursors that they belong to.
+pub trait Journal: Send + Sync + 'static {
+    /// One notification's account; `None`: it is not known, or not any more.
+    fn account<'a>(&'a self, user: &'a UserId, id: &'a NotificationId) -> Answer<'a, Option<Account>>;
+
+    /// Sees that a notification, numbered or waiting, is not delivered, and notes that.
+    fn cancel<'a>(&'a self, user: &'a UserId, id: &'a NotificationId) -> Answer<'a, Cancelled>;
+
+    /// Sees that what is superseded is not delivered, and notes that. What some device has acknowledged, or some session
+    /// was given, stays.
+    fn supersede<'a>(&'a self, superseding: &'a [Superseding]) -> Answer<'a, ()>;
+
+    /// Entries that say that something has ended, in an order in which none can come before what was read once: the next
+    /// ones after `mark`, at most `limit`, and the mark behind the last of them. Ids are filled in where the log has them.
+    fn ended_after<'a>(&'a self, mark: &'a Mark, limit: usize) -> Answer<'a, (Vec<Step>, Mark)>;
+
+    /// Up to where receipts have been written; nothing yet: the journal's beginning.
+    fn receipted(&self) -> Answer<'_, Mark>;
+
+    /// Notes up to where receipts have been written.
+    fn set_receipted<'a>(&'a self, mark: &'a Mark) -> Answer<'a, ()>;
+}
