@@ -5,6 +5,7 @@
 mod batch;
 mod events;
 mod idempotency;
+mod notification;
 mod notifications;
 mod publish;
 mod schema;
@@ -20,10 +21,11 @@ use self::publish::{InFlight, Publisher};
 use crate::{
     auth::{Authenticator, Denied},
     edge::bearer,
-    event::Options,
+    event::{Options, UnixMillis, unix_millis_now},
     ingest::decode::Decoder,
     kafka::{self, Fatal},
     problem::Problem,
+    shard::Shards,
     store::Store,
 };
 
@@ -64,6 +66,9 @@ struct Inner {
     publisher: Arc<Publisher>,
     in_flight: InFlight,
     store: Arc<dyn Store>,
+    shards: Shards,
+    /// Sessions from before are lost.
+    started_at: UnixMillis,
 }
 
 impl Api {
@@ -75,7 +80,7 @@ impl Api {
     pub fn start(
         config: Config,
         authenticator: Arc<Authenticator>,
-        store: Arc<dyn Store>,
+        (store, shards): (Arc<dyn Store>, Shards),
         fatal: Fatal,
     ) -> Result<Self, KafkaError> {
         metric::describe();
@@ -90,7 +95,16 @@ impl Api {
             }
         });
         let in_flight = InFlight::new(&config);
-        Ok(Self(Arc::new(Inner { config, authenticator, decoder, publisher, in_flight, store })))
+        Ok(Self(Arc::new(Inner {
+            config,
+            authenticator,
+            decoder,
+            publisher,
+            in_flight,
+            store,
+            shards,
+            started_at: unix_millis_now(),
+        })))
     }
 
     /// Its routes and what they say of themselves.
@@ -99,6 +113,7 @@ impl Api {
         OpenApiRouter::new()
             .routes(routes!(events::publish))
             .routes(routes!(notifications::read))
+            .routes(routes!(notification::read, notification::cancel))
             .with_state(self.0.clone())
     }
 
@@ -167,7 +182,7 @@ pub mod fuzzing {
 
     use super::batch;
     use crate::{
-        event::Options,
+        event::{Options, UnixMillis, unix_millis_now},
         ids::NotificationId,
         ingest::decode::{Decoder, Record},
     };

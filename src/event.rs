@@ -39,6 +39,24 @@ pub enum Priority {
     Low,
 }
 
+impl Priority {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+    /// Every priority, the highest first.
+    pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Normal, Self::Low];
+
+    /// How the contract calls it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+}
+
 /// How an event wants to be delivered: its own options over those of its type over the defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {

@@ -16,6 +16,7 @@ pub mod ids;
 pub mod placement;
 mod problem;
 pub mod proto;
+pub mod receipt;
 pub mod settlement;
 pub mod state;
 pub mod wire;

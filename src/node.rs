@@ -20,13 +20,19 @@ use crate::{
     auth::{self, Authenticator},
     config::{self, Config},
     edge::{self, Edge, TrustedProxies, tls},
-    event::Options,
+    event::{Options, Priority},
     health::Health,
+    ids::UserId,
     ingest::{self, Ingest, ledger::Credits},
-    kafka, session,
+    kafka,
+    receipt::{NoReceipts, Receipts},
+    session,
     shard::{self, Shards},
     store::{self, Engine, Store, writer::Writer},
-    user,
+    user::{
+        self,
+        limiter::{Limit, Limits},
+    },
 };
 
 mod storage;
@@ -123,12 +129,12 @@ impl Node {
         let watch = tokio::spawn(storage::watch(store.clone(), health.clone(), lost.clone()));
         let tidy = tokio::spawn(storage::tidy(store.clone()));
         let (log, kept) = (store.clone(), store.clone());
-        let user_config = user_config(config, store, writer);
+        let user_config = user_config(config, store, writer, Arc::new(NoReceipts));
         let (fatal_sender, fatal) = mpsc::unbounded_channel();
         let (root, root_ended, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
 
         let authenticator = Authenticator::start(&auth_config(config))?;
-        let api = Api::start(api_config(config), authenticator.clone(), log, fatal_sender.clone());
+        let api = Api::start(api_config(config), authenticator.clone(), (log, shards.clone()), fatal_sender.clone());
         let api = api.context("kafka.properties")?;
         let others = api.routes().merge(dev.into());
         let edge = edge::start(edge_config(config, epoch, others)?, authenticator, started, shards.clone()).await?;
@@ -229,7 +235,12 @@ impl Node {
     }
 }
 
-fn user_config(config: &Config, store: Arc<dyn Store>, writer: Writer) -> Arc<user::Config> {
+fn user_config(
+    config: &Config,
+    store: Arc<dyn Store>,
+    writer: Writer,
+    receipts: Arc<dyn Receipts>,
+) -> Arc<user::Config> {
     let sessions = &config.sessions;
     Arc::new(user::Config {
         session: Arc::new(session::Config {
@@ -241,8 +252,21 @@ fn user_config(config: &Config, store: Arc<dyn Store>, writer: Writer) -> Arc<us
         }),
         sessions_max: sessions.per_user_max,
         idle_after: sessions.idle_after,
+        limits: limits(&config.limits.delivery),
+        buffer: user::buffer::Bounds { items: config.buffer.items, bytes: config.buffer.bytes },
         store,
         writer,
+        receipts,
+    })
+}
+
+/// Without any, the defaults hold for every priority that can be limited.
+fn limits(configured: &[config::DeliveryLimit]) -> Limits {
+    let default = [Priority::High, Priority::Normal, Priority::Low].map(config::DeliveryLimit::of);
+    let limits = if configured.is_empty() { &default } else { configured };
+    limits.iter().fold(Limits::default(), |limits, limit| {
+        let config::DeliveryLimit { priority, per_second, burst, dry_run } = *limit;
+        limits.with(priority, Limit { per_second, burst, dry_run })
     })
 }
 
@@ -404,9 +428,12 @@ impl Actor for Root {
 
     async fn pre_start(&self, myself: ActorRef<()>, args: Self::Arguments) -> Result<RootState, ActorProcessingErr> {
         let (config, shard_count, fatal, started) = args;
+        let mut waiting = storage::users_waiting(&*config.store).await;
         let mut actors = Vec::with_capacity(SHARD_ACTORS);
-        for _ in 0..SHARD_ACTORS {
-            actors.push(shard::spawn(config.clone(), myself.get_cell()).await?);
+        for index in 0..SHARD_ACTORS {
+            let is_here = |user: &mut UserId| shard::actor_of(user, shard_count, SHARD_ACTORS) == index;
+            let waiting = waiting.as_mut().map(|users| users.extract_if(.., is_here).collect());
+            actors.push(shard::spawn(shard::Args { config: config.clone(), waiting }, myself.get_cell()).await?);
         }
         let shards = Shards::new(actors, shard_count);
         let _ = started.send(shards.clone());
@@ -423,7 +450,11 @@ impl Actor for Root {
         let Some(index) = state.shards.index_of(crashed.get_id()) else { return Ok(()) };
         user::metric::restarted("shard");
         tracing::error!(index, %error, "shard actor crashed");
-        match shard::spawn(state.config.clone(), myself.get_cell()).await {
+        let mut waiting = storage::users_waiting(&*state.config.store).await;
+        if let Some(users) = &mut waiting {
+            users.retain(|user| state.shards.actor_of(user) == index);
+        }
+        match shard::spawn(shard::Args { config: state.config.clone(), waiting }, myself.get_cell()).await {
             Ok(successor) => state.shards.replace(index, successor),
             Err(error) => _ = state.fatal.send(format!("a shard actor could not be started again: {error}")),
         }

@@ -2,6 +2,8 @@
 //! gets next: what follows in the log while it is behind, what arrives while it is not. It knows no protocol
 //! and no socket: frames go to an [`Outlet`].
 
+pub mod metric;
+mod outlet;
 pub mod window;
 
 use std::{future::ready, sync::Arc, time::Duration};
@@ -10,10 +12,11 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, Sp
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+pub use self::outlet::{Attachment, Kind, Outgoing, Outlet, Pushed};
 use self::window::Window;
 use crate::{
-    event::{Event, Notification},
-    ids::{DeviceId, Sequence, SessionId, UserId},
+    event::{Event, Notification, UnixMillis, unix_millis_now},
+    ids::{DeviceId, NotificationId, Sequence, SessionId, UserId},
     store::{Entry, Page, PageLimit, Store},
     wire::{Close, CloseCode, Control, Frame, Gap},
 };
@@ -23,6 +26,8 @@ pub type SessionRef = ActorRef<Msg>;
 
 /// Notifications of one page of the log.
 const PAGE: PageLimit = PageLimit { items: 64, bytes: 256 * 1024 };
+/// What a session was given and has not acknowledged is told of after this long.
+const TELL_AFTER: Duration = Duration::from_secs(1);
 /// How long to wait for a store that does not answer before asking again.
 const READ_RETRY: Duration = Duration::from_millis(500);
 
@@ -39,77 +44,6 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Announced to clients: the ceiling of their wait before connecting again.
     pub reconnect: Duration,
-}
-
-/// Where a session's frames go: a connection, here or on another node. Calls never block.
-pub trait Outlet: Send + Sync {
-    /// Passes one frame on. Frames of an attachment that is not the latest are [`Pushed::Gone`].
-    fn push(&self, attachment: u64, outgoing: &Outgoing<'_>) -> Pushed;
-    /// The session decided to end the connection.
-    fn close(&self, attachment: u64, close: Close);
-    /// The session serves the connection from here on, with what follows the number; `false`: it is gone.
-    fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool;
-    /// Whoever held the attachment is gone without a close: attach again.
-    fn lost(&self, attachment: u64);
-}
-
-/// One frame with what an outlet wants to know of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Outgoing<'a> {
-    /// The encoded frame.
-    pub frame: &'a Frame,
-    /// What it is.
-    pub kind: Kind<'a>,
-}
-
-/// What a frame is.
-#[derive(Clone, Copy, Debug)]
-pub enum Kind<'a> {
-    /// A notification with its place in the log, if it has one.
-    Notification(Option<Sequence>, &'a Event),
-    /// A control frame that says that numbers up to this one are accounted for, if it does.
-    Control(&'static str, Option<Sequence>),
-}
-
-/// What an outlet did with a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pushed {
-    /// Taken: written, or queued within the bounds.
-    Taken,
-    /// Not taken: too much waits. [`Msg::Drained`] follows when there is room again.
-    Full,
-    /// Not taken: this attachment does not count any more.
-    Gone,
-}
-
-/// One attempt to connect an outlet with a session. If it is dropped, the outlet hears that it is lost, so
-/// that a crash anywhere between connection and session is noticed.
-pub struct Attachment {
-    outlet: Arc<dyn Outlet>,
-    number: u64,
-}
-
-impl Attachment {
-    /// The `number`-th attachment of this outlet.
-    #[must_use]
-    pub fn new(outlet: Arc<dyn Outlet>, number: u64) -> Self {
-        Self { outlet, number }
-    }
-
-    /// Ends the connection, before or instead of a session.
-    pub fn close(&self, close: Close) {
-        self.outlet.close(self.number, close);
-    }
-
-    fn push(&self, outgoing: &Outgoing<'_>) -> Pushed {
-        self.outlet.push(self.number, outgoing)
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        self.outlet.lost(self.number);
-    }
 }
 
 /// Notifications with their frames, in order; mostly one.
@@ -135,16 +69,44 @@ pub enum Msg {
     Disconnected,
 }
 
+/// Numbers that a session was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handed {
+    /// The first one.
+    pub first: Sequence,
+    /// The last one.
+    pub last: Sequence,
+    /// When the first one went.
+    pub at: UnixMillis,
+}
+
 /// What a session tells its user's actor.
 #[derive(Debug)]
-pub enum Outcome {
+pub struct Outcome {
+    /// Who says it.
+    pub session: SessionId,
+    /// Whose cursor it is about.
+    pub device: Option<DeviceId>,
+    /// What it says.
+    pub what: What,
+}
+
+/// What has happened at a session.
+#[derive(Debug)]
+pub enum What {
     /// The client acknowledged up to this number.
     Acknowledged {
-        /// The cursor that rises.
-        device: Option<DeviceId>,
         /// The number.
         seq: Sequence,
+        /// The numbers and ids, when all of them are known.
+        ids: Option<Vec<(Sequence, NotificationId)>>,
+        /// Those of them that were not told of.
+        handed: Option<Handed>,
     },
+    /// The client has these, and has not acknowledged them for a while.
+    Handed(Handed),
+    /// The client is gone, and had these without having acknowledged them.
+    Left(Handed),
 }
 
 /// Where a session begins.
@@ -202,6 +164,10 @@ struct State {
     window: Window,
     /// The last number that the client has, by frame or by gap.
     sent: Sequence,
+    /// The last number that the user's actor was told of.
+    told: Sequence,
+    /// When the first one after it was sent.
+    untold_since: Option<UntoldSince>,
     /// The highest number known to exist.
     newest: Sequence,
     reading: bool,
@@ -216,6 +182,12 @@ struct State {
     config: Arc<Config>,
     outcomes: DerivedActorRef<Outcome>,
     _counted: metric::Active,
+}
+
+#[derive(Clone, Copy)]
+struct UntoldSince {
+    at: UnixMillis,
+    tell_at: Instant,
 }
 
 impl Actor for Session {
@@ -234,6 +206,8 @@ impl Actor for Session {
             attachment,
             window,
             sent: start.after,
+            told: start.after,
+            untold_since: None,
             newest: start.head,
             reading: false,
             outlet_full: false,
@@ -284,6 +258,15 @@ impl Actor for Session {
         }
         ready(Ok(()))
     }
+
+    fn post_stop(
+        &self,
+        _: SessionRef,
+        state: &mut State,
+    ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
+        state.leave();
+        ready(Ok(()))
+    }
 }
 
 impl State {
@@ -317,8 +300,10 @@ impl State {
         let outgoing = Outgoing { frame, kind: Kind::Notification(Some(seq), event) };
         let taken = self.push(&outgoing);
         if taken {
+            let now = Instant::now();
             self.sent = seq;
-            self.window.on_sent(seq, frame.len(), Instant::now());
+            self.window.on_sent(seq, &event.id, frame.len(), now);
+            self.untold_since.get_or_insert_with(|| UntoldSince { at: unix_millis_now(), tell_at: now + TELL_AFTER });
         }
         taken
     }
@@ -382,9 +367,44 @@ impl State {
 
     fn acknowledged(&mut self, myself: &SessionRef, seq: Sequence) {
         // The connection has checked that the number was sent.
-        if self.window.on_acknowledged(seq) {
-            let _ = self.outcomes.send_message(Outcome::Acknowledged { device: self.device.clone(), seq });
+        if let Some(window::Taken { ids }) = self.window.on_acknowledged(seq) {
+            let handed = self.untold(seq);
+            self.tell(What::Acknowledged { seq, ids, handed });
             self.progress(myself);
+        }
+    }
+
+    fn tell(&self, what: What) {
+        let _ = self.outcomes.send_message(Outcome { session: self.id, device: self.device.clone(), what });
+    }
+
+    /// What up to `last` the user's actor does not know to be here.
+    fn untold(&mut self, last: Sequence) -> Option<Handed> {
+        let since = self.untold_since?;
+        let first = self.told + 1;
+        if last < first {
+            return None;
+        }
+        self.told = last;
+        if last >= self.sent {
+            self.untold_since = None;
+        }
+        Some(Handed { first, last, at: since.at })
+    }
+
+    fn tell_what_is_here(&mut self) {
+        if self.untold_since.is_some_and(|since| since.tell_at <= Instant::now())
+            && let Some(handed) = self.untold(self.sent)
+        {
+            self.tell(What::Handed(handed));
+        }
+    }
+
+    fn leave(&mut self) {
+        let first = self.window.acknowledged() + 1;
+        let at = self.untold_since.map_or_else(unix_millis_now, |since| since.at);
+        if first <= self.sent {
+            self.tell(What::Left(Handed { first, last: self.sent, at }));
         }
     }
 
@@ -406,7 +426,8 @@ impl State {
         if waits {
             self.stalled_since.get_or_insert(now);
         }
-        let Some(at) = self.next_deadline() else { return };
+        let telling = self.untold_since.map(|since| since.tell_at);
+        let Some(at) = self.next_deadline().into_iter().chain(telling).min() else { return };
         if self.timer_at.is_none_or(|armed| at < armed) {
             self.timer_at = Some(at);
             drop(myself.send_after(at.saturating_duration_since(now), || Msg::CheckDeadlines));
@@ -422,6 +443,7 @@ impl State {
     fn check_deadlines(&mut self, myself: &SessionRef) {
         // An earlier deadline may have taken the place of the one that this timer was set for.
         self.timer_at = self.timer_at.filter(|at| *at > Instant::now());
+        self.tell_what_is_here();
         if self.next_deadline().is_none_or(|at| at > Instant::now()) {
             return self.watch_deadlines(myself);
         }
@@ -441,48 +463,6 @@ impl State {
 fn fault(event: &Event, attachment: &Attachment) {
     #[cfg(feature = "faults")]
     assert!(&*event.notification_type != "fault.session" || attachment.number > 1, "fault.session");
-}
-
-/// The session's metrics.
-pub mod metric {
-    use std::sync::LazyLock;
-
-    use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
-
-    const SLOW_CONSUMERS: &str = "notifier_slow_consumers_total";
-    const SESSIONS: &str = "notifier_sessions";
-
-    static SLOW: LazyLock<Counter> = LazyLock::new(|| counter!(SLOW_CONSUMERS));
-    static ACTIVE: LazyLock<Gauge> = LazyLock::new(|| gauge!(SESSIONS, "state" => "active"));
-
-    /// Registers names and meanings.
-    pub fn describe() {
-        describe_counter!(SLOW_CONSUMERS, "Sessions closed because they read or acknowledged too slowly");
-        describe_gauge!(SESSIONS, "Sessions of connected clients, by whether an actor runs for them");
-        SLOW.increment(0);
-        ACTIVE.set(0.0);
-        gauge!(SESSIONS, "state" => "dormant").set(0.0);
-    }
-
-    pub(super) fn slow_consumer() {
-        SLOW.increment(1);
-    }
-
-    /// Counts a running session actor for as long as it lives, however it ends.
-    pub(super) struct Active;
-
-    impl Active {
-        pub(super) fn one() -> Self {
-            ACTIVE.increment(1.0);
-            Self
-        }
-    }
-
-    impl Drop for Active {
-        fn drop(&mut self) {
-            ACTIVE.decrement(1.0);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -10,13 +10,18 @@ use std::{
 use parking_lot::RwLock;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use smallvec::{SmallVec, smallvec};
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     event::InFlight,
-    ids::UserId,
+    ids::{NotificationId, UserId},
     placement::shard,
-    user::{self, Attach, UserRef},
+    store::journal::Cancelled,
+    user::{self, Attach, CancelReply, UserRef, limiter::Limiter},
 };
+
+/// With so many remembered limiters, those that do not matter any more are swept out.
+const LIMITERS_SWEPT_FROM: usize = 1024;
 
 /// How a shard actor is spoken to.
 pub type ShardRef = ActorRef<Msg>;
@@ -27,6 +32,8 @@ pub enum Msg {
     Events(Vec<InFlight>),
     /// A connection wants a session.
     Attach(Box<Attach>),
+    /// A user's notification must not be delivered any more.
+    Cancel(UserId, NotificationId, CancelReply),
     /// A user has something to say.
     User(user::Outcome),
 }
@@ -44,12 +51,21 @@ impl TryFrom<Msg> for user::Outcome {
     }
 }
 
+/// What a shard actor is made of.
+pub struct Args {
+    /// What all users share.
+    pub config: Arc<user::Config>,
+    /// Users of these shards for whom something waits in the store that no actor knows of; `None`: the store did not
+    /// say, so that every user's actor has to ask.
+    pub waiting: Option<Vec<UserId>>,
+}
+
 /// Starts a shard actor under the node's root.
 ///
 /// # Errors
 /// When the supervisor is already stopping.
-pub async fn spawn(config: Arc<user::Config>, supervisor: ActorCell) -> Result<ShardRef, SpawnErr> {
-    let (shard, _) = Actor::spawn_linked(None, Shard, config, supervisor).await?;
+pub async fn spawn(args: Args, supervisor: ActorCell) -> Result<ShardRef, SpawnErr> {
+    let (shard, _) = Actor::spawn_linked(None, Shard, args, supervisor).await?;
     Ok(shard)
 }
 
@@ -61,6 +77,14 @@ struct State {
     by_actor: HashMap<ActorId, UserId>,
     /// Users whose actor crashed: nothing is taken before the sender's first unsettled event.
     refusing: HashSet<UserId>,
+    /// Users whose next actor has to look for what waits in the store.
+    recover: HashSet<UserId>,
+    /// That is every user.
+    recover_all: bool,
+    /// What actors that have stopped had let go, until that does not matter any more.
+    limiters: HashMap<UserId, Limiter>,
+    /// When there are so many, those that do not matter any more are swept out.
+    limiters_swept_at: usize,
 }
 
 struct Entry {
@@ -78,10 +102,23 @@ enum Phase {
 impl Actor for Shard {
     type Msg = Msg;
     type State = State;
-    type Arguments = Arc<user::Config>;
+    type Arguments = Args;
 
-    async fn pre_start(&self, _: ShardRef, config: Arc<user::Config>) -> Result<State, ActorProcessingErr> {
-        Ok(State { config, users: HashMap::new(), by_actor: HashMap::new(), refusing: HashSet::new() })
+    async fn pre_start(&self, myself: ShardRef, Args { config, waiting }: Args) -> Result<State, ActorProcessingErr> {
+        let mut state = State {
+            config,
+            users: HashMap::new(),
+            by_actor: HashMap::new(),
+            refusing: HashSet::new(),
+            recover: waiting.iter().flatten().cloned().collect(),
+            recover_all: waiting.is_none(),
+            limiters: HashMap::new(),
+            limiters_swept_at: LIMITERS_SWEPT_FROM,
+        };
+        for user in waiting.into_iter().flatten() {
+            state.start(&myself, user, std::iter::empty()).await?;
+        }
+        Ok(state)
     }
 
     async fn handle(&self, myself: ShardRef, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
@@ -91,7 +128,8 @@ impl Actor for Shard {
                 let user = attach.user.clone();
                 state.tell(&myself, user, user::Msg::Attach(attach)).await?;
             }
-            Msg::User(user::Outcome::Idle { user, handled }) => state.idle(&user, handled),
+            Msg::Cancel(user, id, reply) => state.tell(&myself, user, user::Msg::Cancel(id, reply)).await?,
+            Msg::User(user::Outcome::Idle { user, handled, limiter }) => state.idle(user, handled, limiter),
         }
         Ok(())
     }
@@ -161,7 +199,13 @@ impl State {
         user: UserId,
         msgs: impl Iterator<Item = user::Msg>,
     ) -> Result<(), ActorProcessingErr> {
-        let args = user::Args { user: user.clone(), config: self.config.clone(), outcomes: myself.get_derived() };
+        let args = user::Args {
+            user: user.clone(),
+            config: self.config.clone(),
+            outcomes: myself.get_derived(),
+            limiter: self.limiters.remove(&user),
+            recover: self.recover.remove(&user) || self.recover_all,
+        };
         let actor = user::spawn(args, myself.get_cell()).await?;
         let mut sent = 0;
         for msg in msgs {
@@ -174,13 +218,26 @@ impl State {
     }
 
     /// A user may stop when it has handled all that was sent to it.
-    fn idle(&mut self, user: &UserId, handled: u64) {
-        if let Some(entry) = self.users.get_mut(user)
+    fn idle(&mut self, user: UserId, handled: u64, limiter: Option<Limiter>) {
+        if let Some(entry) = self.users.get_mut(&user)
             && matches!(entry.phase, Phase::Running)
             && entry.sent == handled
         {
             entry.phase = Phase::Stopping(Vec::new());
             entry.actor.stop(None);
+            if let Some(limiter) = limiter {
+                self.remember(user, limiter);
+            }
+        }
+    }
+
+    /// Keeps what a user's limits have let go, as long as it matters.
+    fn remember(&mut self, user: UserId, limiter: Limiter) {
+        self.limiters.insert(user, limiter);
+        if self.limiters.len() >= self.limiters_swept_at {
+            let now = Instant::now();
+            self.limiters.retain(|_, limiter| !limiter.is_rested(now));
+            self.limiters_swept_at = LIMITERS_SWEPT_FROM.max(2 * self.limiters.len());
         }
     }
 
@@ -189,6 +246,7 @@ impl State {
         user::metric::restarted("user");
         tracing::error!(%user, %error, "user actor crashed");
         self.users.remove(&user);
+        self.recover.insert(user.clone());
         self.refusing.insert(user);
     }
 
@@ -210,6 +268,12 @@ fn fault(events: &mut [InFlight]) {
         faulty.permit.begin();
         panic!("fault.shard");
     }
+}
+
+/// Which of so many shard actors runs the user's shard, of so many shards.
+#[must_use]
+pub fn actor_of(user: &str, shards: u16, actors: usize) -> usize {
+    usize::from(shard(user, shards).0) % actors
 }
 
 /// The shard actors of this node, as routers and connections reach them. Cheap to clone.
@@ -242,7 +306,7 @@ impl Shards {
     /// Which of them runs the user's shard.
     #[must_use]
     pub fn actor_of(&self, user: &str) -> usize {
-        usize::from(shard(user, self.count).0) % self.slots.len()
+        actor_of(user, self.count, self.slots.len())
     }
 
     /// The actor at `index`, and which life of it that is.
@@ -262,6 +326,14 @@ impl Shards {
         let mut slot = self.slots[index].write();
         slot.life += 1;
         slot.actor = successor;
+    }
+
+    /// Asks that a notification is not delivered; `None`: an actor crashed meanwhile.
+    pub async fn cancel(&self, user: &UserId, id: NotificationId) -> Option<Cancelled> {
+        let (reply, answer) = oneshot::channel();
+        let (actor, _) = self.get(self.actor_of(user));
+        let _ = actor.cast(Msg::Cancel(user.clone(), id, reply));
+        answer.await.ok()
     }
 
     /// Asks for a session. If the request is lost on its way, its attachment reports that.

@@ -8,25 +8,37 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, Sp
 use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
 
+use self::{
+    limiter::{Limiter, Limits},
+    traffic::Traffic,
+};
 use crate::{
     event::{Event, InFlight, Notification},
-    ids::{DeviceId, Sequence, SessionId, Since, UserId},
-    session::{self, Attachment, Batch, SessionRef, Start},
+    ids::{NotificationId, Sequence, SessionId, UserId},
+    receipt::{Receipt, Receipts},
+    session::{self, Batch, SessionRef},
     settlement::Permit,
+    state::{Reason, State as Became},
     store::{
         Appended, Opened, Store,
-        writer::{Stored, Writer},
+        journal::Cancelled,
+        waiting::Backlog,
+        writer::{Writer, Written},
     },
-    wire::{self, Close, CloseCode, Frame, Gap, GapReason},
+    wire::Frame,
 };
 
+mod attach;
+pub mod buffer;
+mod journal;
+pub mod limiter;
 pub mod metric;
+mod traffic;
+
+pub use attach::{Attach, Origin};
 
 /// How a user is spoken to.
 pub type UserRef = ActorRef<Msg>;
-
-/// How long to wait for a store that does not answer before asking again.
-const OPEN_RETRY: Duration = Duration::from_millis(500);
 
 /// What every user of a node shares.
 #[derive(Clone)]
@@ -37,38 +49,53 @@ pub struct Config {
     pub sessions_max: usize,
     /// A user without sessions and without traffic goes to sleep after this long.
     pub idle_after: Duration,
+    /// How fast their notifications may come while a session is open.
+    pub limits: Limits,
+    /// How many may wait for that.
+    pub buffer: buffer::Bounds,
     /// The log.
     pub store: Arc<dyn Store>,
     /// The way into it.
     pub writer: Writer,
+    /// Who wants to know what became of events that no log keeps.
+    pub receipts: Arc<dyn Receipts>,
 }
 
-/// What a user can be told. The shard counts the first two.
+/// What a user can be told. The shard counts the first three.
 pub enum Msg {
     /// Events for this user, in order.
     Events(SmallVec<[InFlight; 1]>),
     /// A connection wants a session.
     Attach(Box<Attach>),
+    /// A notification must not be delivered any more.
+    Cancel(NotificationId, CancelReply),
     /// The store knows where that session begins.
     Opened(Box<Attach>, Opened),
-    /// The store answered an append.
-    Stored(Stored),
+    /// The store answered a write.
+    Written(Written),
+    /// The store says what has waited since before a crash.
+    Backlog(Backlog),
+    /// One that waits may go by now.
+    Release,
     /// A session has something to say.
     Session(session::Outcome),
     /// The user may have nothing to do any more.
     CheckIdle,
 }
 
-impl From<Stored> for Msg {
-    fn from(stored: Stored) -> Self {
-        Self::Stored(stored)
+/// Hears what became of a cancellation; it is dropped when the user's actor crashed meanwhile.
+pub type CancelReply = tokio::sync::oneshot::Sender<Cancelled>;
+
+impl From<Written> for Msg {
+    fn from(written: Written) -> Self {
+        Self::Written(written)
     }
 }
 
-impl TryFrom<Msg> for Stored {
+impl TryFrom<Msg> for Written {
     type Error = ();
     fn try_from(msg: Msg) -> Result<Self, ()> {
-        if let Msg::Stored(stored) = msg { Ok(stored) } else { Err(()) }
+        if let Msg::Written(written) = msg { Ok(written) } else { Err(()) }
     }
 }
 
@@ -85,37 +112,6 @@ impl TryFrom<Msg> for session::Outcome {
     }
 }
 
-/// A connection's wish for a session.
-pub struct Attach {
-    /// Whose it is.
-    pub user: UserId,
-    /// The session's id; it stays the same over all attachments of a connection.
-    pub session: SessionId,
-    /// The device, if the client named one.
-    pub device: Option<DeviceId>,
-    /// Where the session begins.
-    pub from: Origin,
-    /// Whether the protocol lets the client acknowledge in-band.
-    pub counts_acknowledgements: bool,
-    /// Where frames go.
-    pub attachment: Attachment,
-}
-
-/// Where a session begins.
-pub enum Origin {
-    /// After the cursor.
-    Cursor,
-    /// After what the client says it has seen.
-    Since(Since),
-    /// A connection that has had a session goes on where it was.
-    Connection {
-        /// The last number passed on.
-        passed: Sequence,
-        /// The last one acknowledged.
-        acknowledged: Sequence,
-    },
-}
-
 /// What a user tells its shard.
 #[derive(Debug)]
 pub enum Outcome {
@@ -125,6 +121,8 @@ pub enum Outcome {
         user: UserId,
         /// Messages handled.
         handled: u64,
+        /// What its successor has to know, if it comes soon.
+        limiter: Option<Limiter>,
     },
 }
 
@@ -136,6 +134,10 @@ pub struct Args {
     pub config: Arc<Config>,
     /// The shard.
     pub outcomes: DerivedActorRef<Outcome>,
+    /// What an earlier actor of this user has let go.
+    pub limiter: Option<Limiter>,
+    /// Whether something may wait in the store that no actor knows of.
+    pub recover: bool,
 }
 
 /// Starts a user under its shard.
@@ -159,6 +161,14 @@ struct State {
     handled: u64,
     /// The highest number that was stored while this actor ran.
     newest: Sequence,
+    /// The highest number that any device has acknowledged, as far as it matters for the sessions that were open.
+    acknowledged: Sequence,
+    /// Limits, and what waits for them; none before the first event that they could hold back.
+    traffic: Option<Box<Traffic>>,
+    /// While the store is asked what waits since before a crash: what must not overtake it.
+    recovering: Option<Box<Vec<InFlight>>>,
+    /// Whose cancellations the store has not noted yet.
+    cancelling: Vec<NotificationId>,
     /// Appends and openings under way.
     pending: usize,
     last_activity: Instant,
@@ -176,20 +186,28 @@ impl Actor for User {
     type State = State;
     type Arguments = Args;
 
-    async fn pre_start(&self, _: UserRef, args: Args) -> Result<State, ActorProcessingErr> {
-        let Args { user, config, outcomes } = args;
-        Ok(State {
+    async fn pre_start(&self, myself: UserRef, args: Args) -> Result<State, ActorProcessingErr> {
+        let Args { user, config, outcomes, limiter, recover } = args;
+        let mut state = State {
             user,
             config,
             outcomes,
             sessions: SmallVec::new(),
             handled: 0,
             newest: 0,
+            acknowledged: 0,
+            traffic: limiter.map(|limiter| Box::new(Traffic::new(limiter))),
+            recovering: None,
+            cancelling: Vec::new(),
             pending: 0,
             last_activity: Instant::now(),
             timer_armed: false,
             _counted: metric::Active::one(),
-        })
+        };
+        if recover {
+            state.recover(&myself);
+        }
+        Ok(state)
     }
 
     /// Not an `async fn`: every user would keep room for its messages, several times over, while it waits.
@@ -208,6 +226,10 @@ impl Actor for User {
                 state.handled += 1;
                 state.attach(&myself, attach);
             }
+            Msg::Cancel(id, reply) => {
+                state.handled += 1;
+                state.cancel(id, reply);
+            }
             Msg::Opened(attach, opened) => {
                 return Either::Right(Box::pin(async move {
                     state.opened(&myself, *attach, opened).await?;
@@ -215,7 +237,9 @@ impl Actor for User {
                     Ok(())
                 }));
             }
-            Msg::Stored(stored) => state.stored(stored),
+            Msg::Written(written) => state.written(&myself, written),
+            Msg::Backlog(backlog) => state.recovered(&myself, backlog),
+            Msg::Release => state.release(&myself),
             Msg::Session(outcome) => state.session(outcome),
             Msg::CheckIdle => {
                 state.timer_armed = false;
@@ -237,9 +261,9 @@ impl Actor for User {
                 // Its state is gone, and with it its attachment: the connection attaches again.
                 metric::restarted("session");
                 tracing::error!(user = %state.user, %error, "session actor crashed");
-                state.ended(&session);
+                state.ended(&myself, &session);
             }
-            SupervisionEvent::ActorTerminated(session, ..) => state.ended(&session),
+            SupervisionEvent::ActorTerminated(session, ..) => state.ended(&myself, &session),
             _ => {}
         }
         state.watch_idleness(&myself);
@@ -256,8 +280,7 @@ impl State {
             in_flight.permit.begin();
             fault(&in_flight.event);
             if in_flight.event.is_stored() {
-                self.pending += 1;
-                self.config.writer.append(in_flight, myself.get_derived());
+                self.enter(myself, in_flight);
                 continue;
             }
             match &in_flight.event.session {
@@ -265,7 +288,12 @@ impl State {
                     self.push(std::mem::take(&mut for_all));
                     self.push_to(session, &in_flight.event);
                 }
-                None if self.sessions.is_empty() => metric::event(metric::Event::Away),
+                None if self.sessions.is_empty() => {
+                    self.dropped(&in_flight.event, metric::Event::Away, Reason::Away);
+                }
+                None if !self.may_pass(&in_flight.event) => {
+                    self.dropped(&in_flight.event, metric::Event::RateLimited, Reason::RateLimited);
+                }
                 None => {
                     metric::event(metric::Event::Delivered);
                     for_all.push(encoded(None, &in_flight.event));
@@ -279,10 +307,16 @@ impl State {
         handed.into_iter().for_each(Permit::settle);
     }
 
+    /// A transient event ends without having been handed to anybody.
+    fn dropped(&self, event: &Event, counted: metric::Event, reason: Reason) {
+        metric::event(counted);
+        self.config.receipts.hand_over(Receipt::unstored(event, Became::Deleted, reason));
+    }
+
     fn push_to(&self, session: &str, event: &Arc<Event>) {
         let wanted = SessionId::parse(session);
         match self.sessions.iter().find(|attached| Some(attached.id) == wanted) {
-            None => metric::event(metric::Event::NoSession),
+            None => self.dropped(event, metric::Event::NoSession, Reason::NoSession),
             Some(attached) => {
                 metric::event(metric::Event::Delivered);
                 let _ = attached.actor.cast(session::Msg::Deliver(smallvec![encoded(None, event)]));
@@ -299,134 +333,68 @@ impl State {
         let _ = last.actor.cast(session::Msg::Deliver(batch));
     }
 
-    fn stored(&mut self, stored: Stored) {
+    fn written(&mut self, myself: &UserRef, written: Written) {
         self.pending -= 1;
         self.last_activity = Instant::now();
-        let Stored { mut in_flight, outcome } = stored;
+        match written {
+            Written::Stored { in_flight, outcome } => self.stored(in_flight, outcome),
+            Written::Released { event, outcome } => self.released(&event, outcome),
+            Written::Held { in_flight, outcome } => self.held(myself, in_flight, outcome),
+        }
+    }
+
+    fn stored(&mut self, mut in_flight: InFlight, outcome: Appended) {
         in_flight.permit.begin();
         fault_stored(&in_flight.event);
         match outcome {
             Appended::Stored(seq) => {
                 metric::event(metric::Event::Stored);
-                self.newest = self.newest.max(seq);
                 self.push_stored(seq, &in_flight.event);
             }
-            // A row of an earlier attempt: whoever has not seen its number yet reads it from the log.
             Appended::Duplicate(seq) => {
                 metric::event(metric::Event::Duplicate);
-                self.newest = self.newest.max(seq);
-                for attached in &self.sessions {
-                    let _ = attached.actor.cast(session::Msg::Grown(seq));
-                }
+                self.grown(seq);
             }
-            Appended::Expired => metric::event(metric::Event::Expired),
+            Appended::Known => metric::event(metric::Event::Duplicate),
+            Appended::Expired => self.dropped(&in_flight.event, metric::Event::Expired, Reason::Expired),
             Appended::Refused => {
-                metric::event(metric::Event::Refused);
+                self.refused(&in_flight.event);
                 return in_flight.permit.bury();
             }
         }
         in_flight.permit.settle();
     }
 
-    fn push_stored(&self, seq: Sequence, event: &Arc<Event>) {
+    fn refused(&self, event: &Event) {
+        metric::event(metric::Event::Refused);
+        self.config.receipts.hand_over(Receipt::unstored(event, Became::Failed, Reason::Unstorable));
+    }
+
+    /// A row of an earlier attempt: whoever has not seen its number yet reads it from the log.
+    fn grown(&mut self, seq: Sequence) {
+        self.newest = self.newest.max(seq);
+        for attached in &self.sessions {
+            let _ = attached.actor.cast(session::Msg::Grown(seq));
+        }
+    }
+
+    fn push_stored(&mut self, seq: Sequence, event: &Arc<Event>) {
+        self.newest = self.newest.max(seq);
         if !self.sessions.is_empty() {
             self.push(smallvec![encoded(Some(seq), event)]);
         }
     }
 
-    fn attach(&mut self, myself: &UserRef, attach: Box<Attach>) {
-        self.last_activity = Instant::now();
-        self.pending += 1;
-        let (store, myself) = (self.config.store.clone(), myself.clone());
-        tokio::spawn(async move {
-            let opened = loop {
-                match store.open(&attach.user, attach.device.as_ref()).await {
-                    Ok(opened) => break opened,
-                    Err(error) => tracing::warn!(%error, "opening a log failed, trying again"),
-                }
-                tokio::time::sleep(OPEN_RETRY).await;
-            };
-            let _ = myself.cast(Msg::Opened(attach, opened));
-        });
-    }
-
-    async fn opened(&mut self, myself: &UserRef, attach: Attach, opened: Opened) -> Result<(), ActorProcessingErr> {
-        self.pending -= 1;
-        // A session of an earlier attachment of the same connection has nobody to talk to any more.
-        if let Some(at) = self.sessions.iter().position(|old| old.id == attach.session) {
-            self.sessions.remove(at).actor.stop(None);
-        }
-        let is_new = !matches!(attach.from, Origin::Connection { .. });
-        if is_new && self.sessions.len() >= self.config.sessions_max {
-            let oldest = self.sessions.remove(0);
-            let close = Close::new(CloseCode::Replaced, "replaced by a newer session");
-            let _ = oldest.actor.cast(session::Msg::Close(close));
-        }
-        let start = self.start(&attach, opened);
-        let args = session::Args {
-            id: attach.session,
-            user: self.user.clone(),
-            device: attach.device,
-            attachment: attach.attachment,
-            start,
-            counts_acknowledgements: attach.counts_acknowledgements,
-            store: self.config.store.clone(),
-            config: self.config.session.clone(),
-            outcomes: myself.get_derived(),
-        };
-        let actor = session::spawn(args, myself.get_cell()).await?;
-        self.sessions.push(Attached { id: attach.session, actor });
-        Ok(())
-    }
-
-    fn start(&self, attach: &Attach, opened: Opened) -> Start {
-        let Opened { head, cursor } = opened;
-        // What was stored while the store was asked found no session to be pushed to.
-        let head = head.max(self.newest);
-        let hello = |cursor| {
-            let config = &self.config.session;
-            let epoch = self.config.store.epoch();
-            Some(wire::hello(attach.session, &self.user, &epoch, (head, cursor), (config.heartbeat, config.reconnect)))
-        };
-        match &attach.from {
-            Origin::Connection { passed, acknowledged } => {
-                // An actor that crashed may have taken the last acknowledgements with it.
-                if *acknowledged > cursor {
-                    self.config.writer.acknowledge(self.user.clone(), attach.device.clone(), *acknowledged);
-                }
-                Start { after: *passed, acknowledged: *acknowledged, hello: None, gap: None, head }
-            }
-            Origin::Cursor => Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: None, head },
-            Origin::Since(since) if *since.epoch == *self.config.store.epoch() && since.seq <= head => {
-                self.config.writer.acknowledge(self.user.clone(), attach.device.clone(), since.seq);
-                let hello = hello(cursor.max(since.seq));
-                Start { after: since.seq, acknowledged: since.seq, hello, gap: None, head }
-            }
-            Origin::Since(since) => {
-                // Nothing up to the cursor can be compared with what the client has.
-                let restored = self.config.store.was(&since.epoch);
-                let reason = if restored { GapReason::Restored } else { GapReason::Epoch };
-                let gap = Gap { from: cursor.min(1), to: cursor, reason };
-                Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: Some(gap), head }
-            }
-        }
-    }
-
-    fn session(&mut self, outcome: session::Outcome) {
-        match outcome {
-            session::Outcome::Acknowledged { device, seq } => {
-                self.config.writer.acknowledge(self.user.clone(), device, seq);
-            }
-        }
-    }
-
-    fn ended(&mut self, session: &ActorCell) {
+    fn ended(&mut self, myself: &UserRef, session: &ActorCell) {
         self.sessions.retain(|attached| attached.actor.get_id() != session.get_id());
         self.last_activity = Instant::now();
+        if self.sessions.is_empty() {
+            self.release_all(myself);
+        }
     }
 
     fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && self.pending == 0
+        self.sessions.is_empty() && self.pending == 0 && self.recovering.is_none()
     }
 
     /// Keeps one timer going while there is no session.
@@ -442,7 +410,8 @@ impl State {
         if self.is_idle() && self.last_activity.elapsed() >= self.config.idle_after {
             // If the shard says no, something is on its way; else the next question is as far off as this one was.
             self.last_activity = Instant::now();
-            let _ = self.outcomes.send_message(Outcome::Idle { user: self.user.clone(), handled: self.handled });
+            let (user, handled, limiter) = (self.user.clone(), self.handled, self.limiter());
+            let _ = self.outcomes.send_message(Outcome::Idle { user, handled, limiter });
         }
     }
 }

@@ -102,16 +102,7 @@ pub(super) async fn read(
     headers: HeaderMap,
     uri: Uri,
 ) -> Result<Json<LogPage>, Problem> {
-    let user = UserId::new(user).map_err(|error| Problem::bad_request(format!("user {error}")))?;
-    match api.authenticator.principal_fresh(credential(&headers), Scope::Read).await.map_err(denied)? {
-        Principal::User(identity) if identity.user != user => {
-            return Err(Problem::new(StatusCode::FORBIDDEN, "the log belongs to another user"));
-        }
-        Principal::User(_) | Principal::Service(_) => {}
-    }
-    if let Some(Extension(carrier)) = carrier {
-        carrier.identify();
-    }
+    let user = api.acting_for(&headers, carrier, user, Scope::Read).await?;
     let Query(Wanted { after, limit }) =
         Query::try_from_uri(&uri).map_err(|error| Problem::bad_request(error.body_text()))?;
     if !(1..=LIMIT_MAX).contains(&limit) {
@@ -142,7 +133,30 @@ pub(super) async fn read(
     Ok(Json(answer))
 }
 
-fn away(error: store::Error) -> Problem {
+impl Inner {
+    /// The user of a path, for somebody who may act there: the user, or a service with the scope.
+    pub(super) async fn acting_for(
+        &self,
+        headers: &HeaderMap,
+        carrier: Option<Extension<Carrier>>,
+        user: String,
+        scope: Scope,
+    ) -> Result<UserId, Problem> {
+        let user = UserId::new(user).map_err(|error| Problem::bad_request(format!("user {error}")))?;
+        match self.authenticator.principal_fresh(credential(headers), scope).await.map_err(denied)? {
+            Principal::User(identity) if identity.user != user => {
+                return Err(Problem::new(StatusCode::FORBIDDEN, "the log belongs to another user"));
+            }
+            Principal::User(_) | Principal::Service(_) => {}
+        }
+        if let Some(Extension(carrier)) = carrier {
+            carrier.identify();
+        }
+        Ok(user)
+    }
+}
+
+pub(super) fn away(error: store::Error) -> Problem {
     tracing::warn!(%error, "reading a log");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer").retry_after(RETRY_STORE)
 }

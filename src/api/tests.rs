@@ -55,7 +55,7 @@ pub(super) fn start(in_flight_bytes: usize, properties: &[(&str, &str)], store: 
         in_flight_events: batch::EVENTS_MAX,
     };
     let (fatal, _) = tokio::sync::mpsc::unbounded_channel();
-    Api::start(config, Arc::new(authenticator), store, fatal).unwrap()
+    Api::start(config, Arc::new(authenticator), (store, Shards::new(Vec::new(), 1)), fatal).unwrap()
 }
 
 /// Status, `Retry-After` and the problem's detail.

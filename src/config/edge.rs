@@ -158,7 +158,7 @@ pub struct Limits {
     #[serde(with = "size")]
     #[schemars(with = "SizeText")]
     pub request_bytes_max: usize,
-    /// Delivery rate limits of a user, by priority. Without any, `high`, `normal` and `low` have the defaults below, each.
+    /// Delivery rate limits of a user, by priority. Without any, `high`, `normal` and `low` have the defaults below, each; with some, priorities that are not named have none.
     pub delivery: Vec<DeliveryLimit>,
 }
 
@@ -261,6 +261,12 @@ impl Default for Limits {
 }
 
 impl DeliveryLimit {
+    /// The default for a priority.
+    #[must_use]
+    pub fn of(priority: Priority) -> Self {
+        Self { priority, per_second: Self::default_per_second(), burst: Self::default_burst(), dry_run: false }
+    }
+
     fn default_per_second() -> f64 {
         20.0
     }

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use crate::{
     config::{self, Config},
     health::Health,
+    ids::UserId,
     store::{
         self, Engine, Store,
         memory::{self, MemoryStore},
@@ -50,6 +51,23 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Engine> {
         bytes_max: config.log.memory_bytes_max,
     }));
     Ok(Engine { log: log.clone(), sessions: Arc::new(MemorySessions::default()), positions: log })
+}
+
+/// Users for whom something waits since before a crash; `None`: the store did not say.
+pub(super) async fn users_waiting(store: &dyn Store) -> Option<Vec<UserId>> {
+    match tokio::time::timeout(ANSWER, store.users_waiting()).await {
+        Ok(Ok(users)) => {
+            if !users.is_empty() {
+                tracing::info!(users = users.len(), "notifications wait since before a crash: they go on now");
+            }
+            Some(users)
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the store does not say for whom something waits: every user will ask");
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 /// Sees that the store is away before somebody needs it, and that it is not what it was.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use crate::ids::Sequence;
+use crate::ids::{NotificationId, Sequence};
 
 /// The window's size.
 #[derive(Clone, Copy, Debug)]
@@ -26,11 +26,20 @@ pub struct Window {
     unacknowledged: VecDeque<Sent>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Sent {
     seq: Sequence,
+    /// None for what an earlier session of the connection has sent.
+    id: Option<NotificationId>,
     bytes: usize,
     at: Instant,
+}
+
+/// What an acknowledgement is about.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The numbers and ids, when all of them are known.
+    pub ids: Option<Vec<(Sequence, NotificationId)>>,
 }
 
 impl Window {
@@ -45,7 +54,7 @@ impl Window {
     pub fn resume(&mut self, acknowledged: Sequence, sent: Sequence, now: Instant) {
         self.acknowledged = acknowledged;
         if self.counts && acknowledged < sent {
-            self.unacknowledged.push_back(Sent { seq: sent, bytes: 0, at: now });
+            self.unacknowledged.push_back(Sent { seq: sent, id: None, bytes: 0, at: now });
         }
     }
 
@@ -56,28 +65,41 @@ impl Window {
     }
 
     /// A notification was passed on.
-    pub fn on_sent(&mut self, seq: Sequence, bytes: usize, now: Instant) {
+    pub fn on_sent(&mut self, seq: Sequence, id: &NotificationId, bytes: usize, now: Instant) {
         if self.counts {
             self.bytes += bytes;
-            self.unacknowledged.push_back(Sent { seq, bytes, at: now });
+            self.unacknowledged.push_back(Sent { seq, id: Some(id.clone()), bytes, at: now });
         }
     }
 
-    /// The client took everything up to `seq`; whether that is news.
-    pub fn on_acknowledged(&mut self, seq: Sequence) -> bool {
+    /// The client took everything up to `seq`; what that is, if it is news.
+    pub fn on_acknowledged(&mut self, seq: Sequence) -> Option<Taken> {
         if seq <= self.acknowledged {
-            return false;
+            return None;
         }
         self.acknowledged = seq;
-        while let Some(sent) = self.unacknowledged.front().filter(|sent| sent.seq <= seq) {
+        let mut ids = self.counts.then(Vec::new);
+        while self.unacknowledged.front().is_some_and(|sent| sent.seq <= seq) {
+            let Some(sent) = self.unacknowledged.pop_front() else { break };
             self.bytes -= sent.bytes;
-            self.unacknowledged.pop_front();
+            match (sent.id, &mut ids) {
+                (Some(id), Some(ids)) => ids.push((sent.seq, id)),
+                _ => ids = None,
+            }
         }
         if self.unacknowledged.is_empty() {
             // An idle session must not keep the memory of its busiest moment.
             self.unacknowledged = VecDeque::new();
         }
-        true
+        // An earlier session's tail that was acknowledged in part only counts as one, with the number at its end.
+        let tail_begun = self.unacknowledged.front().is_some_and(|sent| sent.id.is_none());
+        Some(Taken { ids: ids.filter(|_| !tail_begun) })
+    }
+
+    /// Everything up to this number is acknowledged.
+    #[must_use]
+    pub fn acknowledged(&self) -> Sequence {
+        self.acknowledged
     }
 
     /// When the oldest of what is not acknowledged was sent.
@@ -95,10 +117,20 @@ mod tests {
 
     const LIMITS: Limits = Limits { items: 3, bytes: 100 };
 
+    fn id(seq: Sequence) -> NotificationId {
+        NotificationId::new(seq.to_string()).unwrap()
+    }
+
+    fn ids(seqs: impl IntoIterator<Item = Sequence>) -> Option<Taken> {
+        Some(Taken { ids: Some(seqs.into_iter().map(|seq| (seq, id(seq))).collect()) })
+    }
+
+    const UNKNOWN: Option<Taken> = Some(Taken { ids: None });
+
     fn filled(sizes: &[usize]) -> Window {
         let mut window = Window::new(LIMITS, true);
         let now = Instant::now();
-        sizes.iter().enumerate().for_each(|(i, bytes)| window.on_sent(i as u64 + 1, *bytes, now));
+        sizes.iter().enumerate().for_each(|(i, bytes)| window.on_sent(i as u64 + 1, &id(i as u64 + 1), *bytes, now));
         window
     }
 
@@ -112,19 +144,19 @@ mod tests {
     #[test]
     fn an_acknowledgement_is_cumulative_and_counts_once() {
         let mut window = filled(&[40, 40, 40]);
-        assert!(window.on_acknowledged(2));
+        assert_eq!(window.on_acknowledged(2), ids([1, 2]));
         assert!(window.has_room() && window.bytes == 40);
-        assert!(!window.on_acknowledged(2) && !window.on_acknowledged(1));
-        assert!(window.on_acknowledged(3));
+        assert!(window.on_acknowledged(2).is_none() && window.on_acknowledged(1).is_none());
+        assert_eq!(window.on_acknowledged(3), ids([3]));
         assert_eq!(window.oldest_unacknowledged(), None);
     }
 
     #[test]
     fn a_protocol_without_acknowledgements_is_not_held_back_here() {
         let mut window = Window::new(LIMITS, false);
-        (1..50).for_each(|seq| window.on_sent(seq, 1000, Instant::now()));
+        (1..50).for_each(|seq| window.on_sent(seq, &id(seq), 1000, Instant::now()));
         assert!(window.has_room() && window.oldest_unacknowledged().is_none());
-        assert!(window.on_acknowledged(7));
+        assert_eq!(window.on_acknowledged(7), UNKNOWN);
     }
 
     #[test]
@@ -132,8 +164,11 @@ mod tests {
         let mut window = Window::new(LIMITS, true);
         window.resume(5, 9, Instant::now());
         assert!(window.has_room() && window.oldest_unacknowledged().is_some());
-        assert!(!window.on_acknowledged(5));
-        assert!(window.on_acknowledged(9) && window.oldest_unacknowledged().is_none());
+        window.on_sent(10, &id(10), 1, Instant::now());
+        assert_eq!(window.on_acknowledged(5), None);
+        assert_eq!(window.on_acknowledged(7), UNKNOWN, "whose ids the earlier session knew");
+        assert_eq!(window.on_acknowledged(10), UNKNOWN);
+        assert!(window.oldest_unacknowledged().is_none());
     }
 
     proptest! {

@@ -17,7 +17,8 @@ pub struct Step {
     pub first: Sequence,
     /// The last number.
     pub last: Sequence,
-    /// The ids of `first..=last`, in order, when they are known. Never empty where there is no number.
+    /// The ids of what this is about, in the order of numbers, when they are known; else it is about everything in
+    /// `first..=last` that was to be delivered. Never empty where there is no number.
     pub ids: Vec<NotificationId>,
     /// What they are now.
     pub state: State,
@@ -31,6 +32,25 @@ pub struct Step {
     pub handed_at: Option<UnixMillis>,
     /// When.
     pub at: UnixMillis,
+}
+
+impl Step {
+    /// One notification must not be delivered any more; `seq` 0: it never had a number.
+    #[must_use]
+    pub fn ended(event: &Event, seq: Sequence, reason: Reason, at: UnixMillis) -> Self {
+        Self {
+            user: event.user.clone(),
+            first: seq,
+            last: seq,
+            ids: vec![event.id.clone()],
+            state: State::Deleted,
+            reason: Some(reason),
+            session: None,
+            device: None,
+            handed_at: None,
+            at,
+        }
+    }
 }
 
 /// A place in the journal: everything before it is complete and stays so. Its text is the engine's own.
@@ -54,6 +74,71 @@ pub struct Account {
     pub evicted: bool,
     /// What happened to it, oldest first; at most the last hundred.
     pub steps: Vec<Step>,
+}
+
+/// One thing that happened to a notification.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Happened {
+    /// What it was from then on, as this session saw it.
+    pub state: State,
+    /// Why, where there is a reason.
+    pub reason: Option<Reason>,
+    /// On which session.
+    pub session: Option<SessionId>,
+    /// On which device.
+    pub device: Option<DeviceId>,
+    /// When.
+    pub at: UnixMillis,
+}
+
+impl Account {
+    /// What happened to it, in the order of time: it was stored, and then what the journal says. Sessions from before
+    /// `sessions_since` are lost, whether somebody could note that or not. Its time may have come by `now`.
+    #[must_use]
+    pub fn history(&self, now: UnixMillis, sessions_since: UnixMillis) -> Vec<Happened> {
+        let alone = |state, reason, at| Happened { state, reason, session: None, device: None, at };
+        let mut history = vec![alone(State::Pending, None, self.stored_at)];
+        for step in &self.steps {
+            let of_step = |state, at| Happened {
+                state,
+                reason: step.reason,
+                session: step.session,
+                device: step.device.clone(),
+                at,
+            };
+            history.extend(step.handed_at.map(|at| of_step(State::Active, at)));
+            history.push(of_step(step.state, step.at));
+        }
+        history.sort_by_key(|happened| happened.at);
+        let last = history.last().map(|last| (last.state, last.at));
+        if let Some((State::Active, at)) = last
+            && at < sessions_since
+        {
+            history.push(alone(State::Stale, None, sessions_since));
+        }
+        let ended = history.iter().any(|happened| happened.state.is_end());
+        if !ended && self.acknowledged {
+            // The journal keeps less than the log.
+            history.push(alone(State::Sent, None, last.map_or(self.stored_at, |(_, at)| at)));
+        } else if !ended && self.evicted {
+            history.push(alone(State::Deleted, Some(Reason::Evicted), now));
+        } else if !ended && self.expires_at <= now {
+            history.push(alone(State::Deleted, Some(Reason::Expired), self.expires_at));
+        }
+        history
+    }
+}
+
+/// How a notification stands after all that happened to it, and why.
+#[must_use]
+pub fn standing(history: &[Happened]) -> (State, Option<Reason>) {
+    let mut stands = (State::Pending, None);
+    for happened in history {
+        if stands.0.may_become(happened.state) {
+            stands = (happened.state, happened.reason);
+        }
+    }
+    stands
 }
 
 /// What became of the wish that a notification is not delivered.

@@ -2,7 +2,7 @@
 //! user by `log.per_user_max` and over all users by `log.memory_bytes_max` (oldest first) and `log.retention`.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     future::ready,
     sync::Arc,
     time::Duration,
@@ -10,16 +10,21 @@ use std::{
 
 use parking_lot::Mutex;
 
+use self::journal::{Told, Waited};
 use super::{
-    Acknowledgement, Answer, Appended, Entry, Opened, Page, PageLimit, Store,
+    Acknowledgement, Answer, Appended, Entering, Entry, Opened, Page, PageLimit, Store,
+    journal::Step,
     positions::{Known, LogName, Positions},
 };
 use crate::{
     event::{Event, Notification, UnixMillis, unix_millis_now},
     ids::{DeviceId, LogEpoch, NotificationId, Sequence, UserId},
     placement::shard,
+    state::Reason,
     wire::{Gap, GapReason},
 };
+
+mod journal;
 
 /// Parts of the log with a lock each, so that users rarely wait for one another.
 const STRIPES: u16 = 16;
@@ -46,6 +51,7 @@ pub struct MemoryStore {
     config: Config,
     epoch: LogEpoch,
     stripes: Vec<Mutex<Stripe>>,
+    told: Told,
 }
 
 #[derive(Default)]
@@ -68,32 +74,44 @@ struct Log {
     cursor: Sequence,
     /// In the order of use, the latest last.
     devices: Vec<(DeviceId, Sequence)>,
+    /// Numbers that must not be delivered.
+    removed: BTreeMap<Sequence, Reason>,
+    /// What waits, or has ended while it waited, in the order of holding.
+    waiting: Vec<Waited>,
+    /// What happened, oldest first.
+    steps: VecDeque<Step>,
+    /// The highest number that a session was given.
+    handed: Sequence,
 }
 
 impl MemoryStore {
     /// An empty log with a new epoch.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self { config, epoch: LogEpoch::random(), stripes: (0..STRIPES).map(|_| Mutex::default()).collect() }
+        let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
+        Self { config, epoch: LogEpoch::random(), stripes, told: Told::default() }
     }
 
     fn stripe(&self, user: &str) -> &Mutex<Stripe> {
         &self.stripes[usize::from(shard(user, STRIPES).0)]
     }
 
-    fn append_one(&self, event: &Arc<Event>, now: UnixMillis) -> Appended {
+    fn append_one(&self, entering: &Entering, now: UnixMillis) -> Appended {
+        let Entering { event, waited } = entering;
         if event.expires_at().is_some_and(|at| at <= now) {
             return Appended::Expired;
         }
         let mut stripe = self.stripe(&event.user).lock();
         let stripe = &mut *stripe;
         let log = stripe.users.entry(event.user.clone()).or_default();
-        if let Some(seq) = log.ids.get(&event.id).copied()
-            && log.get(seq).is_some_and(|old| {
-                event.recorded_at.saturating_sub(old.recorded_at) <= millis(self.config.dedup_window)
-            })
-        {
+        if let Some(seq) = log.known(event, self.config.dedup_window) {
             return Appended::Duplicate(seq);
+        }
+        if let Some(at) = log.waiting.iter().position(|one| one.event.id == event.id) {
+            if !waited || log.waiting[at].ended.is_some() {
+                return Appended::Known;
+            }
+            log.waiting.remove(at);
         }
         log.entries.push_back(event.clone());
         let seq = log.head();
@@ -102,17 +120,17 @@ impl MemoryStore {
         stripe.entries += 1;
         stripe.age.push_back((event.user.clone(), seq, now));
         while log.entries.len() > self.config.per_user_max {
-            stripe.bytes -= log.drop_oldest(GapReason::Evicted);
+            stripe.bytes -= log.drop_oldest(GapReason::Evicted, now, &self.told);
             stripe.entries -= 1;
         }
         stripe.forget_gone();
-        stripe.enforce(&self.config, now);
+        stripe.enforce(&self.config, now, &self.told);
         Appended::Stored(seq)
     }
 
     fn read_page(&self, user: &str, after: Sequence, limit: PageLimit, now: UnixMillis) -> Page {
         let mut stripe = self.stripe(user).lock();
-        stripe.enforce(&self.config, now);
+        stripe.enforce(&self.config, now, &self.told);
         let Some(log) = stripe.users.get(user) else { return Page { entries: Vec::new(), covers: after } };
         log.page(after, limit, now)
     }
@@ -133,7 +151,7 @@ impl Stripe {
     }
 
     /// Lets the oldest go until the bounds over all users hold.
-    fn enforce(&mut self, config: &Config, now: UnixMillis) {
+    fn enforce(&mut self, config: &Config, now: UnixMillis, told: &Told) {
         let bytes_max = config.bytes_max / usize::from(STRIPES);
         let oldest_kept = now.saturating_sub(millis(config.retention));
         while let Some((user, seq, stored_at)) = self.age.front() {
@@ -143,7 +161,7 @@ impl Stripe {
                 None => {}
                 Some(_) if reason == GapReason::Evicted && self.bytes <= bytes_max => return,
                 Some(log) => {
-                    self.bytes -= log.drop_oldest(reason);
+                    self.bytes -= log.drop_oldest(reason, now, told);
                     self.entries -= 1;
                 }
             }
@@ -161,11 +179,28 @@ impl Log {
         self.entries.get(usize::try_from(seq.checked_sub(self.lost + 1)?).ok()?)
     }
 
+    /// The number of an event with the same id.
+    fn known(&self, event: &Event, dedup_window: Duration) -> Option<Sequence> {
+        let seq = *self.ids.get(&event.id)?;
+        let age = event.recorded_at.saturating_sub(self.get(seq)?.recorded_at);
+        (age <= millis(dedup_window)).then_some(seq)
+    }
+
+    /// The highest number that any device has acknowledged.
+    fn acknowledged(&self) -> Sequence {
+        self.devices.iter().map(|(_, cursor)| *cursor).fold(self.cursor, Sequence::max)
+    }
+
     /// Forgets the oldest entry and says how many bytes that were.
-    fn drop_oldest(&mut self, reason: GapReason) -> usize {
+    fn drop_oldest(&mut self, reason: GapReason, now: UnixMillis, told: &Told) -> usize {
         let Some(event) = self.entries.pop_front() else { return 0 };
         self.lost += 1;
         self.lost_by = Some(reason);
+        if self.removed.remove(&self.lost).is_none() && self.acknowledged() < self.lost {
+            let has_expired = reason == GapReason::Expired || event.expires_at().is_some_and(|at| at <= now);
+            let reason = if has_expired { Reason::Expired } else { Reason::Evicted };
+            self.tell(Step::ended(&event, self.lost, reason, now), told);
+        }
         if self.ids.get(&event.id) == Some(&self.lost) {
             self.ids.remove(&event.id);
         }
@@ -182,8 +217,13 @@ impl Log {
         let mut left = limit;
         while let Some(event) = self.get(page.covers + 1) {
             let seq = page.covers + 1;
-            if event.expires_at().is_some_and(|at| at <= now) {
-                page.push_expired(seq);
+            let removed = self.removed.get(&seq);
+            if removed == Some(&Reason::Cancelled) {
+                page.push_missing(seq, GapReason::Cancelled);
+            } else if removed.is_some() {
+                // Superseded: a newer one says what it would have said.
+            } else if event.expires_at().is_some_and(|at| at <= now) {
+                page.push_missing(seq, GapReason::Expired);
             } else {
                 let first = left == limit;
                 let fits = left.items > 0 && left.bytes >= event.size_bytes();
@@ -220,11 +260,11 @@ impl Log {
 }
 
 impl Page {
-    /// Notes one expired number, joined to the gap before it.
-    fn push_expired(&mut self, seq: Sequence) {
+    /// Notes one number that will not come, joined to the gap before it.
+    fn push_missing(&mut self, seq: Sequence, reason: GapReason) {
         match self.entries.last_mut() {
-            Some(Entry::Gap(gap)) if gap.reason == GapReason::Expired && gap.to + 1 == seq => gap.to = seq,
-            _ => self.entries.push(Entry::Gap(Gap { from: seq, to: seq, reason: GapReason::Expired })),
+            Some(Entry::Gap(gap)) if gap.reason == reason && gap.to + 1 == seq => gap.to = seq,
+            _ => self.entries.push(Entry::Gap(Gap { from: seq, to: seq, reason })),
         }
     }
 }
@@ -240,26 +280,30 @@ impl Store for MemoryStore {
         if device.is_some() {
             stripe.users.entry(user.clone()).or_default().acknowledge(device, 0);
         }
-        let opened = stripe
-            .users
-            .get(user)
-            .map_or_else(Opened::default, |log| Opened { head: log.head(), cursor: log.cursor(device) });
+        let marks =
+            |log: &Log| Opened { head: log.head(), cursor: log.cursor(device), acknowledged: log.acknowledged() };
+        let opened = stripe.users.get(user).map_or_else(Opened::default, marks);
         Box::pin(ready(Ok(opened)))
     }
 
-    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>> {
+    fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {
         let now = unix_millis_now();
-        Box::pin(ready(Ok(events.iter().map(|event| self.append_one(event, now)).collect())))
+        Box::pin(ready(Ok(entering.iter().map(|one| self.append_one(one, now)).collect())))
     }
 
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page> {
         Box::pin(ready(Ok(self.read_page(user, after, limit, unix_millis_now()))))
     }
 
-    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()> {
+    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step]) -> Answer<'a, ()> {
         for Acknowledgement { user, device, seq } in acknowledged {
             if let Some(log) = self.stripe(user).lock().users.get_mut(user) {
                 log.acknowledge(device.as_ref(), *seq);
+            }
+        }
+        for step in steps {
+            if let Some(log) = self.stripe(&step.user).lock().users.get_mut(&step.user) {
+                log.tell(step.clone(), &self.told);
             }
         }
         Box::pin(ready(Ok(())))
@@ -302,194 +346,4 @@ impl Positions for MemoryStore {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::event::Options;
-
-    const ALL: PageLimit = PageLimit { items: 1000, bytes: 1 << 20 };
-
-    fn store(per_user_max: usize, bytes_max: usize) -> MemoryStore {
-        let day = Duration::from_secs(86_400);
-        MemoryStore::new(Config { retention: 7 * day, per_user_max, dedup_window: day, bytes_max })
-    }
-
-    fn event(user: &str, id: &str, ttl: Option<Duration>) -> Arc<Event> {
-        let now = unix_millis_now();
-        Arc::new(Event {
-            user: UserId::new(user).unwrap(),
-            session: None,
-            id: NotificationId::new(id).unwrap(),
-            notification_type: "t".into(),
-            payload: "1".into(),
-            options: Options { ttl, ..Options::default() },
-            created_at: now,
-            recorded_at: now,
-        })
-    }
-
-    fn append(store: &MemoryStore, id: &str) -> Appended {
-        store.append_one(&event("u", id, None), unix_millis_now())
-    }
-
-    async fn acknowledge(store: &MemoryStore, user: &UserId, device: Option<&DeviceId>, seq: Sequence) {
-        let one = Acknowledgement { user: user.clone(), device: device.cloned(), seq };
-        store.acknowledge(&[one]).await.unwrap();
-    }
-
-    /// Numbers as they are, gaps as `from-to reason`.
-    fn shape(page: &Page) -> Vec<String> {
-        let text = |entry: &Entry| match entry {
-            Entry::Notification(n) => n.seq.unwrap().to_string(),
-            Entry::Gap(gap) => format!("{}-{} {:?}", gap.from, gap.to, gap.reason),
-        };
-        page.entries.iter().map(text).collect()
-    }
-
-    #[test]
-    fn numbers_begin_at_one_and_an_id_is_recognised_again() {
-        let store = store(10, 1 << 20);
-        assert_eq!(append(&store, "a"), Appended::Stored(1));
-        assert_eq!(append(&store, "b"), Appended::Stored(2));
-        assert_eq!(append(&store, "a"), Appended::Duplicate(1));
-        assert_eq!(append(&store, "c"), Appended::Stored(3));
-    }
-
-    #[test]
-    fn pages_follow_each_other_without_holes() {
-        let store = store(10, 1 << 20);
-        (0..7).for_each(|i| _ = append(&store, &i.to_string()));
-        let limit = PageLimit { items: 3, ..ALL };
-        let mut after = 0;
-        let mut seen = Vec::new();
-        for _ in 0..4 {
-            let page = store.read_page("u", after, limit, unix_millis_now());
-            after = page.covers;
-            seen.push(shape(&page));
-        }
-        assert_eq!(seen, [vec!["1", "2", "3"], vec!["4", "5", "6"], vec!["7"], vec![]]);
-    }
-
-    #[test]
-    fn a_notification_larger_than_the_page_still_comes() {
-        let store = store(10, 1 << 20);
-        append(&store, "a");
-        append(&store, "b");
-        let page = store.read_page("u", 0, PageLimit { items: 10, bytes: 1 }, unix_millis_now());
-        assert_eq!(shape(&page), ["1"]);
-    }
-
-    #[test]
-    fn what_a_users_cap_took_is_a_gap_and_numbers_go_on() {
-        let store = store(2, 1 << 20);
-        (0..5).for_each(|i| _ = append(&store, &i.to_string()));
-        let page = store.read_page("u", 1, ALL, unix_millis_now());
-        assert_eq!(shape(&page), ["2-3 Evicted", "4", "5"]);
-    }
-
-    #[test]
-    fn retention_takes_the_oldest_and_the_head_stays() {
-        let store = store(10, 1 << 20);
-        append(&store, "a");
-        let much_later = unix_millis_now() + millis(Duration::from_secs(8 * 86_400));
-        let page = store.read_page("u", 0, ALL, much_later);
-        assert_eq!(shape(&page), ["1-1 Expired"]);
-        assert_eq!(append(&store, "b"), Appended::Stored(2));
-    }
-
-    #[test]
-    fn the_bytes_of_all_users_are_bounded_oldest_first() {
-        let one = event("u", "00", None).size_bytes();
-        let store = store(1000, (one * 3 + one / 2) * usize::from(STRIPES));
-        (10..20).for_each(|i| _ = append(&store, &i.to_string()));
-        assert_eq!(shape(&store.read_page("u", 0, ALL, unix_millis_now())), ["1-7 Evicted", "8", "9", "10"]);
-        assert!(store.stripe("u").lock().bytes <= one * 4);
-    }
-
-    #[test]
-    fn expired_ones_are_announced_and_those_that_come_expired_get_no_number() {
-        let store = store(10, 1 << 20);
-        let now = unix_millis_now();
-        let minute = Some(Duration::from_secs(60));
-        for (id, ttl) in [("a", None), ("b", minute), ("c", minute), ("d", None)] {
-            store.append_one(&event("u", id, ttl), now);
-        }
-        assert_eq!(shape(&store.read_page("u", 0, ALL, now + 61_000)), ["1", "2-3 Expired", "4"]);
-        assert_eq!(store.append_one(&event("u", "e", minute), now + 61_000), Appended::Expired);
-    }
-
-    #[tokio::test]
-    async fn cursors_rise_only_and_a_new_device_starts_at_the_shared_one() {
-        let store = store(10, 1 << 20);
-        (0..5).for_each(|i| _ = append(&store, &i.to_string()));
-        let user = UserId::new("u").unwrap();
-        let (phone, laptop) = (DeviceId::new("phone").unwrap(), DeviceId::new("laptop").unwrap());
-        let cursor = async |device| store.open(&user, device).await.unwrap().cursor;
-        acknowledge(&store, &user, None, 2).await;
-        acknowledge(&store, &user, None, 1).await;
-        assert_eq!(cursor(None).await, 2);
-        assert_eq!(cursor(Some(&phone)).await, 2);
-        acknowledge(&store, &user, Some(&phone), 4).await;
-        acknowledge(&store, &user, None, 99).await;
-        assert_eq!((cursor(None).await, cursor(Some(&phone)).await, cursor(Some(&laptop)).await), (5, 4, 5));
-    }
-
-    #[tokio::test]
-    async fn a_device_that_came_before_the_first_notification_has_a_cursor_of_its_own() {
-        let store = store(10, 1 << 20);
-        let (user, phone) = (UserId::new("u").unwrap(), DeviceId::new("phone").unwrap());
-        assert_eq!(store.open(&user, Some(&phone)).await.unwrap(), Opened::default());
-        append(&store, "a");
-        acknowledge(&store, &user, None, 1).await;
-        assert_eq!(store.open(&user, Some(&phone)).await.unwrap(), Opened { head: 1, cursor: 0 });
-    }
-
-    #[test]
-    fn what_a_cap_took_does_not_pile_up_behind_a_quiet_users_entry() {
-        let store = store(2, 1 << 20);
-        store.append_one(&event("quiet", "a", None), unix_millis_now());
-        let stripe_of = |user: &str| shard(user, STRIPES);
-        let busy = (0..).map(|i| i.to_string()).find(|user| stripe_of(user) == stripe_of("quiet")).unwrap();
-        for i in 0..5000 {
-            store.append_one(&event(&busy, &i.to_string(), None), unix_millis_now());
-        }
-        let stripe = store.stripe("quiet").lock();
-        assert!(stripe.age.len() <= 2 * 3 + AGE_SLACK + 1 && stripe.entries == 3, "{}", stripe.age.len());
-    }
-
-    #[tokio::test]
-    async fn a_user_cannot_fill_the_memory_with_devices() {
-        let store = store(10, 1 << 20);
-        append(&store, "a");
-        let user = UserId::new("u").unwrap();
-        for i in 0..500 {
-            let device = DeviceId::new(format!("d{i}")).unwrap();
-            acknowledge(&store, &user, Some(&device), 1).await;
-        }
-        assert_eq!(store.stripe("u").lock().users["u"].devices.len(), DEVICES_PER_USER_MAX);
-    }
-
-    proptest! {
-        /// Whatever is kept or lost, reading covers every number exactly once, in order.
-        #[test]
-        fn reading_accounts_for_every_number(count in 1u64..60, cap in 1usize..20, items in 1usize..8, after in 0u64..60) {
-            let store = store(cap, 1 << 20);
-            (0..count).for_each(|i| _ = append(&store, &i.to_string()));
-            let (mut at, mut covered) = (after.min(count), Vec::new());
-            let start = at;
-            loop {
-                let page = store.read_page("u", at, PageLimit { items, ..ALL }, unix_millis_now());
-                if page.covers == at { break }
-                at = page.covers;
-                for entry in page.entries {
-                    match entry {
-                        Entry::Notification(n) => covered.push(n.seq.unwrap()),
-                        Entry::Gap(gap) => covered.extend(gap.from..=gap.to),
-                    }
-                }
-            }
-            prop_assert_eq!(covered, (start + 1..=count).collect::<Vec<_>>());
-        }
-    }
-}
+mod tests;

@@ -11,12 +11,14 @@ use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 
 use super::{
-    Acknowledgement, Answer, Appended, Error, Opened, Page, PageLimit, Store,
+    Acknowledgement, Answer, Appended, Entering, Error, Opened, Page, PageLimit, Store,
+    journal::{Account, Cancelled, Journal, Mark, Step, Superseding},
     memory::{Config, MemoryStore},
+    waiting::{Backlog, Ending, Held, Holding, Waiting},
 };
 use crate::{
     event::Event,
-    ids::{DeviceId, LogEpoch, Sequence, UserId},
+    ids::{DeviceId, LogEpoch, NotificationId, Sequence, UserId},
 };
 
 /// A call to a store.
@@ -26,6 +28,8 @@ pub(crate) enum Call {
     Append,
     Read,
     Acknowledge,
+    Hold,
+    Backlog,
 }
 
 #[derive(Default)]
@@ -68,7 +72,8 @@ impl FaultyStore {
 
     /// Appends without a fault.
     pub(crate) async fn fill(&self, events: &[Arc<Event>]) {
-        self.memory.append(events).await.unwrap();
+        let entering: Vec<Entering> = events.iter().cloned().map(Into::into).collect();
+        self.memory.append(&entering).await.unwrap();
     }
 
     /// A device's cursor, without a fault.
@@ -105,16 +110,16 @@ impl Store for FaultyStore {
         self.answer(Call::Open, move || self.memory.open(user, device))
     }
 
-    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>> {
-        self.answer(Call::Append, move || self.memory.append(events))
+    fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {
+        self.answer(Call::Append, move || self.memory.append(entering))
     }
 
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page> {
         self.answer(Call::Read, move || self.memory.read(user, after, limit))
     }
 
-    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()> {
-        self.answer(Call::Acknowledge, move || self.memory.acknowledge(acknowledged))
+    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step]) -> Answer<'a, ()> {
+        self.answer(Call::Acknowledge, move || self.memory.acknowledge(acknowledged, steps))
     }
 
     fn was(&self, _: &str) -> bool {
@@ -127,5 +132,53 @@ impl Store for FaultyStore {
 
     fn tidy(&self) -> Answer<'_, ()> {
         self.memory.tidy()
+    }
+}
+
+impl Journal for FaultyStore {
+    fn account<'a>(&'a self, user: &'a UserId, id: &'a NotificationId) -> Answer<'a, Option<Account>> {
+        self.memory.account(user, id)
+    }
+
+    fn cancel<'a>(&'a self, user: &'a UserId, id: &'a NotificationId) -> Answer<'a, Cancelled> {
+        self.memory.cancel(user, id)
+    }
+
+    fn supersede<'a>(&'a self, superseding: &'a [Superseding]) -> Answer<'a, ()> {
+        self.memory.supersede(superseding)
+    }
+
+    fn ended_after<'a>(&'a self, mark: &'a Mark, limit: usize) -> Answer<'a, (Vec<Step>, Mark)> {
+        self.memory.ended_after(mark, limit)
+    }
+
+    fn receipted(&self) -> Answer<'_, Mark> {
+        self.memory.receipted()
+    }
+
+    fn set_receipted<'a>(&'a self, mark: &'a Mark) -> Answer<'a, ()> {
+        self.memory.set_receipted(mark)
+    }
+}
+
+impl Waiting for FaultyStore {
+    fn hold<'a>(&'a self, holding: &'a [Holding]) -> Answer<'a, Vec<Held>> {
+        self.answer(Call::Hold, move || self.memory.hold(holding))
+    }
+
+    fn end<'a>(&'a self, endings: &'a [Ending]) -> Answer<'a, ()> {
+        self.memory.end(endings)
+    }
+
+    fn digested<'a>(&'a self, digests: &'a [(UserId, NotificationId)]) -> Answer<'a, ()> {
+        self.memory.digested(digests)
+    }
+
+    fn backlog<'a>(&'a self, user: &'a UserId) -> Answer<'a, Backlog> {
+        self.answer(Call::Backlog, move || self.memory.backlog(user))
+    }
+
+    fn users_waiting(&self) -> Answer<'_, Vec<UserId>> {
+        self.memory.users_waiting()
     }
 }

@@ -78,8 +78,8 @@ pub trait Waiting: Send + Sync + 'static {
     /// These digests are in their users' logs: they are not owed any more.
     fn digested<'a>(&'a self, digests: &'a [(UserId, NotificationId)]) -> Answer<'a, ()>;
 
-    /// What waits for a user, at most `limit` events.
-    fn backlog<'a>(&'a self, user: &'a UserId, limit: usize) -> Answer<'a, Backlog>;
+    /// What waits for a user.
+    fn backlog<'a>(&'a self, user: &'a UserId) -> Answer<'a, Backlog>;
 
     /// Users for whom something waits, or to whom a digest is owed.
     fn users_waiting(&self) -> Answer<'_, Vec<UserId>>;

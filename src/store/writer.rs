@@ -8,14 +8,18 @@ use std::{
 };
 
 use ractor::DerivedActorRef;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use super::{Acknowledgement, Appended, Error, Store};
+use super::{
+    Acknowledgement, Appended, Entering, Error, Store,
+    journal::{Cancelled, Step, Superseding},
+    waiting::{Ending, Held, Holding},
+};
 use crate::{
     backoff::Backoff,
-    event::InFlight,
+    event::{Event, InFlight},
     health::Health,
-    ids::{DeviceId, Sequence, UserId},
+    ids::{NotificationId, UserId},
     placement::shard,
 };
 
@@ -24,25 +28,67 @@ const GROUP_MAX: usize = 512;
 /// The health part that says whether the store answers.
 const HEALTH_PART: &str = "store";
 
-/// Hands writes to their lanes. Cheap to clone. The queues need no bound of their own: every append holds a
-/// permit, and acknowledgements of one cursor are bounded by the session's window.
+/// Hands writes to their lanes. Cheap to clone. The queues need no bound of their own: every append and every hold has
+/// a permit, what is released has waited within bounds, and acknowledgements of one cursor are bounded by the session's
+/// window.
 #[derive(Clone)]
 pub struct Writer {
     lanes: Arc<[mpsc::UnboundedSender<Write>]>,
 }
 
+/// One write for a user. Those of one group are done in the order of their kinds here; of one kind, in the order given.
 enum Write {
-    Append { in_flight: InFlight, reply: DerivedActorRef<Stored> },
-    Acknowledge(Acknowledgement),
+    Hold {
+        in_flight: InFlight,
+        digest: Option<NotificationId>,
+        reply: Reply,
+    },
+    Append {
+        entrant: Entrant,
+        reply: Reply,
+    },
+    End(Ending),
+    Digested(UserId, NotificationId),
+    Raise(Option<Acknowledgement>, Vec<Step>),
+    /// Behind everything before it.
+    Cancel(UserId, NotificationId, oneshot::Sender<Cancelled>),
 }
 
-/// The answer to an append: the event with its permit comes back.
+/// What enters the log.
+enum Entrant {
+    /// An event of a producer's. `alone`: nobody has a session open, so that it may supersede what nobody was given.
+    New { in_flight: InFlight, alone: bool },
+    /// One that has waited, or a digest.
+    Released(Entering),
+}
+
+/// Who hears what became of writes.
+pub type Reply = DerivedActorRef<Written>;
+
+/// What became of a write.
 #[derive(Debug)]
-pub struct Stored {
-    /// What was appended.
-    pub in_flight: InFlight,
-    /// What became of it.
-    pub outcome: Appended,
+pub enum Written {
+    /// The answer to [`Writer::append`]: the event with its permit comes back.
+    Stored {
+        /// What was appended.
+        in_flight: InFlight,
+        /// What became of it.
+        outcome: Appended,
+    },
+    /// The answer to [`Writer::release`].
+    Released {
+        /// What was appended.
+        event: Arc<Event>,
+        /// What became of it.
+        outcome: Appended,
+    },
+    /// The answer to [`Writer::hold`].
+    Held {
+        /// What was held back.
+        in_flight: InFlight,
+        /// What became of it.
+        outcome: Held,
+    },
 }
 
 impl Writer {
@@ -64,16 +110,50 @@ impl Writer {
         let _ = self.lanes[usize::from(shard(user, count).0)].send(write);
     }
 
-    /// Stores an event; `reply` gets it back with its number, in the order in which this was called.
-    pub fn append(&self, mut in_flight: InFlight, reply: DerivedActorRef<Stored>) {
+    /// Stores an event; `reply` gets it back with its number, in the order in which this and [`Self::release`] were
+    /// called. `alone`: no session is open, so that older ones with its collapse key that nobody was given go.
+    pub fn append(&self, mut in_flight: InFlight, alone: bool, reply: Reply) {
         in_flight.permit.pause();
         let user = in_flight.event.user.clone();
-        self.send(&user, Write::Append { in_flight, reply });
+        self.send(&user, Write::Append { entrant: Entrant::New { in_flight, alone }, reply });
     }
 
-    /// Raises a cursor, after the appends before it.
-    pub fn acknowledge(&self, user: UserId, device: Option<DeviceId>, seq: Sequence) {
-        self.send(&user.clone(), Write::Acknowledge(Acknowledgement { user, device, seq }));
+    /// Gives a number to one that has waited, or to a digest of such.
+    pub fn release(&self, event: Arc<Event>, reply: Reply) {
+        let user = event.user.clone();
+        self.send(&user, Write::Append { entrant: Entrant::Released(Entering { event, waited: true }), reply });
+    }
+
+    /// Stores an event without a number, until it is released; with a digest, only to be counted in it.
+    pub fn hold(&self, mut in_flight: InFlight, digest: Option<NotificationId>, reply: Reply) {
+        in_flight.permit.pause();
+        let user = in_flight.event.user.clone();
+        self.send(&user, Write::Hold { in_flight, digest, reply });
+    }
+
+    /// Ends one that waits.
+    pub fn end(&self, ending: Ending) {
+        self.send(&ending.user.clone(), Write::End(ending));
+    }
+
+    /// A digest is in the log: it is not owed any more.
+    pub fn digested(&self, user: UserId, digest: NotificationId) {
+        self.send(&user.clone(), Write::Digested(user, digest));
+    }
+
+    /// Raises a cursor, after the appends before it, and says in the journal what that means.
+    pub fn acknowledge(&self, acknowledgement: Acknowledgement, steps: Vec<Step>) {
+        self.send(&acknowledgement.user.clone(), Write::Raise(Some(acknowledgement), steps));
+    }
+
+    /// Sees that a notification is not delivered, behind the writes before this and before those after it.
+    pub fn cancel(&self, user: UserId, id: NotificationId, reply: oneshot::Sender<Cancelled>) {
+        self.send(&user.clone(), Write::Cancel(user, id, reply));
+    }
+
+    /// Adds to the journal.
+    pub fn note(&self, step: Step) {
+        self.send(&step.user.clone(), Write::Raise(None, vec![step]));
     }
 }
 
@@ -86,36 +166,108 @@ struct Lane {
     lost: Lost,
 }
 
+/// The writes of one call each.
+#[derive(Default)]
+struct Group {
+    holds: Vec<(InFlight, Option<NotificationId>, Reply)>,
+    appends: Vec<(Entrant, Reply)>,
+    endings: Vec<Ending>,
+    digests: Vec<(UserId, NotificationId)>,
+    acknowledged: Vec<Acknowledgement>,
+    steps: Vec<Step>,
+}
+
+impl Group {
+    /// Takes a write; one that has to be alone comes back.
+    fn add(&mut self, write: Write) -> Option<(UserId, NotificationId, oneshot::Sender<Cancelled>)> {
+        match write {
+            Write::Hold { in_flight, digest, reply } => self.holds.push((in_flight, digest, reply)),
+            Write::Append { entrant, reply } => self.appends.push((entrant, reply)),
+            Write::End(ending) => self.endings.push(ending),
+            Write::Digested(user, digest) => self.digests.push((user, digest)),
+            Write::Raise(acknowledgement, steps) => {
+                self.acknowledged.extend(acknowledgement);
+                self.steps.extend(steps);
+            }
+            Write::Cancel(user, id, reply) => return Some((user, id, reply)),
+        }
+        None
+    }
+}
+
 impl Lane {
     async fn run(self, mut queue: mpsc::UnboundedReceiver<Write>) {
-        let mut group = Vec::with_capacity(GROUP_MAX);
-        while queue.recv_many(&mut group, GROUP_MAX).await > 0 {
-            let (mut appends, mut acknowledged) = (Vec::with_capacity(group.len()), Vec::new());
-            for write in group.drain(..) {
-                match write {
-                    Write::Append { in_flight, reply } => appends.push((in_flight, reply)),
-                    Write::Acknowledge(acknowledgement) => acknowledged.push(acknowledgement),
+        let mut writes = Vec::with_capacity(GROUP_MAX);
+        while queue.recv_many(&mut writes, GROUP_MAX).await > 0 {
+            let mut group = Group::default();
+            for write in writes.drain(..) {
+                if let Some((user, id, reply)) = group.add(write) {
+                    self.write(std::mem::take(&mut group)).await;
+                    let _ = reply.send(self.until_done(|| self.store.cancel(&user, &id)).await);
                 }
             }
-            self.append(appends).await;
-            if !acknowledged.is_empty() {
-                let acknowledged = highest(acknowledged);
-                self.until_done(|| self.store.acknowledge(&acknowledged)).await;
-            }
+            self.write(group).await;
         }
     }
 
-    async fn append(&self, appends: Vec<(InFlight, DerivedActorRef<Stored>)>) {
+    async fn write(&self, Group { holds, appends, endings, digests, acknowledged, steps }: Group) {
+        self.hold(holds).await;
+        self.append(appends).await;
+        if !endings.is_empty() {
+            self.until_done(|| self.store.end(&endings)).await;
+        }
+        if !digests.is_empty() {
+            self.until_done(|| self.store.digested(&digests)).await;
+        }
+        if !acknowledged.is_empty() || !steps.is_empty() {
+            let acknowledged = highest(acknowledged);
+            self.until_done(|| self.store.acknowledge(&acknowledged, &steps)).await;
+        }
+    }
+
+    async fn hold(&self, holds: Vec<(InFlight, Option<NotificationId>, Reply)>) {
+        if holds.is_empty() {
+            return;
+        }
+        let holding = |(in_flight, digest, _): &(InFlight, Option<NotificationId>, _)| Holding {
+            event: in_flight.event.clone(),
+            digest: digest.clone(),
+        };
+        let holding: Vec<_> = holds.iter().map(holding).collect();
+        let began = Instant::now();
+        let outcomes = self.until_done(|| self.store.hold(&holding)).await;
+        metric::wrote(holding.len(), began.elapsed());
+        for ((in_flight, _, reply), outcome) in holds.into_iter().zip(outcomes) {
+            let _ = reply.send_message(Written::Held { in_flight, outcome });
+        }
+    }
+
+    async fn append(&self, appends: Vec<(Entrant, Reply)>) {
         if appends.is_empty() {
             return;
         }
-        let events: Vec<_> = appends.iter().map(|(in_flight, _)| in_flight.event.clone()).collect();
+        let entering = |(one, _): &(Entrant, _)| match one {
+            Entrant::New { in_flight, .. } => in_flight.event.clone().into(),
+            Entrant::Released(entering) => entering.clone(),
+        };
+        let entering: Vec<Entering> = appends.iter().map(entering).collect();
         let began = Instant::now();
-        let outcomes = self.until_done(|| self.store.append(&events)).await;
-        metric::wrote(events.len(), began.elapsed());
-        for ((in_flight, reply), outcome) in appends.into_iter().zip(outcomes) {
+        let outcomes = self.until_done(|| self.store.append(&entering)).await;
+        metric::wrote(entering.len(), began.elapsed());
+        let mut superseding = Vec::new();
+        for ((one, reply), outcome) in appends.into_iter().zip(outcomes) {
+            let written = match one {
+                Entrant::New { in_flight, alone } => {
+                    superseding.extend(supersedes(&in_flight.event, outcome).filter(|_| alone));
+                    Written::Stored { in_flight, outcome }
+                }
+                Entrant::Released(Entering { event, .. }) => Written::Released { event, outcome },
+            };
             // An actor that is gone leaves the permit to its Drop: the event comes again and finds its row.
-            let _ = reply.send_message(Stored { in_flight, outcome });
+            let _ = reply.send_message(written);
+        }
+        if !superseding.is_empty() {
+            self.until_done(|| self.store.supersede(&superseding)).await;
         }
     }
 
@@ -147,6 +299,13 @@ impl Lane {
             }
         }
     }
+}
+
+/// Whose place a new row takes, if it takes any.
+fn supersedes(event: &Event, outcome: Appended) -> Option<Superseding> {
+    let Appended::Stored(seq) = outcome else { return None };
+    let collapse_key = event.options.collapse_key.clone()?;
+    Some(Superseding { user: event.user.clone(), collapse_key, seq })
 }
 
 /// Each cursor once, with the highest number that was acknowledged.

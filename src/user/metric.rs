@@ -4,11 +4,23 @@ use std::sync::LazyLock;
 
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
+use crate::event::Priority;
+
 const EVENTS: &str = "notifier_events_total";
 const RESTARTS: &str = "notifier_actor_restarts_total";
 const USERS: &str = "notifier_users_active";
+const LIMITED: &str = "notifier_rate_limited_total";
+const BUFFERED: &str = "notifier_buffered_notifications";
 
-static EVENT: LazyLock<[Counter; 7]> = LazyLock::new(|| Event::ALL.map(|e| counter!(EVENTS, "outcome" => e.as_str())));
+static BUFFERED_OF: LazyLock<[Gauge; Priority::COUNT]> =
+    LazyLock::new(|| Priority::ALL.map(|priority| gauge!(BUFFERED, "priority" => priority.as_str())));
+static LIMITED_OF: LazyLock<[[Counter; 2]; Priority::COUNT]> = LazyLock::new(|| {
+    let of =
+        |priority: Priority, mode: &'static str| counter!(LIMITED, "priority" => priority.as_str(), "mode" => mode);
+    Priority::ALL.map(|priority| [of(priority, "enforced"), of(priority, "dry_run")])
+});
+static EVENT: LazyLock<[Counter; Event::ALL.len()]> =
+    LazyLock::new(|| Event::ALL.map(|e| counter!(EVENTS, "outcome" => e.as_str())));
 static ACTIVE: LazyLock<Gauge> = LazyLock::new(|| gauge!(USERS));
 
 /// What became of an event.
@@ -28,11 +40,33 @@ pub enum Event {
     Away,
     /// For one session that is not there.
     NoSession,
+    /// Transient, and over the user's limit.
+    RateLimited,
+    /// Over the user's limit: it waits, or is counted in a digest.
+    Buffered,
+    /// It has waited, and is in the log now.
+    Released,
+    /// It waited, and a newer one took its place.
+    Superseded,
+    /// A digest of those for which there was no room.
+    Digest,
 }
 
 impl Event {
-    const ALL: [Self; 7] =
-        [Self::Stored, Self::Duplicate, Self::Expired, Self::Refused, Self::Delivered, Self::Away, Self::NoSession];
+    const ALL: [Self; 12] = [
+        Self::Stored,
+        Self::Duplicate,
+        Self::Expired,
+        Self::Refused,
+        Self::Delivered,
+        Self::Away,
+        Self::NoSession,
+        Self::RateLimited,
+        Self::Buffered,
+        Self::Released,
+        Self::Superseded,
+        Self::Digest,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -43,6 +77,11 @@ impl Event {
             Self::Delivered => "delivered",
             Self::Away => "away",
             Self::NoSession => "no_session",
+            Self::RateLimited => "rate_limited",
+            Self::Buffered => "buffered",
+            Self::Released => "released",
+            Self::Superseded => "superseded",
+            Self::Digest => "digest",
         }
     }
 }
@@ -52,7 +91,11 @@ pub fn describe() {
     describe_counter!(EVENTS, "Events that reached their user's actor, by what became of them");
     describe_counter!(RESTARTS, "Actors that crashed, by actor and reason");
     describe_gauge!(USERS, "Users with a running actor");
+    describe_counter!(LIMITED, "Events that were over their user's limit, by whether that was only counted");
+    describe_gauge!(BUFFERED, "Notifications that wait for their users' limits");
     LazyLock::force(&EVENT);
+    LazyLock::force(&LIMITED_OF);
+    BUFFERED_OF.iter().for_each(|gauge| gauge.set(0.0));
     ACTIVE.set(0.0);
     for actor in ["session", "user", "shard"] {
         counter!(RESTARTS, "actor" => actor, "reason" => "crash").increment(0);
@@ -61,6 +104,15 @@ pub fn describe() {
 
 pub(super) fn event(outcome: Event) {
     EVENT[outcome as usize].increment(1);
+}
+
+pub(super) fn rate_limited(priority: Priority, dry_run: bool) {
+    LIMITED_OF[priority as usize][usize::from(dry_run)].increment(1);
+}
+
+/// One more, or one less, waits.
+pub(super) fn buffered(priority: Priority, change: i8) {
+    BUFFERED_OF[priority as usize].increment(f64::from(change));
 }
 
 /// An actor crashed and what it stood for starts anew.

@@ -12,26 +12,30 @@ struct Setup {
     writer: Writer,
     health: Health,
     reports: Arc<Reports>,
-    reply: DerivedActorRef<Stored>,
-    stored: Heard<Stored>,
+    reply: Reply,
+    stored: Heard<Written>,
 }
 
 impl Setup {
     async fn new() -> Self {
         let (store, health) = (FaultyStore::new(1000), Health::default());
         let writer = Writer::start(&(store.clone() as Arc<dyn Store>), 2, &health, &mpsc::unbounded_channel().0);
-        let (actor, stored) = Collector::<Stored>::spawn().await;
+        let (actor, stored) = Collector::<Written>::spawn().await;
         Self { store, writer, health, reports: Reports::new(), reply: actor.get_derived(), stored }
     }
 
     fn append(&self, number: i64) {
         let event = durable(&user(), &number.to_string());
-        self.writer.append(self.reports.in_flight(number, event), self.reply.clone());
+        self.writer.append(self.reports.in_flight(number, event), true, self.reply.clone());
     }
 
     /// What came back: the events' ids with their numbers.
     fn answers(&self) -> Vec<(String, Appended)> {
-        self.stored.lock().iter().map(|stored| (stored.in_flight.event.id.to_string(), stored.outcome)).collect()
+        let answer = |written: &Written| match written {
+            Written::Stored { in_flight, outcome } => (in_flight.event.id.to_string(), *outcome),
+            other => panic!("{other:?}"),
+        };
+        self.stored.lock().iter().map(answer).collect()
     }
 }
 
@@ -82,7 +86,7 @@ async fn an_acknowledgement_that_the_store_did_not_take_is_repeated() {
 #[tokio::test(start_paused = true)]
 async fn an_event_whose_actor_is_gone_is_reported_as_lost_and_not_as_crashed() {
     let setup = Setup::new().await;
-    let (gone, _) = Collector::<Stored>::spawn().await;
+    let (gone, _) = Collector::<Written>::spawn().await;
     gone.stop(None);
     settled().await;
     let mut in_flight = setup.reports.in_flight(7, durable(&user(), "7"));

@@ -1,0 +1,40 @@
+//! The session's metrics.
+
+use std::sync::LazyLock;
+
+use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+
+const SLOW_CONSUMERS: &str = "notifier_slow_consumers_total";
+const SESSIONS: &str = "notifier_sessions";
+
+static SLOW: LazyLock<Counter> = LazyLock::new(|| counter!(SLOW_CONSUMERS));
+static ACTIVE: LazyLock<Gauge> = LazyLock::new(|| gauge!(SESSIONS, "state" => "active"));
+
+/// Registers names and meanings.
+pub fn describe() {
+    describe_counter!(SLOW_CONSUMERS, "Sessions closed because they read or acknowledged too slowly");
+    describe_gauge!(SESSIONS, "Sessions of connected clients, by whether an actor runs for them");
+    SLOW.increment(0);
+    ACTIVE.set(0.0);
+    gauge!(SESSIONS, "state" => "dormant").set(0.0);
+}
+
+pub(super) fn slow_consumer() {
+    SLOW.increment(1);
+}
+
+/// Counts a running session actor for as long as it lives, however it ends.
+pub(super) struct Active;
+
+impl Active {
+    pub(super) fn one() -> Self {
+        ACTIVE.increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        ACTIVE.decrement(1.0);
+    }
+}

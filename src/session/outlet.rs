@@ -1,0 +1,81 @@
+//! Where a session's frames go.
+
+use std::sync::Arc;
+
+use super::SessionRef;
+use crate::{
+    event::Event,
+    ids::Sequence,
+    wire::{Close, Frame},
+};
+
+/// Where a session's frames go: a connection, here or on another node. Calls never block.
+pub trait Outlet: Send + Sync {
+    /// Passes one frame on. Frames of an attachment that is not the latest are [`Pushed::Gone`].
+    fn push(&self, attachment: u64, outgoing: &Outgoing<'_>) -> Pushed;
+    /// The session decided to end the connection.
+    fn close(&self, attachment: u64, close: Close);
+    /// The session serves the connection from here on, with what follows the number; `false`: it is gone.
+    fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool;
+    /// Whoever held the attachment is gone without a close: attach again.
+    fn lost(&self, attachment: u64);
+}
+
+/// One frame with what an outlet wants to know of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// The encoded frame.
+    pub frame: &'a Frame,
+    /// What it is.
+    pub kind: Kind<'a>,
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind<'a> {
+    /// A notification with its place in the log, if it has one.
+    Notification(Option<Sequence>, &'a Event),
+    /// A control frame that says that numbers up to this one are accounted for, if it does.
+    Control(&'static str, Option<Sequence>),
+}
+
+/// What an outlet did with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// Taken: written, or queued within the bounds.
+    Taken,
+    /// Not taken: too much waits. [`super::Msg::Drained`] follows when there is room again.
+    Full,
+    /// Not taken: this attachment does not count any more.
+    Gone,
+}
+
+/// One attempt to connect an outlet with a session. If it is dropped, the outlet hears that it is lost, so
+/// that a crash anywhere between connection and session is noticed.
+pub struct Attachment {
+    pub(super) outlet: Arc<dyn Outlet>,
+    pub(super) number: u64,
+}
+
+impl Attachment {
+    /// The `number`-th attachment of this outlet.
+    #[must_use]
+    pub fn new(outlet: Arc<dyn Outlet>, number: u64) -> Self {
+        Self { outlet, number }
+    }
+
+    /// Ends the connection, before or instead of a session.
+    pub fn close(&self, close: Close) {
+        self.outlet.close(self.number, close);
+    }
+
+    pub(super) fn push(&self, outgoing: &Outgoing<'_>) -> Pushed {
+        self.outlet.push(self.number, outgoing)
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.outlet.lost(self.number);
+    }
+}

@@ -1,0 +1,136 @@
+//! How a connection gets a session: where it begins, from what the client says and what the log knows.
+
+use std::time::Duration;
+
+use ractor::ActorProcessingErr;
+use tokio::time::Instant;
+
+use super::{Attached, Msg, State, UserRef};
+use crate::{
+    ids::{DeviceId, Sequence, SessionId, Since, UserId},
+    session::{self, Attachment, Start},
+    store::Opened,
+    wire::{self, Close, CloseCode, Gap, GapReason},
+};
+
+/// How long to wait for a store that does not answer before asking again.
+pub(super) const OPEN_RETRY: Duration = Duration::from_millis(500);
+
+/// A connection's wish for a session.
+pub struct Attach {
+    /// Whose it is.
+    pub user: UserId,
+    /// The session's id; it stays the same over all attachments of a connection.
+    pub session: SessionId,
+    /// The device, if the client named one.
+    pub device: Option<DeviceId>,
+    /// Where the session begins.
+    pub from: Origin,
+    /// Whether the protocol lets the client acknowledge in-band.
+    pub counts_acknowledgements: bool,
+    /// Where frames go.
+    pub attachment: Attachment,
+}
+
+/// Where a session begins.
+pub enum Origin {
+    /// After the cursor.
+    Cursor,
+    /// After what the client says it has seen.
+    Since(Since),
+    /// A connection that has had a session goes on where it was.
+    Connection {
+        /// The last number passed on.
+        passed: Sequence,
+        /// The last one acknowledged.
+        acknowledged: Sequence,
+    },
+}
+
+impl State {
+    pub(super) fn attach(&mut self, myself: &UserRef, attach: Box<Attach>) {
+        self.last_activity = Instant::now();
+        self.pending += 1;
+        let (store, myself) = (self.config.store.clone(), myself.clone());
+        tokio::spawn(async move {
+            let opened = loop {
+                match store.open(&attach.user, attach.device.as_ref()).await {
+                    Ok(opened) => break opened,
+                    Err(error) => tracing::warn!(%error, "opening a log failed, trying again"),
+                }
+                tokio::time::sleep(OPEN_RETRY).await;
+            };
+            let _ = myself.cast(Msg::Opened(attach, opened));
+        });
+    }
+
+    pub(super) async fn opened(
+        &mut self,
+        myself: &UserRef,
+        attach: Attach,
+        opened: Opened,
+    ) -> Result<(), ActorProcessingErr> {
+        self.pending -= 1;
+        // A session of an earlier attachment of the same connection has nobody to talk to any more.
+        if let Some(at) = self.sessions.iter().position(|old| old.id == attach.session) {
+            self.sessions.remove(at).actor.stop(None);
+        }
+        let is_new = !matches!(attach.from, Origin::Connection { .. });
+        if is_new && self.sessions.len() >= self.config.sessions_max {
+            let oldest = self.sessions.remove(0);
+            let close = Close::new(CloseCode::Replaced, "replaced by a newer session");
+            let _ = oldest.actor.cast(session::Msg::Close(close));
+        }
+        let start = self.start(&attach, opened);
+        let args = session::Args {
+            id: attach.session,
+            user: self.user.clone(),
+            device: attach.device,
+            attachment: attach.attachment,
+            start,
+            counts_acknowledgements: attach.counts_acknowledgements,
+            store: self.config.store.clone(),
+            config: self.config.session.clone(),
+            outcomes: myself.get_derived(),
+        };
+        let actor = session::spawn(args, myself.get_cell()).await?;
+        self.sessions.push(Attached { id: attach.session, actor });
+        Ok(())
+    }
+
+    fn start(&mut self, attach: &Attach, opened: Opened) -> Start {
+        let Opened { head, cursor, acknowledged } = opened;
+        self.acknowledged = self.acknowledged.max(acknowledged);
+        // What was stored while the store was asked found no session to be pushed to.
+        let head = head.max(self.newest);
+        let (user, config) = (self.user.clone(), self.config.clone());
+        let hello = |cursor| {
+            let times = (config.session.heartbeat, config.session.reconnect);
+            Some(wire::hello(attach.session, &user, &config.store.epoch(), (head, cursor), times))
+        };
+        match &attach.from {
+            Origin::Connection { passed, acknowledged } => {
+                // An actor that crashed may have taken the last acknowledgements with it.
+                if *acknowledged > cursor {
+                    self.acknowledged(attach.session, attach.device.clone(), *acknowledged, None, None);
+                }
+                Start { after: *passed, acknowledged: *acknowledged, hello: None, gap: None, head }
+            }
+            Origin::Cursor => Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: None, head },
+            Origin::Since(since) if *since.epoch == *self.config.store.epoch() && since.seq <= head => {
+                if since.seq > cursor {
+                    self.acknowledged(attach.session, attach.device.clone(), since.seq, None, None);
+                }
+                let hello = hello(cursor.max(since.seq));
+                Start { after: since.seq, acknowledged: since.seq, hello, gap: None, head }
+            }
+            Origin::Since(since) => {
+                // Nothing up to the cursor can be compared with what the client has.
+                let restored = self.config.store.was(&since.epoch);
+                let reason = if restored { GapReason::Restored } else { GapReason::Epoch };
+                let gap = Gap { from: cursor.min(1), to: cursor, reason };
+                Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: Some(gap), head }
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What a user's actor says in the journal: who was given what, who has acknowledged it, what was taken back.
+
+use super::{CancelReply, State};
+use crate::{
+    event::unix_millis_now,
+    ids::{DeviceId, NotificationId, Sequence, SessionId},
+    session::{self, Handed, What},
+    state::State as Became,
+    store::{Acknowledgement, journal::Step},
+};
+
+impl State {
+    pub(super) fn session(&mut self, outcome: session::Outcome) {
+        let session::Outcome { session, device, what } = outcome;
+        match what {
+            What::Acknowledged { seq, ids, handed } => self.acknowledged(session, device, seq, ids, handed),
+            What::Handed(handed) => {
+                let step = self.step(Became::Active, (handed.first, handed.last), session, device);
+                self.config.writer.note(Step { at: handed.at, ..step });
+            }
+            // Its connection has another session already, and goes on.
+            What::Left(_) if self.sessions.iter().any(|attached| attached.id == session) => {}
+            What::Left(handed) => {
+                let step = self.step(Became::Stale, (handed.first, handed.last), session, device);
+                self.config.writer.note(Step { handed_at: Some(handed.at), ..step });
+            }
+        }
+    }
+
+    /// Raises the device's cursor. What no other device had acknowledged is sent from here on.
+    pub(super) fn acknowledged(
+        &mut self,
+        session: SessionId,
+        device: Option<DeviceId>,
+        seq: Sequence,
+        ids: Option<Vec<(Sequence, NotificationId)>>,
+        handed: Option<Handed>,
+    ) {
+        let mut steps = Vec::new();
+        let news = self.acknowledged + 1;
+        if let Some(handed) = handed.filter(|handed| handed.first < news) {
+            let last = handed.last.min(self.acknowledged);
+            let step = self.step(Became::Active, (handed.first, last), session, device.clone());
+            steps.push(Step { at: handed.at, ..step });
+        }
+        if seq >= news {
+            let handed_at = handed.filter(|handed| handed.last >= news).map(|handed| handed.at);
+            let is_news = |(seq, id): &(Sequence, NotificationId)| *seq >= news && !self.cancelling.contains(id);
+            let ids = ids.into_iter().flatten().filter(is_news).map(|(_, id)| id).collect();
+            let step = self.step(Became::Sent, (news, seq), session, device.clone());
+            steps.push(Step { ids, handed_at, ..step });
+            self.acknowledged = seq;
+        }
+        self.config.writer.acknowledge(Acknowledgement { user: self.user.clone(), device, seq }, steps);
+    }
+
+    fn step(
+        &self,
+        state: Became,
+        (first, last): (Sequence, Sequence),
+        session: SessionId,
+        device: Option<DeviceId>,
+    ) -> Step {
+        Step {
+            user: self.user.clone(),
+            first,
+            last,
+            ids: Vec::new(),
+            state,
+            reason: None,
+            session: Some(session),
+            device,
+            handed_at: None,
+            at: unix_millis_now(),
+        }
+    }
+
+    /// Sees that a notification is not delivered, wherever it is by now. It goes the way of the writes, so that an
+    /// acknowledgement is either before it or does not count.
+    pub(super) fn cancel(&mut self, id: NotificationId, reply: CancelReply) {
+        if let Some(traffic) = &mut self.traffic {
+            traffic.buffer.remove(&id);
+        }
+        // Bounded: one that was cancelled cannot be acknowledged by a session that begins later.
+        if self.cancelling.len() >= CANCELLING_MAX {
+            self.cancelling.remove(0);
+        }
+        if !self.sessions.is_empty() {
+            self.cancelling.push(id.clone());
+        }
+        self.config.writer.cancel(self.user.clone(), id, reply);
+    }
+}
+
+/// So many cancellations are remembered while sessions are open.
+const CANCELLING_MAX: usize = 1000;
