@@ -2,6 +2,7 @@
 //! gets next: what follows in the log while it is behind, what arrives while it is not. It knows no protocol
 //! and no socket: frames go to an [`Outlet`].
 
+mod latest;
 pub mod metric;
 mod outlet;
 pub mod window;
@@ -13,7 +14,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 pub use self::outlet::{Attachment, Kind, Outgoing, Outlet, Pushed};
-use self::window::Window;
+use self::{latest::Latest, window::Window};
 use crate::{
     event::{Event, Notification, UnixMillis, unix_millis_now},
     ids::{DeviceId, NotificationId, Sequence, SessionId, UserId},
@@ -106,7 +107,14 @@ pub enum What {
     /// The client has these, and has not acknowledged them for a while.
     Handed(Handed),
     /// The client is gone, and had these without having acknowledged them.
-    Left(Handed),
+    Left {
+        /// The first one.
+        first: Sequence,
+        /// The last one.
+        last: Sequence,
+        /// When it was given those that were not told of, if there are any.
+        handed_at: Option<UnixMillis>,
+    },
 }
 
 /// Where a session begins.
@@ -173,6 +181,8 @@ struct State {
     reading: bool,
     /// The outlet refused a frame and will say when it has room.
     outlet_full: bool,
+    /// Transient ones that wait for that.
+    latest: Option<Box<Latest>>,
     /// The outlet takes nothing from this session any more.
     gone: bool,
     stalled_since: Option<Instant>,
@@ -211,6 +221,7 @@ impl Actor for Session {
             newest: start.head,
             reading: false,
             outlet_full: false,
+            latest: None,
             gone: false,
             stalled_since: None,
             timer_at: None,
@@ -273,7 +284,7 @@ impl State {
     fn deliver(&mut self, myself: &SessionRef, batch: &Batch) {
         for (notification, frame) in batch {
             match notification.seq {
-                None => self.transient(&notification.event, frame),
+                None => self.transient(notification, frame),
                 Some(seq) => {
                     self.newest = self.newest.max(seq);
                     // Anything but the very next number is read from the log, so that no number is ever jumped.
@@ -287,11 +298,27 @@ impl State {
         self.watch_deadlines(myself);
     }
 
-    fn transient(&mut self, event: &Event, frame: &Frame) {
+    fn transient(&mut self, notification: &Notification, frame: &Frame) {
+        let event = &notification.event;
         fault(event, &self.attachment);
-        let outgoing = Outgoing { frame, kind: Kind::Notification(None, event) };
-        // When the outlet is full it counts the frame as dropped: transient ones never wait.
-        self.push(&outgoing);
+        // One without a key never waits: when the outlet is full it counts the frame as dropped.
+        let waits = self.latest.is_some() && event.options.collapse_key.is_some();
+        let taken = !waits && self.push(&Outgoing { frame, kind: Kind::Notification(None, event) });
+        if !taken && !self.gone && event.options.collapse_key.is_some() {
+            self.latest.get_or_insert_default().keep(notification, frame);
+        }
+    }
+
+    /// Sends the transient ones that have waited for room.
+    fn send_latest(&mut self) {
+        let Some(mut latest) = self.latest.take() else { return };
+        while let Some((notification, frame)) = latest.next() {
+            if !self.push(&Outgoing { frame: &frame, kind: Kind::Notification(None, &notification.event) }) {
+                latest.put_back((notification, frame));
+                self.latest = Some(latest);
+                return;
+            }
+        }
     }
 
     /// Sends one numbered notification; whether it was taken.
@@ -349,20 +376,25 @@ impl State {
 
     fn page(&mut self, myself: &SessionRef, page: Option<Page>) {
         self.reading = false;
-        for entry in page.iter().flat_map(|page| &page.entries) {
-            let taken = match entry {
-                Entry::Gap(gap) => self.gap(*gap, gap.to),
-                Entry::Notification(notification) => {
-                    let seq = notification.seq.expect("what the log holds has a number");
-                    self.has_room() && self.send(seq, &notification.event, &Frame::notification(notification))
-                }
-            };
-            if !taken {
-                break;
-            }
+        if let Some(page) = page
+            && page.entries.iter().all(|entry| self.send_entry(entry))
+        {
+            // Numbers that were superseded come neither as notifications nor in gaps.
+            self.sent = self.sent.max(page.covers);
         }
         self.catch_up(myself);
         self.watch_deadlines(myself);
+    }
+
+    /// Whether it was taken.
+    fn send_entry(&mut self, entry: &Entry) -> bool {
+        match entry {
+            Entry::Gap(gap) => self.gap(*gap, gap.to),
+            Entry::Notification(notification) => {
+                let seq = notification.seq.expect("what the log holds has a number");
+                self.has_room() && self.send(seq, &notification.event, &Frame::notification(notification))
+            }
+        }
     }
 
     fn acknowledged(&mut self, myself: &SessionRef, seq: Sequence) {
@@ -402,14 +434,15 @@ impl State {
 
     fn leave(&mut self) {
         let first = self.window.acknowledged() + 1;
-        let at = self.untold_since.map_or_else(unix_millis_now, |since| since.at);
         if first <= self.sent {
-            self.tell(What::Left(Handed { first, last: self.sent, at }));
+            let handed_at = self.untold_since.map(|since| since.at);
+            self.tell(What::Left { first, last: self.sent, handed_at });
         }
     }
 
     fn drained(&mut self, myself: &SessionRef) {
         self.outlet_full = false;
+        self.send_latest();
         self.progress(myself);
     }
 

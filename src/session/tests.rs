@@ -5,7 +5,10 @@ pub(crate) mod outlet;
 use super::*;
 use crate::{
     fakes::{self, Collector, Heard, durable, settled, transient, user},
-    store::tests::{Call, FaultyStore},
+    store::{
+        journal::{Journal as _, Superseding},
+        tests::{Call, FaultyStore},
+    },
     wire::GapReason,
 };
 use outlet::{FakeOutlet, Seen};
@@ -286,4 +289,53 @@ async fn a_transient_one_that_finds_the_outlet_full_is_not_sent_later() {
     session.store_and_deliver(1).await;
     settled().await;
     assert_eq!(session.outlet.seen(), [Seen::Numbered(1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_transient_ones_with_a_key_the_latest_waits_for_room() {
+    let session = Setup::with(0).await.start(0).await;
+    let keyed = |id: &str, key: &str| {
+        let mut event = (*crate::fakes::transient(&user(), id)).clone();
+        event.options.collapse_key = Some(key.into());
+        let notification = Notification { seq: None, event: Arc::new(event) };
+        let frame = Frame::notification(&notification);
+        session.tell(Msg::Deliver(smallvec::smallvec![(notification, frame)]));
+    };
+    session.outlet.room(0);
+    for (id, key) in [("1", "a"), ("2", "b"), ("3", "a")] {
+        keyed(id, key);
+    }
+    settled().await;
+    assert_eq!((session.outlet.refused(), session.outlet.seen()), (1, vec![]), "it has said that it is full");
+    session.outlet.room(1);
+    session.tell(Msg::Drained);
+    settled().await;
+    assert_eq!(session.outlet.seen(), [Seen::Transient("2".into())]);
+    keyed("4", "b");
+    session.outlet.room(100);
+    session.tell(Msg::Drained);
+    keyed("5", "b");
+    settled().await;
+    assert_eq!(session.outlet.ids(), ["2", "3", "4", "5"], "in order, and nothing is kept any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn superseded_numbers_are_passed_over_even_at_the_end() {
+    let setup = Setup::with(0).await;
+    for (number, key) in [(1, "a"), (2, "b"), (3, "b"), (4, "a"), (5, "c")] {
+        let mut event = (*durable(&user(), &number.to_string())).clone();
+        event.options.collapse_key = Some(key.into());
+        setup.store.fill(&[Arc::new(event)]).await;
+    }
+    let older = |key: &str, seq| Superseding { user: user(), collapse_key: key.into(), seq };
+    setup.store.supersede(&[older("a", 4), older("b", 3), older("c", 6)]).await.unwrap();
+    let session = setup.start(5).await;
+    settled().await;
+    assert_eq!(session.outlet.seen(), [Seen::Numbered(3), Seen::Numbered(4)]);
+    let reads = session.store.made(Call::Read);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(session.store.made(Call::Read), reads, "it does not ask again and again");
+    session.store_and_deliver(6).await;
+    settled().await;
+    assert_eq!(session.outlet.numbers(), [3, 4, 6]);
 }

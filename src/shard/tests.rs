@@ -11,7 +11,10 @@ use crate::{
     fakes::{self, Reports, durable, event, settled},
     session::tests::outlet::FakeOutlet,
     settlement::Outcome,
-    store::tests::{Call, FaultyStore},
+    store::{
+        tests::{Call, FaultyStore},
+        waiting::Waiting as _,
+    },
     user::tests::{IDLE, config},
 };
 
@@ -24,7 +27,13 @@ struct Running {
 impl Running {
     async fn new() -> Self {
         let store = FaultyStore::new(10_000);
-        let shard = spawn(config(&store, 8), fakes::supervisor().await).await.unwrap();
+        let shard = spawn(Args { config: config(&store, 8), waiting: Some(Vec::new()) }, fakes::supervisor().await)
+            .await
+            .unwrap();
+        Self::with(store, shard)
+    }
+
+    fn with(store: Arc<FaultyStore>, shard: ShardRef) -> Self {
         Self { shard, store, reports: Reports::new() }
     }
 
@@ -39,12 +48,23 @@ impl Running {
     }
 
     fn idle(&self, handled: u64) {
-        self.shard.cast(Msg::User(user::Outcome::Idle { user: fakes::user(), handled })).unwrap();
+        self.shard.cast(Msg::User(user::Outcome::Idle { user: fakes::user(), handled, limiter: None })).unwrap();
     }
 }
 
 fn faulty(user: &UserId) -> Arc<Event> {
     event(user, "faulty", "fault.user", Durability::Durable)
+}
+
+fn attach(user: &str, outlet: &Arc<FakeOutlet>) -> Box<Attach> {
+    Box::new(Attach {
+        user: UserId::new(user).unwrap(),
+        session: crate::ids::SessionId::random(),
+        device: None,
+        from: user::Origin::Cursor,
+        counts_acknowledgements: true,
+        attachment: crate::session::Attachment::new(outlet.clone(), 1),
+    })
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,15 +104,7 @@ async fn a_crashed_users_sessions_are_lost_and_another_users_are_not() {
     let shard = Running::new().await;
     let outlets = ["101", "other"].map(|user| {
         let outlet = FakeOutlet::new();
-        let attach = Attach {
-            user: UserId::new(user).unwrap(),
-            session: crate::ids::SessionId::random(),
-            device: None,
-            from: user::Origin::Cursor,
-            counts_acknowledgements: true,
-            attachment: crate::session::Attachment::new(outlet.clone(), 1),
-        };
-        shard.shard.cast(Msg::Attach(Box::new(attach))).unwrap();
+        shard.shard.cast(Msg::Attach(attach(user, &outlet))).unwrap();
         outlet
     });
     settled().await;
@@ -117,6 +129,61 @@ async fn an_idle_users_actor_stops_and_the_next_event_starts_another() {
         [(0, Outcome::Settled), (1, Outcome::Settled)],
         "nothing is refused: nobody crashed"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_limits_have_let_go_survives_sleep_as_long_as_it_matters() {
+    let store = FaultyStore::new(1000);
+    let limit = crate::user::limiter::Limit { per_second: 0.02, burst: 2, dry_run: false };
+    let limits = crate::user::limiter::Limits::default().with(crate::event::Priority::Normal, limit);
+    let config = Arc::new(user::Config { limits, ..(*config(&store, 8)).clone() });
+    let args = Args { config, waiting: Some(Vec::new()) };
+    let shard = Running::with(store, spawn(args, fakes::supervisor().await).await.unwrap());
+    let session = |outlet: &Arc<FakeOutlet>| {
+        let attach = attach("101", outlet);
+        shard.shard.cast(Msg::Attach(attach)).unwrap();
+    };
+    let [first, second, third] = [(); 3].map(|()| FakeOutlet::new());
+    session(&first);
+    settled().await;
+    ["0", "1"].into_iter().for_each(|id| shard.send(id.parse().unwrap(), durable(&fakes::user(), id), false));
+    settled().await;
+    assert_eq!(first.numbers(), [1, 2]);
+    first.session().stop(None);
+    tokio::time::sleep(IDLE + Duration::from_secs(1)).await;
+    assert_eq!(shard.users(), 0, "asleep");
+    session(&second);
+    settled().await;
+    shard.send(2, durable(&fakes::user(), "2"), false);
+    settled().await;
+    assert_eq!(second.numbers(), [1, 2], "the burst was used up before it slept");
+    second.session().stop(None);
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    session(&third);
+    settled().await;
+    shard.send(3, durable(&fakes::user(), "3"), false);
+    settled().await;
+    assert_eq!(third.numbers(), [1, 2, 3, 4], "it has come back meanwhile");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waited_when_a_user_crashed_or_before_the_node_started_gets_its_number() {
+    let store = FaultyStore::new(1000);
+    let hold = |id: &str| crate::store::waiting::Holding { event: durable(&fakes::user(), id), digest: None };
+    store.hold(&[hold("a")]).await.unwrap();
+    let args = Args { config: config(&store, 8), waiting: Some(vec![fakes::user()]) };
+    let shard = Running::with(store.clone(), spawn(args, fakes::supervisor().await).await.unwrap());
+    settled().await;
+    assert!(store.users_waiting().await.unwrap().is_empty(), "before anything came for it");
+    shard.send(0, faulty(&fakes::user()), false);
+    store.hold(&[hold("b")]).await.unwrap();
+    settled().await;
+    shard.send(1, durable(&fakes::user(), "c"), true);
+    settled().await;
+    let outlet = FakeOutlet::new();
+    shard.shard.cast(Msg::Attach(attach("101", &outlet))).unwrap();
+    settled().await;
+    assert_eq!(outlet.ids(), ["a", "b", "c"]);
 }
 
 #[tokio::test(start_paused = true)]

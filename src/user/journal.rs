@@ -19,10 +19,10 @@ impl State {
                 self.config.writer.note(Step { at: handed.at, ..step });
             }
             // Its connection has another session already, and goes on.
-            What::Left(_) if self.sessions.iter().any(|attached| attached.id == session) => {}
-            What::Left(handed) => {
-                let step = self.step(Became::Stale, (handed.first, handed.last), session, device);
-                self.config.writer.note(Step { handed_at: Some(handed.at), ..step });
+            What::Left { .. } if self.sessions.iter().any(|attached| attached.id == session) => {}
+            What::Left { first, last, handed_at } => {
+                let step = self.step(Became::Stale, (first, last), session, device);
+                self.config.writer.note(Step { handed_at, ..step });
             }
         }
     }
@@ -45,10 +45,19 @@ impl State {
         }
         if seq >= news {
             let handed_at = handed.filter(|handed| handed.last >= news).map(|handed| handed.at);
-            let is_news = |(seq, id): &(Sequence, NotificationId)| *seq >= news && !self.cancelling.contains(id);
-            let ids = ids.into_iter().flatten().filter(is_news).map(|(_, id)| id).collect();
-            let step = self.step(Became::Sent, (news, seq), session, device.clone());
-            steps.push(Step { ids, handed_at, ..step });
+            let sent = |numbers| Step { handed_at, ..self.step(Became::Sent, numbers, session, device.clone()) };
+            match ids {
+                None => steps.push(sent((news, seq))),
+                Some(mut ids) => {
+                    ids.retain(|(seq, id)| *seq >= news && !self.cancelling.contains(id));
+                    // Between two runs are numbers that never came.
+                    let runs = ids.chunk_by(|(one, _), (next, _)| one + 1 == *next);
+                    steps.extend(runs.map(|run| Step {
+                        ids: run.iter().map(|(_, id)| id.clone()).collect(),
+                        ..sent((run[0].0, run[run.len() - 1].0))
+                    }));
+                }
+            }
             self.acknowledged = seq;
         }
         self.config.writer.acknowledge(Acknowledgement { user: self.user.clone(), device, seq }, steps);

@@ -4,13 +4,18 @@ use super::*;
 use crate::{
     fakes::{self, Collector, Heard, Reports, durable, settled, transient},
     health::Health,
+    ids::Since,
+    receipt::NoReceipts,
     session::{
+        Attachment,
         tests::outlet::{FakeOutlet, Seen},
         window,
     },
     settlement::Outcome as Settlement,
     store::tests::{Call, FaultyStore},
 };
+
+mod limits;
 
 pub(crate) const IDLE: Duration = Duration::from_secs(30);
 
@@ -25,7 +30,16 @@ pub(crate) fn config(store: &Arc<FaultyStore>, sessions_max: usize) -> Arc<Confi
     };
     let store = store.clone() as Arc<dyn Store>;
     let writer = Writer::start(&store, 1, &Health::default(), &tokio::sync::mpsc::unbounded_channel().0);
-    Arc::new(Config { session: Arc::new(session), sessions_max, idle_after: IDLE, store, writer })
+    Arc::new(Config {
+        session: Arc::new(session),
+        sessions_max,
+        idle_after: IDLE,
+        limits: Limits::default(),
+        buffer: buffer::Bounds { items: 1000, bytes: 1 << 20 },
+        store,
+        writer,
+        receipts: Arc::new(NoReceipts),
+    })
 }
 
 struct Running {
@@ -39,8 +53,12 @@ struct Running {
 impl Running {
     async fn new(sessions_max: usize) -> Self {
         let store = FaultyStore::new(1000);
+        Self::with(store.clone(), config(&store, sessions_max)).await
+    }
+
+    async fn with(store: Arc<FaultyStore>, config: Arc<Config>) -> Self {
         let (shard, asks) = Collector::<Outcome>::spawn().await;
-        let args = Args { user: fakes::user(), config: config(&store, sessions_max), outcomes: shard.get_derived() };
+        let args = Args { user: fakes::user(), config, outcomes: shard.get_derived(), limiter: None, recover: false };
         let actor = spawn(args, shard.get_cell()).await.unwrap();
         Self { actor, store, reports: Reports::new(), asks, next: 0.into() }
     }

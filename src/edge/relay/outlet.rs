@@ -16,9 +16,12 @@ impl Outlet for Arc<Relay> {
         if state.attachment != attachment || state.ended || state.close.is_some() {
             return Pushed::Gone;
         }
-        let (covers, recorded_at) = match outgoing.kind {
-            Kind::Notification(seq, event) => (seq, Some(event.recorded_at)),
-            Kind::Control(_, covers) => (covers, None),
+        let (covers, recorded_at, may_wait) = match outgoing.kind {
+            // A session keeps those with a key for later.
+            Kind::Notification(seq, event) => {
+                (seq, Some(event.recorded_at), seq.is_some() || event.options.collapse_key.is_some())
+            }
+            Kind::Control(_, covers) => (covers, None, true),
         };
         if covers.is_some_and(|seq| seq <= state.passed) && recorded_at.is_some() {
             // The client has it: a number is never sent twice on one connection.
@@ -31,7 +34,7 @@ impl Outlet for Arc<Relay> {
         }
         if state.queue.len() >= self.limits.items || state.queued_bytes >= self.limits.bytes {
             state.refused = true;
-            if covers.is_none() && recorded_at.is_some() {
+            if !may_wait {
                 metric::delivery(self.protocol, Delivery::Dropped);
             }
             return Pushed::Full;

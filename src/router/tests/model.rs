@@ -88,7 +88,7 @@ pub(super) async fn spawn(shared: &Shared) -> ShardRef {
 
 /// The message by which the test lets every user settle the oldest event that it holds.
 pub(super) fn settle_one() -> Msg {
-    Msg::User(user::Outcome::Idle { user: UserId::new("all").unwrap(), handled: 0 })
+    Msg::User(user::Outcome::Idle { user: UserId::new("all").unwrap(), handled: 0, limiter: None })
 }
 
 struct ModelShard;
@@ -121,7 +121,7 @@ impl Actor for ModelShard {
                 }
             }
             Msg::User(_) => state.held.values_mut().filter_map(VecDeque::pop_front).for_each(|it| it.permit.settle()),
-            Msg::Attach(_) => unreachable!("a router attaches nobody"),
+            Msg::Attach(_) | Msg::Cancel(..) => unreachable!("a router only brings events"),
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::{
+    event::Event,
     ids::Sequence,
     session::{Kind, Outgoing, Outlet, Pushed, SessionRef},
     wire::Close,
@@ -33,6 +34,7 @@ struct State {
     room: Option<usize>,
     panics: bool,
     seen: Vec<Seen>,
+    events: Vec<Event>,
     refused: usize,
     closes: Vec<Close>,
     lost: usize,
@@ -68,6 +70,16 @@ impl FakeOutlet {
     /// The frames taken, in order.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.state.lock().seen.clone()
+    }
+
+    /// What was taken, in order.
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.state.lock().events.clone()
+    }
+
+    /// The ids taken, in order.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        self.state.lock().events.iter().map(|event| event.id.to_string()).collect()
     }
 
     /// The numbers taken, in order.
@@ -135,6 +147,9 @@ impl Outlet for FakeOutlet {
             }
             Some(room) => *room -= 1,
             None => {}
+        }
+        if let Kind::Notification(_, event) = outgoing.kind {
+            state.events.push(event.clone());
         }
         state.seen.push(seen(outgoing));
         Pushed::Taken

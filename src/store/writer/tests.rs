@@ -77,7 +77,7 @@ async fn an_acknowledgement_that_the_store_did_not_take_is_repeated() {
     let setup = Setup::new().await;
     setup.append(1);
     setup.store.fail(Call::Acknowledge, 3);
-    setup.writer.acknowledge(user(), None, 1);
+    setup.writer.acknowledge(Acknowledgement { user: user(), device: None, seq: 1 }, Vec::new());
     settled().await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!((setup.store.cursor(&user()).await, setup.store.made(Call::Acknowledge)), (1, 4));
@@ -91,7 +91,7 @@ async fn an_event_whose_actor_is_gone_is_reported_as_lost_and_not_as_crashed() {
     settled().await;
     let mut in_flight = setup.reports.in_flight(7, durable(&user(), "7"));
     in_flight.permit.begin();
-    setup.writer.append(in_flight, gone.get_derived());
+    setup.writer.append(in_flight, true, gone.get_derived());
     settled().await;
     assert_eq!(setup.reports.take(), [(7, Outcome::Lost)]);
 }
