@@ -17,6 +17,8 @@ use crate::{
 const KEY: &str = "key";
 /// A key that may read.
 pub(super) const READ_KEY: &str = "another key";
+/// A key that may act for users.
+pub(super) const SESSIONS_KEY: &str = "a third key";
 pub(super) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 const BODY_BYTES_MAX: usize = 1024;
 
@@ -32,11 +34,25 @@ fn api_with(in_flight_bytes: usize, properties: &[(&str, &str)]) -> Api {
 
 /// The same on a store.
 pub(super) fn start(in_flight_bytes: usize, properties: &[(&str, &str)], store: Arc<dyn Store>) -> Api {
+    start_with(in_flight_bytes, properties, store, Shards::new(Vec::new(), 1))
+}
+
+/// The same with users.
+pub(super) fn start_with(
+    in_flight_bytes: usize,
+    properties: &[(&str, &str)],
+    store: Arc<dyn Store>,
+    shards: Shards,
+) -> Api {
     let key = |key: &str, name: &str, scope| {
         let service = Arc::new(Service { name: name.into(), scopes: vec![scope] });
         ApiKey { sha256: sha2::Sha256::digest(key).into(), service }
     };
-    let api_keys = vec![key(KEY, "billing", Scope::Publish), key(READ_KEY, "support", Scope::Read)];
+    let api_keys = vec![
+        key(KEY, "billing", Scope::Publish),
+        key(READ_KEY, "support", Scope::Read),
+        key(SESSIONS_KEY, "gateway", Scope::Sessions),
+    ];
     let config = auth::Config { hs256_secret: Some(SECRET.into()), api_keys, ..auth::Config::default() };
     let authenticator = Authenticator::new(&config);
     let mut producer = ClientConfig::new();
@@ -55,7 +71,7 @@ pub(super) fn start(in_flight_bytes: usize, properties: &[(&str, &str)], store: 
         in_flight_events: batch::EVENTS_MAX,
     };
     let (fatal, _) = tokio::sync::mpsc::unbounded_channel();
-    Api::start(config, Arc::new(authenticator), (store, Shards::new(Vec::new(), 1)), fatal).unwrap()
+    Api::start(config, Arc::new(authenticator), (store, shards), fatal).unwrap()
 }
 
 /// Status, `Retry-After` and the problem's detail.

@@ -110,16 +110,14 @@ impl Account {
             history.push(of_step(step.state, step.at));
         }
         history.sort_by_key(|happened| happened.at);
-        let last = history.last().map(|last| (last.state, last.at));
-        if let Some((State::Active, at)) = last
-            && at < sessions_since
-        {
+        let last_given = history.iter().rev().find(|happened| happened.state == State::Active).map(|given| given.at);
+        if standing(&history).0 == State::Active && last_given.is_some_and(|at| at < sessions_since) {
             history.push(alone(State::Stale, None, sessions_since));
         }
         let ended = history.iter().any(|happened| happened.state.is_end());
         if !ended && self.acknowledged {
             // The journal keeps less than the log.
-            history.push(alone(State::Sent, None, last.map_or(self.stored_at, |(_, at)| at)));
+            history.push(alone(State::Sent, None, last_given.unwrap_or(self.stored_at)));
         } else if !ended && self.evicted {
             history.push(alone(State::Deleted, Some(Reason::Evicted), now));
         } else if !ended && self.expires_at <= now {
