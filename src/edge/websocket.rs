@@ -177,7 +177,52 @@ pub(super) fn read_all(bytes: &[u8], form: Form) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
+
     use super::*;
+    use crate::edge::{
+        fakes::{connected, shared},
+        protocol::Protocol,
+    };
+
+    /// `{"ack":0}`, masked with zeros (RFC 6455, 5.3).
+    const ACK: &[u8] = b"\x81\x89\0\0\0\0{\"ack\":0}";
+
+    /// A WebSocket whose client says that, and the client.
+    async fn told(bytes: &[u8]) -> (WebSocket, std::sync::Arc<Relay>, TcpStream) {
+        let (relay, mut client) = connected(&shared(), Protocol::WebSocket(Form::Json)).await;
+        client.write_all(bytes).await.unwrap();
+        timeout(std::time::Duration::from_secs(30), relay.ready()).await.unwrap().unwrap();
+        (WebSocket::new(Vec::new(), Form::Json, 64 * 1024), relay, client)
+    }
+
+    #[tokio::test]
+    async fn a_message_that_never_ends_is_read_in_parts() {
+        const PARTS: usize = 5;
+        // Text that does not end, and continuations that do not end it.
+        let fragments = [0, 0x80, 0, 0, 0, 0].repeat(PARTS * READS_PER_MESSAGE * READ_BUFFER_BYTES / 6);
+        let (mut websocket, relay, _client) = told(&[&[1, 0x80, 0, 0, 0, 0][..], &fragments].concat()).await;
+        for part in 0..PARTS {
+            assert!(matches!(websocket.next(&relay), Ok(Some(Incoming::Heard))), "{part}");
+        }
+        assert!(matches!(websocket.next(&relay), Ok(None)));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_as_a_message_behind_what_breaks_the_protocol() {
+        let reserved = [0x83, 0x80, 0, 0, 0, 0];
+        let (mut websocket, relay, client) = told(&[&reserved[..], &ACK.repeat(1000)].concat()).await;
+        let Ok(Some(Incoming::Broken(close))) = websocket.next(&relay) else { panic!("it is told") };
+        assert_eq!(close.code, CloseCode::ProtocolError);
+        websocket.close(&relay, &close).unwrap();
+        let mut heard = 0;
+        while let Some(incoming) = websocket.next(&relay).unwrap() {
+            assert!(matches!(incoming, Incoming::Heard), "{incoming:?}");
+            heard += 1;
+        }
+        assert!(heard > 1, "all is read, or the close would be lost in a reset");
+        drop(client);
+    }
 
     #[test]
     fn an_acknowledgement_is_for_the_session_that_it_comes_from() {
