@@ -182,6 +182,31 @@ async fn who_goes_on_sending_after_its_goodbye_is_not_read_to_the_end() {
     assert!(left >= 2 * GOODBYE_READS_MAX * PONG.len(), "{left} bytes are left");
 }
 
+#[tokio::test]
+async fn nothing_is_acknowledged_behind_what_a_client_is_sent_away_for() {
+    /// `{"ack":5}`, masked with zeros (RFC 6455, 5.3).
+    const ACK: &[u8] = b"\x81\x89\0\0\0\0{\"ack\":5}";
+    const TEXT: &[u8] = b"\x81\x85\0\0\0\0hello";
+    const RESERVED: &[u8] = b"\x83\x80\0\0\0\0";
+    let (shared, ..) = scene().await;
+    for (before, acknowledged) in [(&b""[..], vec![0, 5]), (TEXT, vec![0]), (RESERVED, vec![0])] {
+        let (mut connection, mut client) = talking(shared.clone()).await;
+        connection.relay.next_attachment();
+        let (actor, heard) = Collector::<session::Msg>::spawn().await;
+        assert!(connection.relay.attached(1, actor.clone(), 5));
+        client.write_all(&[before, ACK].concat()).await.unwrap();
+        client.shutdown().await.unwrap();
+        pauses(connection.serve()).await;
+        actor.drain_and_wait(Some(PATIENCE)).await.unwrap();
+        let heard = heard.lock();
+        let heard = heard.iter().filter_map(|msg| match msg {
+            session::Msg::Acknowledged(seq) => Some(*seq),
+            _ => None,
+        });
+        assert_eq!(heard.collect::<Vec<_>>(), acknowledged, "behind {before:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_goodbye_that_nobody_takes_is_not_waited_for_without_end() {
     let (shared, session, _) = scene().await;
