@@ -177,7 +177,9 @@ pub(super) fn read_all(bytes: &[u8], form: Form) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
+    use std::{sync::Arc, time::Duration};
+
+    use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
     use super::*;
     use crate::edge::{
@@ -188,40 +190,59 @@ mod tests {
     /// `{"ack":0}`, masked with zeros (RFC 6455, 5.3).
     const ACK: &[u8] = b"\x81\x89\0\0\0\0{\"ack\":0}";
 
-    /// A WebSocket whose client says that, and the client.
-    async fn told(bytes: &[u8]) -> (WebSocket, std::sync::Arc<Relay>, TcpStream) {
+    /// A WebSocket whose client says that and no more.
+    async fn told(bytes: &[u8]) -> (WebSocket, Arc<Relay>, TcpStream) {
         let (relay, mut client) = connected(&shared(), Protocol::WebSocket(Form::Json)).await;
         client.write_all(bytes).await.unwrap();
-        timeout(std::time::Duration::from_secs(30), relay.ready()).await.unwrap().unwrap();
+        client.shutdown().await.unwrap();
         (WebSocket::new(Vec::new(), Form::Json, 64 * 1024), relay, client)
     }
 
-    #[tokio::test]
-    async fn a_message_that_never_ends_is_read_in_parts() {
-        const PARTS: usize = 5;
-        // Text that does not end, and continuations that do not end it.
-        let fragments = [0, 0x80, 0, 0, 0, 0].repeat(PARTS * READS_PER_MESSAGE * READ_BUFFER_BYTES / 6);
-        let (mut websocket, relay, _client) = told(&[&[1, 0x80, 0, 0, 0, 0][..], &fragments].concat()).await;
-        for part in 0..PARTS {
-            assert!(matches!(websocket.next(&relay), Ok(Some(Incoming::Heard))), "{part}");
-        }
-        assert!(matches!(websocket.next(&relay), Ok(None)));
+    /// What comes next, when something has come.
+    async fn next(websocket: &mut WebSocket, relay: &Relay) -> Option<Incoming> {
+        tokio::time::timeout(Duration::from_secs(30), relay.ready()).await.expect("something comes").unwrap();
+        websocket.next(relay).unwrap()
     }
 
     #[tokio::test]
-    async fn nothing_is_read_as_a_message_behind_what_breaks_the_protocol() {
+    async fn a_message_of_many_fragments_is_read_in_parts() {
+        const PARTS: usize = 5;
+        let fragments = [0, 0x80, 0, 0, 0, 0].repeat(PARTS * READS_PER_MESSAGE * READ_BUFFER_BYTES / 6);
+        let (first, last) = ([1, 0x80, 0, 0, 0, 0], [0x80, 0x80, 0, 0, 0, 0]);
+        let (mut websocket, relay, _client) = told(&[&first[..], &fragments, &last].concat()).await;
+        let mut parts = 0;
+        loop {
+            match next(&mut websocket, &relay).await {
+                Some(Incoming::Heard) | None => parts += 1,
+                whole => break assert!(matches!(whole, Some(Incoming::Said(None))), "{whole:?}"),
+            }
+        }
+        assert!(parts >= PARTS, "{parts}");
+    }
+
+    #[tokio::test]
+    async fn behind_what_breaks_the_protocol_all_is_read_and_nothing_as_a_message() {
         let reserved = [0x83, 0x80, 0, 0, 0, 0];
-        let (mut websocket, relay, client) = told(&[&reserved[..], &ACK.repeat(1000)].concat()).await;
-        let Ok(Some(Incoming::Broken(close))) = websocket.next(&relay) else { panic!("it is told") };
+        let (mut websocket, relay, _client) = told(&[&reserved[..], &ACK.repeat(1000)].concat()).await;
+        let close = loop {
+            match next(&mut websocket, &relay).await {
+                None => {}
+                Some(Incoming::Broken(close)) => break close,
+                other => panic!("{other:?}"),
+            }
+        };
         assert_eq!(close.code, CloseCode::ProtocolError);
         websocket.close(&relay, &close).unwrap();
         let mut heard = 0;
-        while let Some(incoming) = websocket.next(&relay).unwrap() {
-            assert!(matches!(incoming, Incoming::Heard), "{incoming:?}");
-            heard += 1;
+        loop {
+            match next(&mut websocket, &relay).await {
+                Some(Incoming::Left) => break,
+                Some(Incoming::Heard) => heard += 1,
+                None => {}
+                other => panic!("{other:?}"),
+            }
         }
-        assert!(heard > 1, "all is read, or the close would be lost in a reset");
-        drop(client);
+        assert!(heard > 1, "what is not read would reset the connection, and our close with it");
     }
 
     #[test]

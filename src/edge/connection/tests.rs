@@ -174,10 +174,16 @@ async fn who_goes_on_sending_after_its_goodbye_is_not_read_to_the_end() {
     let (shared, ..) = scene().await;
     let (mut connection, mut client) = talking(shared).await;
     client.write_all(&PONG.repeat(4 * GOODBYE_READS_MAX)).await.unwrap();
+    client.shutdown().await.unwrap();
     pauses(connection.goodbye(&Close::new(CloseCode::GoingAway, "draining"))).await;
-    let (mut left, mut part) = (0, [0; 4096]);
-    while let Ok(read) = connection.relay.try_read(&mut part) {
-        left += read;
+    let mut left = 0;
+    loop {
+        timeout(PATIENCE, connection.relay.ready()).await.expect("an end").unwrap();
+        match connection.relay.try_read(&mut [0; 4096]) {
+            Ok(0) => break,
+            Ok(read) => left += read,
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+        }
     }
     assert!(left >= 2 * GOODBYE_READS_MAX * PONG.len(), "{left} bytes are left");
 }
