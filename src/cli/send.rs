@@ -139,7 +139,12 @@ pub async fn run(args: Args, config: &Config) -> anyhow::Result<()> {
 
     let began = Instant::now();
     let mut output = io::stdout();
-    send_all(&args, &producer, &kafka.topic, |written| report(&args, &written, &mut output)).await?;
+    let write = async |number| {
+        let id = id(&args, number);
+        let encoded = encode::encode(args.format, &event(&args, id.clone()));
+        enqueue(&producer, &kafka.topic, &args.user, &encoded, id).await
+    };
+    send_all(&args, write, |written| report(&args, &written, &mut output)).await?;
     if args.count > SUMMARY_ABOVE && !args.json {
         summary(args.count, began.elapsed(), &mut output)?;
     }
@@ -205,11 +210,10 @@ fn reason(error: &KafkaError) -> String {
     error.rdkafka_error_code().map_or_else(|| error.to_string(), |code| code.to_string())
 }
 
-/// Writes the events in order, at their rate, and hands each to `written` once Kafka has it.
+/// Has the events written in order, by their numbers and at their rate, and hands each to `written` once Kafka has it.
 async fn send_all(
     args: &Args,
-    producer: &Producer,
-    topic: &str,
+    mut write: impl AsyncFnMut(u64) -> anyhow::Result<Delivery>,
     mut written: impl FnMut(Written) -> io::Result<()>,
 ) -> anyhow::Result<()> {
     let began = TokioInstant::now();
@@ -225,10 +229,7 @@ async fn send_all(
                 () = until(due), if !is_full => break,
             }
         }
-        let id = id(args, number);
-        let event = event(args, id.clone());
-        let encoded = encode::encode(args.format, &event);
-        in_flight.push_back(enqueue(producer, topic, &args.user, &encoded, id).await?);
+        in_flight.push_back(write(number).await?);
     }
     while let Some(result) = in_flight.next().await {
         written(result?)?;

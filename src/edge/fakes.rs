@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::task::AtomicWaker;
+use tokio::net::{TcpListener, TcpStream};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
@@ -82,4 +83,15 @@ pub(super) fn stream(shared: &Shared, user: &UserId, session: SessionId) -> Arc<
     let sink = Sink::Stream(AtomicWaker::new());
     let (limits, epoch) = (shared.queue_limits(), shared.config.epoch.clone());
     Arc::new(Relay::new(client, Protocol::Grpc(Grpc::Native), sink, limits, epoch, shared.flusher.clone()))
+}
+
+/// A connection over a real pair of sockets on the loopback interface, and the client's end.
+pub(super) async fn connected(shared: &Shared, protocol: Protocol) -> (Arc<Relay>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (socket, _) = listener.accept().await.unwrap();
+    let (session, user, expires_at) = (SessionId::random(), crate::fakes::user(), UnixMillis::MAX);
+    let client = Client { session, user, device: None, is_started: false, expires_at };
+    let (sink, limits, epoch) = (Sink::Socket(socket.into()), shared.queue_limits(), shared.config.epoch.clone());
+    (Arc::new(Relay::new(client, protocol, sink, limits, epoch, shared.flusher.clone())), peer)
 }

@@ -262,3 +262,6 @@ impl Write for Io {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

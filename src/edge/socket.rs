@@ -135,12 +135,12 @@ impl Tls {
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut session = self.session.lock();
         session.unread = true;
-        for _ in 0..EMPTY_READS_MAX {
+        within_a_turn(|| {
             match session.rustls.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // The end without a goodbye, which many clients leave out.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-                read => return read,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Some(0)),
+                read => return read.map(Some),
             }
             // The kernel is asked only when rustls has nothing left: so its `WouldBlock` is true for both.
             if let Err(error) = session.rustls.read_tls(&mut Tcp(&self.tcp)) {
@@ -154,9 +154,8 @@ impl Tls {
                 _ => {}
             }
             processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        }
-        // There may be more, and `ready` knows.
-        Err(io::ErrorKind::WouldBlock.into())
+            Ok(None)
+        })
     }
 
     fn try_write(&self, write: impl FnOnce(&mut rustls::Writer<'_>) -> io::Result<usize>) -> io::Result<usize> {
@@ -178,6 +177,16 @@ impl Tls {
         }
         Ok(())
     }
+}
+
+/// Reads until a read yields something, within bounds. What is left then counts as readable: see [`Socket::ready`].
+fn within_a_turn(mut read: impl FnMut() -> io::Result<Option<usize>>) -> io::Result<usize> {
+    for _ in 0..EMPTY_READS_MAX {
+        if let Some(read) = read()? {
+            return Ok(read);
+        }
+    }
+    Err(io::ErrorKind::WouldBlock.into())
 }
 
 /// The socket as rustls wants it.

@@ -147,21 +147,28 @@ impl Acceptor {
     }
 
     fn look(&self) {
-        let read = Bytes::read(&self.files);
-        let now = read.as_ref().map(Bytes::fingerprint).map_err(ToString::to_string);
-        if *self.seen.lock() == now {
-            return;
-        }
-        *self.seen.lock() = now;
         let listener = self.listener.as_str();
-        match read.and_then(|read| read.certified_key(&self.files)) {
-            Ok(key) => {
-                *self.current.0.write() = Arc::new(key);
+        match self.read_again() {
+            Ok(false) => {}
+            Ok(true) => {
                 tracing::info!(listener, "the certificate was read again");
                 self.announce();
             }
             Err(error) => tracing::error!(listener, %error, "the certificate stays as it is: a file cannot be used"),
         }
+    }
+
+    /// Takes what the files hold, if that is not what they held the last time; whether it did.
+    fn read_again(&self) -> Result<bool, Error> {
+        let read = Bytes::read(&self.files);
+        let now = read.as_ref().map(Bytes::fingerprint).map_err(ToString::to_string);
+        if *self.seen.lock() == now {
+            return Ok(false);
+        }
+        *self.seen.lock() = now;
+        let key = read?.certified_key(&self.files)?;
+        *self.current.0.write() = Arc::new(key);
+        Ok(true)
     }
 
     /// Publishes when the certificate expires.
@@ -227,4 +234,54 @@ fn expiry(cert: &CertificateDer<'_>) -> Result<Duration, X509Error> {
         nom::Err::Incomplete(_) => X509Error::InvalidCertificate,
     })?;
     Ok(Duration::from_secs(u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A certificate and its key, as files.
+    fn issued() -> [String; 2] {
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        [certified.cert.pem(), certified.signing_key.serialize_pem()]
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_named_once_and_the_certificate_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files { cert: dir.path().join("cert.pem"), key: dir.path().join("key.pem") };
+        let write = |[cert, key]: [&str; 2]| {
+            std::fs::write(&files.cert, cert).unwrap();
+            std::fs::write(&files.key, key).unwrap();
+        };
+        let ([cert, key], [other_cert, other_key]) = (issued(), issued());
+        write([&cert, &key]);
+        let acceptor = Acceptor::load(Listener::Client, files.clone(), &[]).unwrap();
+        let shown = || acceptor.current.0.read().clone();
+        let first = shown();
+        let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for (bad, part, reason) in [
+            ([garbage, &key], Part::Certificate, "the certificate cannot be read"),
+            (["garbage", &key], Part::Certificate, "holds no certificate"),
+            (["", &key], Part::Certificate, "holds no certificate"),
+            ([&cert, "garbage"], Part::Key, "holds no private key"),
+            ([&cert, ""], Part::Key, "holds no private key"),
+            ([&cert, &other_key], Part::Key, "is not the key of the certificate"),
+            // Written one after the other, as some do it.
+            ([&other_cert, &key], Part::Key, "is not the key of the certificate"),
+        ] {
+            write(bad);
+            let error = acceptor.read_again().unwrap_err();
+            assert!(error.part == part && error.reason.contains(reason), "{reason}: {error:?}");
+            assert!(!acceptor.read_again().unwrap(), "said again: {reason}");
+            assert!(Arc::ptr_eq(&shown(), &first), "{reason}");
+        }
+        std::fs::remove_file(&files.cert).unwrap();
+        assert!(acceptor.read_again().unwrap_err().reason.contains("cannot be read"));
+        assert!(Arc::ptr_eq(&shown(), &first));
+
+        write([&other_cert, &other_key]);
+        assert!(acceptor.read_again().unwrap());
+        assert_ne!(shown().cert, first.cert);
+    }
 }

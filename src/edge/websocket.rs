@@ -177,7 +177,73 @@ pub(super) fn read_all(bytes: &[u8], form: Form) {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
     use super::*;
+    use crate::edge::{
+        fakes::{connected, shared},
+        protocol::Protocol,
+    };
+
+    /// `{"ack":0}`, masked with zeros (RFC 6455, 5.3).
+    const ACK: &[u8] = b"\x81\x89\0\0\0\0{\"ack\":0}";
+
+    /// A WebSocket whose client says that and no more.
+    async fn told(bytes: &[u8]) -> (WebSocket, Arc<Relay>, TcpStream) {
+        let (relay, mut client) = connected(&shared(), Protocol::WebSocket(Form::Json)).await;
+        client.write_all(bytes).await.unwrap();
+        client.shutdown().await.unwrap();
+        (WebSocket::new(Vec::new(), Form::Json, 64 * 1024), relay, client)
+    }
+
+    /// What comes next, when something has come.
+    async fn next(websocket: &mut WebSocket, relay: &Relay) -> Option<Incoming> {
+        tokio::time::timeout(Duration::from_secs(30), relay.ready()).await.expect("something comes").unwrap();
+        websocket.next(relay).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_message_of_many_fragments_is_read_in_parts() {
+        const PARTS: usize = 5;
+        let fragments = [0, 0x80, 0, 0, 0, 0].repeat(PARTS * READS_PER_MESSAGE * READ_BUFFER_BYTES / 6);
+        let (first, last) = ([1, 0x80, 0, 0, 0, 0], [0x80, 0x80, 0, 0, 0, 0]);
+        let (mut websocket, relay, _client) = told(&[&first[..], &fragments, &last].concat()).await;
+        let mut parts = 0;
+        loop {
+            match next(&mut websocket, &relay).await {
+                Some(Incoming::Heard) | None => parts += 1,
+                whole => break assert!(matches!(whole, Some(Incoming::Said(None))), "{whole:?}"),
+            }
+        }
+        assert!(parts >= PARTS, "{parts}");
+    }
+
+    #[tokio::test]
+    async fn behind_what_breaks_the_protocol_all_is_read_and_nothing_as_a_message() {
+        let reserved = [0x83, 0x80, 0, 0, 0, 0];
+        let (mut websocket, relay, _client) = told(&[&reserved[..], &ACK.repeat(1000)].concat()).await;
+        let close = loop {
+            match next(&mut websocket, &relay).await {
+                None => {}
+                Some(Incoming::Broken(close)) => break close,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(close.code, CloseCode::ProtocolError);
+        websocket.close(&relay, &close).unwrap();
+        let mut heard = 0;
+        loop {
+            match next(&mut websocket, &relay).await {
+                Some(Incoming::Left) => break,
+                Some(Incoming::Heard) => heard += 1,
+                None => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(heard > 1, "what is not read would reset the connection, and our close with it");
+    }
 
     #[test]
     fn an_acknowledgement_is_for_the_session_that_it_comes_from() {

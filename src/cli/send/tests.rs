@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{cell::Cell, pin::pin, sync::Arc};
 
 use clap::Parser;
 
@@ -145,4 +145,35 @@ async fn a_payload_that_no_node_takes_is_bad_usage() {
     let long = format!("\"{}\"", "x".repeat(config.limits.payload_bytes_max));
     let refused = run(Args { data: long, ..parse(&[]) }, &config).await.unwrap_err();
     assert!(refused.is::<Usage>() && refused.to_string().contains("limits.payload_bytes_max"), "{refused}");
+}
+
+#[tokio::test]
+async fn so_many_events_are_under_way_and_the_next_waits_for_the_first() {
+    let args = parse(&["--count", &(IN_FLIGHT_MAX + 2).to_string()]);
+    let acknowledged = Arc::new(tokio::sync::Semaphore::new(0));
+    let (started, reported) = (Cell::new(0), Cell::new(0));
+    let write = async |_| {
+        started.set(started.get() + 1);
+        let acknowledged = acknowledged.clone();
+        Ok(Box::pin(async move {
+            acknowledged.acquire().await?.forget();
+            Ok(Written { id: String::new(), partition: 0, offset: 0 })
+        }) as Delivery)
+    };
+    let written = |_| {
+        reported.set(reported.get() + 1);
+        Ok(())
+    };
+    let mut sending = pin!(send_all(&args, write, written));
+    // All that can be done without Kafka is done at once.
+    for (more, expected) in [(0, (IN_FLIGHT_MAX, 0)), (1, (IN_FLIGHT_MAX + 1, 1)), (1, (IN_FLIGHT_MAX + 2, 2))] {
+        acknowledged.add_permits(more);
+        for _ in 0..100 {
+            assert!(futures_util::poll!(sending.as_mut()).is_pending());
+        }
+        assert_eq!((started.get(), reported.get()), expected);
+    }
+    acknowledged.add_permits(IN_FLIGHT_MAX);
+    sending.await.unwrap();
+    assert_eq!(reported.get(), IN_FLIGHT_MAX + 2);
 }

@@ -276,3 +276,43 @@ async fn at(instant: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(heartbeat_ms: u64) -> Hello {
+        let payload = format!(r#"{{"session":"s","user":"101","epoch":"k3f9","heartbeat_ms":{heartbeat_ms}}}"#);
+        serde_json::from_str(&payload).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn until_hello_and_after_bye_no_sign_of_life_counts() {
+        let mut session = Session::new();
+        let left = |session: &Session| session.dead_at.map(|at| at - Instant::now());
+        let second = Duration::from_secs(1);
+        assert_eq!(left(&session), Some(HELLO));
+        sleep(second).await;
+        session.heard();
+        assert_eq!(left(&session), Some(HELLO - second));
+
+        session.greeted(hello(25_000));
+        sleep(second).await;
+        session.heard();
+        assert_eq!(left(&session), Some(HEARTBEATS_MISSED * Duration::from_secs(25)));
+
+        session.parting(serde_json::from_str(r#"{"code":1001}"#).unwrap());
+        sleep(second).await;
+        session.heard();
+        assert_eq!(left(&session), Some(AFTER_BYE - second));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_without_heartbeats_has_a_deadline_for_hello_and_for_its_end() {
+        let mut session = Session::new();
+        session.greeted(hello(0));
+        assert_eq!(session.dead_at, None);
+        session.parting(serde_json::from_str(r#"{"code":1001}"#).unwrap());
+        assert_eq!(session.dead_at, Some(Instant::now() + AFTER_BYE));
+    }
+}

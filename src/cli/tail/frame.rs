@@ -130,6 +130,17 @@ mod tests {
     }
 
     #[test]
+    fn a_heartbeat_of_ages_is_not_believed() {
+        let heartbeat = |heartbeat_ms| {
+            let payload = format!(r#"{{"session":"s","user":"101","epoch":"k3f9","heartbeat_ms":{heartbeat_ms}}}"#);
+            serde_json::from_str::<Hello>(&payload).unwrap().heartbeat()
+        };
+        assert_eq!(heartbeat(3_600_001), Some(Duration::from_secs(3600)));
+        assert_eq!(heartbeat(u64::MAX), Some(Duration::from_secs(3600)));
+        assert_eq!(heartbeat(0), None);
+    }
+
+    #[test]
     fn a_notification_of_a_users_making_is_no_control_frame() {
         for text in [r#"{"type":"$later","payload":1}"#, r#"{"type":"$hello"}"#, r#"{"type":"hello","payload":{}}"#] {
             assert!(Frame::parse(text).unwrap().control().is_none(), "{text}");

@@ -186,6 +186,19 @@ async fn a_refused_token_is_final_and_an_overload_is_waited_for() {
 }
 
 #[tokio::test]
+async fn only_so_much_of_an_error_is_read_and_printed() {
+    for (length, told) in [(60_000, true), (70_000, false)] {
+        let server = Server::start().await;
+        let tail = Tail::start(&server, &[]);
+        let detail = "x".repeat(length);
+        server.request().await.answer("400 Bad Request", "", &format!(r#"{{"detail":"{detail}"}}"#)).await;
+        let error = tail.end().await.unwrap_err().to_string();
+        let expected = if told { &*detail } else { "Bad Request" };
+        assert!(error == format!("the server refused: {expected} (400)"), "{length}: {} bytes", error.len());
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_notifier_server_is_named_and_not_tried_again() {
     for protocol in ["websocket", "sse"] {
         let server = Server::start().await;

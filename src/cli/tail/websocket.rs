@@ -107,3 +107,28 @@ fn check(headers: &HeaderMap, key: &str) -> Result<(), Failure> {
 fn lost(error: &tungstenite::Error) -> Failure {
     Failure::Lost(error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handshake_is_answered_by_who_read_it_and_in_our_subprotocol() {
+        // The example of RFC 6455, 1.3.
+        const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+        const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+        let answer = |accept: Option<&str>, subprotocol: Option<&str>| {
+            let accept = accept.map(|value| (header::SEC_WEBSOCKET_ACCEPT, value.parse().unwrap()));
+            let subprotocol = subprotocol.map(|value| (header::SEC_WEBSOCKET_PROTOCOL, value.parse().unwrap()));
+            check(&accept.into_iter().chain(subprotocol).collect(), KEY)
+        };
+        assert_eq!(answer(Some(ACCEPT), Some(SUBPROTOCOL)), Ok(()));
+        assert_eq!(answer(Some(ACCEPT), None), Ok(()), "RFC 6455, 4.1: it may name none");
+        for accept in [None, Some(""), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOp="), Some(KEY)] {
+            assert!(matches!(answer(accept, Some(SUBPROTOCOL)), Err(Failure::Foreign(_))), "{accept:?}");
+        }
+        for subprotocol in ["", "chat", "notifier.v1.proto", "notifier.v1.json, chat"] {
+            assert!(matches!(answer(Some(ACCEPT), Some(subprotocol)), Err(Failure::Foreign(_))), "{subprotocol}");
+        }
+    }
+}

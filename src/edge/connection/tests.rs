@@ -1,25 +1,34 @@
 //! A connection's task beside a shard that only listens.
 
+use std::{future::poll_fn, pin::pin};
+
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
+    time::timeout,
 };
 
 use super::*;
 use crate::{
     edge::{
-        fakes::{shared_with, stream},
+        fakes::{connected, shared_with, stream},
         protocol::Form,
-        relay::{Client, Sink},
     },
     event::{Notification, UnixMillis},
     fakes::{Collector, Heard, durable, settled, user},
-    ids::{LogEpoch, SessionId},
+    ids::SessionId,
     session::{self, Kind, Outgoing, Outlet as _, Pushed},
     shard::{self, Shards},
     store::sessions::{MemorySessions, Started},
     wire::Frame,
 };
+
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A pong that nobody asked for, empty and masked (RFC 6455, 5.5.3): a message that is not answered.
+const PONG: [u8; 6] = [0x8a, 0x80, 0, 0, 0, 0];
+/// An empty close, masked (RFC 6455, 5.5.1).
+const CLOSE: [u8; 6] = [0x88, 0x80, 0, 0, 0, 0];
 
 /// What connections share, with the id of a session that was started, and what the shard is asked for.
 async fn scene() -> (Arc<Shared>, SessionId, Heard<shard::Msg>) {
@@ -35,6 +44,23 @@ fn start(shared: &Arc<Shared>, session: SessionId, since: Option<Since>) -> Arc<
     let relay = stream(shared, &user(), session);
     tokio::spawn(run(relay.clone(), shared.clone(), since, Vec::new(), ()));
     relay
+}
+
+/// A WebSocket's connection that is not run yet, and its client.
+async fn talking(shared: Arc<Shared>) -> (Connection, TcpStream) {
+    let (relay, client) = connected(&shared, Protocol::WebSocket(Form::Json)).await;
+    (Connection::new(relay, shared, None, Vec::new()), client)
+}
+
+/// How often a future gives way before it is done.
+async fn pauses<T>(future: impl Future<Output = T>) -> usize {
+    let (mut future, mut polls) = (pin!(future), 0);
+    let counted = poll_fn(|cx| {
+        polls += 1;
+        future.as_mut().poll(cx)
+    });
+    timeout(PATIENCE, counted).await.expect("it ends");
+    polls
 }
 
 /// The only request for a session that has come since the last time.
@@ -95,25 +121,8 @@ async fn a_connection_begins_where_its_client_said_until_it_was_served() {
 #[tokio::test]
 async fn a_client_that_leaves_is_answered_behind_what_was_queued() {
     let (shared, ..) = scene().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (socket, _) = listener.accept().await.unwrap();
-    let who = Client {
-        session: SessionId::random(),
-        user: user(),
-        device: None,
-        is_started: false,
-        expires_at: UnixMillis::MAX,
-    };
-    let relay = Arc::new(Relay::new(
-        who,
-        Protocol::WebSocket(Form::Json),
-        Sink::Socket(socket.into()),
-        shared.queue_limits(),
-        LogEpoch::random(),
-        Arc::default(),
-    ));
-    let mut connection = Connection::new(relay.clone(), shared, None, Vec::new());
+    let (mut connection, mut client) = talking(shared).await;
+    let relay = connection.relay.clone();
     relay.next_attachment();
     let (actor, _) = Collector::<session::Msg>::spawn().await;
     assert!(relay.attached(1, actor, 0));
@@ -121,14 +130,95 @@ async fn a_client_that_leaves_is_answered_behind_what_was_queued() {
     let frame = Frame::notification(&notification);
     let outgoing = Outgoing { frame: &frame, kind: Kind::Notification(Some(1), &notification.event) };
     assert_eq!(relay.push(1, &outgoing), Pushed::Taken);
-    // An empty close, masked (RFC 6455, 5.5.1).
-    client.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+    client.write_all(&CLOSE).await.unwrap();
     while !matches!(connection.read().unwrap(), Turn::Left) {
         relay.ready().await.unwrap();
     }
     let expected = [&frame.websocket()[..], &[0x88, 0]].concat();
     let mut got = vec![0; expected.len()];
-    let read = tokio::time::timeout(Duration::from_secs(30), client.read_exact(&mut got)).await;
+    let read = timeout(PATIENCE, client.read_exact(&mut got)).await;
     read.expect("an answer to the close").unwrap();
     assert_eq!(got, expected);
+}
+
+#[tokio::test]
+async fn a_turn_takes_so_many_messages_however_many_are_there() {
+    const TURNS: usize = 5;
+    let (shared, ..) = scene().await;
+    let (relay, _client) = connected(&shared, Protocol::WebSocket(Form::Json)).await;
+    let mut connection = Connection::new(relay, shared, None, PONG.repeat(TURNS * READS_PER_TURN));
+    for turn in 0..TURNS {
+        assert!(matches!(connection.read().unwrap(), Turn::MoreToRead), "{turn}");
+    }
+    assert!(matches!(connection.read().unwrap(), Turn::Done));
+}
+
+#[tokio::test]
+async fn others_have_their_turn_while_a_client_talks_and_after_its_goodbye() {
+    // tokio makes who waits for sockets pause too, but later.
+    const MESSAGES: usize = 25 * READS_PER_TURN;
+    let (shared, ..) = scene().await;
+    for is_closed in [false, true] {
+        let (mut connection, mut client) = talking(shared.clone()).await;
+        client.write_all(&[PONG.repeat(MESSAGES), CLOSE.to_vec()].concat()).await.unwrap();
+        if is_closed {
+            Relay::close(&connection.relay, Close::new(CloseCode::GoingAway, "draining"));
+        }
+        let pauses = pauses(connection.serve()).await;
+        assert!(pauses > MESSAGES / READS_PER_TURN, "{pauses}, closed: {is_closed}");
+    }
+}
+
+#[tokio::test]
+async fn who_goes_on_sending_after_its_goodbye_is_not_read_to_the_end() {
+    let (shared, ..) = scene().await;
+    let (mut connection, mut client) = talking(shared).await;
+    client.write_all(&PONG.repeat(4 * GOODBYE_READS_MAX)).await.unwrap();
+    client.shutdown().await.unwrap();
+    pauses(connection.goodbye(&Close::new(CloseCode::GoingAway, "draining"))).await;
+    let mut left = 0;
+    loop {
+        timeout(PATIENCE, connection.relay.ready()).await.expect("an end").unwrap();
+        match connection.relay.try_read(&mut [0; 4096]) {
+            Ok(0) => break,
+            Ok(read) => left += read,
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+        }
+    }
+    assert!(left >= 2 * GOODBYE_READS_MAX * PONG.len(), "{left} bytes are left");
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_behind_what_a_client_is_sent_away_for() {
+    /// `{"ack":5}`, masked with zeros (RFC 6455, 5.3).
+    const ACK: &[u8] = b"\x81\x89\0\0\0\0{\"ack\":5}";
+    const TEXT: &[u8] = b"\x81\x85\0\0\0\0hello";
+    const RESERVED: &[u8] = b"\x83\x80\0\0\0\0";
+    let (shared, ..) = scene().await;
+    for (before, acknowledged) in [(&b""[..], vec![0, 5]), (TEXT, vec![0]), (RESERVED, vec![0])] {
+        let (mut connection, mut client) = talking(shared.clone()).await;
+        connection.relay.next_attachment();
+        let (actor, heard) = Collector::<session::Msg>::spawn().await;
+        assert!(connection.relay.attached(1, actor.clone(), 5));
+        client.write_all(&[before, ACK].concat()).await.unwrap();
+        client.shutdown().await.unwrap();
+        pauses(connection.serve()).await;
+        actor.drain_and_wait(Some(PATIENCE)).await.unwrap();
+        let heard = heard.lock();
+        let heard = heard.iter().filter_map(|msg| match msg {
+            session::Msg::Acknowledged(seq) => Some(*seq),
+            _ => None,
+        });
+        assert_eq!(heard.collect::<Vec<_>>(), acknowledged, "behind {before:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_that_nobody_takes_is_not_waited_for_without_end() {
+    let (shared, session, _) = scene().await;
+    let relay = stream(&shared, &user(), session);
+    let running = tokio::spawn(run(relay.clone(), shared, None, Vec::new(), ()));
+    settled().await;
+    Relay::close(&relay, Close::new(CloseCode::GoingAway, "draining"));
+    timeout(2 * GOODBYE, running).await.expect("it ends").unwrap();
 }

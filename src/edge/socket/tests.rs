@@ -178,3 +178,27 @@ async fn the_end_is_seen_with_and_without_goodbye_and_garbage_is_an_error() {
     };
     assert_eq!(error.kind(), io::ErrorKind::InvalidData);
 }
+
+#[tokio::test]
+async fn others_have_their_turn_before_what_may_be_left_is_read() {
+    let (socket, _client) = pair().await;
+    let mut ready = std::pin::pin!(socket.ready(Interest::READABLE));
+    // Nobody has read yet: something may be there, and the kernel does not say so.
+    assert!(futures_util::poll!(ready.as_mut()).is_pending());
+    soon(ready).await.unwrap();
+}
+
+#[test]
+fn reads_that_yield_nothing_are_bounded_and_the_first_that_does_ends_them() {
+    let mut reads = 0;
+    let empty = within_a_turn(|| {
+        reads += 1;
+        assert!(reads < 1000, "without bound");
+        Ok(None)
+    });
+    assert_eq!((empty.unwrap_err().kind(), reads), (io::ErrorKind::WouldBlock, EMPTY_READS_MAX));
+    let mut results = [Ok(None), Ok(Some(7)), Ok(Some(8))].into_iter();
+    assert_eq!(within_a_turn(|| results.next().unwrap()).unwrap(), 7);
+    let gone = within_a_turn(|| Err(io::ErrorKind::ConnectionReset.into()));
+    assert_eq!(gone.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
