@@ -11,6 +11,7 @@ const RESTARTS: &str = "notifier_actor_restarts_total";
 const USERS: &str = "notifier_users_active";
 const LIMITED: &str = "notifier_rate_limited_total";
 const BUFFERED: &str = "notifier_buffered_notifications";
+const WAITED: &str = "notifier_buffer_outcomes_total";
 
 static BUFFERED_OF: LazyLock<[Gauge; Priority::COUNT]> =
     LazyLock::new(|| Priority::ALL.map(|priority| gauge!(BUFFERED, "priority" => priority.as_str())));
@@ -19,6 +20,8 @@ static LIMITED_OF: LazyLock<[[Counter; 2]; Priority::COUNT]> = LazyLock::new(|| 
         |priority: Priority, mode: &'static str| counter!(LIMITED, "priority" => priority.as_str(), "mode" => mode);
     Priority::ALL.map(|priority| [of(priority, "enforced"), of(priority, "dry_run")])
 });
+static WAITED_AS: LazyLock<[Counter; Waited::ALL.len()]> =
+    LazyLock::new(|| Waited::ALL.map(|outcome| counter!(WAITED, "outcome" => outcome.as_str())));
 static EVENT: LazyLock<[Counter; Event::ALL.len()]> =
     LazyLock::new(|| Event::ALL.map(|e| counter!(EVENTS, "outcome" => e.as_str())));
 static ACTIVE: LazyLock<Gauge> = LazyLock::new(|| gauge!(USERS));
@@ -44,16 +47,10 @@ pub enum Event {
     RateLimited,
     /// Over the user's limit: it waits, or is counted in a digest.
     Buffered,
-    /// It has waited, and is in the log now.
-    Released,
-    /// It waited, and a newer one took its place.
-    Superseded,
-    /// A digest of those for which there was no room.
-    Digest,
 }
 
 impl Event {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 9] = [
         Self::Stored,
         Self::Duplicate,
         Self::Expired,
@@ -63,9 +60,6 @@ impl Event {
         Self::NoSession,
         Self::RateLimited,
         Self::Buffered,
-        Self::Released,
-        Self::Superseded,
-        Self::Digest,
     ];
 
     fn as_str(self) -> &'static str {
@@ -79,8 +73,31 @@ impl Event {
             Self::NoSession => "no_session",
             Self::RateLimited => "rate_limited",
             Self::Buffered => "buffered",
+        }
+    }
+}
+
+/// What became of one that waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// It is in the log now.
+    Released,
+    /// A newer one took its place.
+    Superseded,
+    /// Its time to live ended.
+    Expired,
+    /// Not one of them: the digest of those for which there was no room.
+    Digest,
+}
+
+impl Waited {
+    const ALL: [Self; 4] = [Self::Released, Self::Superseded, Self::Expired, Self::Digest];
+
+    fn as_str(self) -> &'static str {
+        match self {
             Self::Released => "released",
             Self::Superseded => "superseded",
+            Self::Expired => "expired",
             Self::Digest => "digest",
         }
     }
@@ -94,7 +111,9 @@ pub fn describe() {
     describe_counter!(LIMITED, "Events that were over their user's limit, by whether that was only counted");
     describe_gauge!(BUFFERED, "Notifications that wait for their users' limits");
     LazyLock::force(&EVENT);
+    describe_counter!(WAITED, "Notifications that waited for their users' limits, by what became of them");
     LazyLock::force(&LIMITED_OF);
+    LazyLock::force(&WAITED_AS);
     BUFFERED_OF.iter().for_each(|gauge| gauge.set(0.0));
     ACTIVE.set(0.0);
     for actor in ["session", "user", "shard"] {
@@ -108,6 +127,10 @@ pub(super) fn event(outcome: Event) {
 
 pub(super) fn rate_limited(priority: Priority, dry_run: bool) {
     LIMITED_OF[priority as usize][usize::from(dry_run)].increment(1);
+}
+
+pub(super) fn waited(outcome: Waited) {
+    WAITED_AS[outcome as usize].increment(1);
 }
 
 /// One more, or one less, waits.

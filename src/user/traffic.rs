@@ -83,9 +83,9 @@ impl State {
     }
 
     fn end_waiting(&self, event: &Event, reason: Reason) {
-        metric::event(match reason {
-            Reason::Superseded => metric::Event::Superseded,
-            _ => metric::Event::Expired,
+        metric::waited(match reason {
+            Reason::Superseded => metric::Waited::Superseded,
+            _ => metric::Waited::Expired,
         });
         self.config.writer.end(Ending { user: event.user.clone(), id: event.id.clone(), reason });
     }
@@ -148,7 +148,7 @@ impl State {
     fn watch_buffer(&mut self, myself: &UserRef) {
         let Some(traffic) = &mut self.traffic else { return };
         if let Some(digest) = traffic.buffer.digest(&self.user, unix_millis_now()) {
-            metric::event(metric::Event::Digest);
+            metric::waited(metric::Waited::Digest);
             return self.release_one(myself, digest);
         }
         let now = Instant::now();
@@ -162,7 +162,7 @@ impl State {
     pub(super) fn released(&mut self, event: &Arc<Event>, outcome: Appended) {
         match outcome {
             Appended::Stored(seq) => {
-                metric::event(metric::Event::Released);
+                metric::waited(metric::Waited::Released);
                 self.push_stored(seq, event);
             }
             Appended::Duplicate(seq) => self.grown(seq),

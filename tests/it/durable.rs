@@ -96,12 +96,25 @@ impl Seen {
     }
 }
 
+/// Whether users' limits hold some of the load back.
+#[derive(Clone, Copy, Debug)]
+pub enum Load {
+    Unlimited,
+    Limited,
+}
+
 /// Kills the node at `kills` random moments under load, and checks every frame that every client sees.
-pub async fn kill_under_load(store: &Store, seed: u64, kills: usize) {
-    println!("{}: seed {seed}", store.engine());
+pub async fn kill_under_load(store: &Store, load: Load, seed: u64, kills: usize) {
+    println!("{}, {load:?}: seed {seed}", store.engine());
     let mut random = StdRng::seed_from_u64(seed);
     let feed = Feed::new(3).await;
-    let mut node = store.of(Node::builder(&feed)).start().await;
+    let builder = store.of(Node::builder(&feed)).api_key("support", "key", &["read"]);
+    let mut node = match load {
+        Load::Unlimited => builder,
+        Load::Limited => builder.limit("normal", 200.0, 20).set("buffer.items", 100_000),
+    }
+    .start()
+    .await;
     let each = 100 * (kills as u64 + 1);
     let mut users: Vec<Seen> =
         (0..6).map(|index| Seen { name: format!("user-{index}"), client: None, last: 0, acknowledged: 0 }).collect();
@@ -110,7 +123,7 @@ pub async fn kill_under_load(store: &Store, seed: u64, kills: usize) {
         let feed = feed.clone();
         async move {
             for n in 0..each {
-                let events: Vec<_> = names.iter().map(|name| Event::numbered(name, n)).collect();
+                let events: Vec<_> = names.iter().map(|name| identified(name, n)).collect();
                 feed.send_all(&events).await;
             }
         }
@@ -154,22 +167,58 @@ pub async fn kill_under_load(store: &Store, seed: u64, kills: usize) {
         assert_eq!((frame.number(), frame.n()), (each + 1, each), "seed {seed}: {frame:?}");
     }
     feed.all_committed().await;
+    every_state_is_known(&node, &users, each, seed).await;
+}
+
+fn identified(user: &str, n: u64) -> Event {
+    Event::numbered(user, n).id(&n.to_string())
+}
+
+/// Each notification has ended or waits, and is not `sent` unless it was acknowledged.
+async fn every_state_is_known(node: &Node, users: &[Seen], each: u64, seed: u64) {
+    for Seen { name, acknowledged, .. } in users {
+        crate::harness::eventually("a stored cursor", async || {
+            let path = format!("/v1/users/{name}/notifications?limit=1");
+            let page = node.request("GET", &path, &[("X-API-Key", "key")], "").await.json();
+            (page["cursor"] == *acknowledged).then_some(())
+        })
+        .await;
+        for n in (0..each).step_by(7) {
+            let path = format!("/v1/users/{name}/notifications/{n}");
+            let answer = node.request("GET", &path, &[("X-API-Key", "key")], "").await;
+            assert_eq!(answer.status(), 200, "seed {seed}: {name} {n}");
+            let told = answer.json();
+            let state = told["state"].as_str().expect("a state");
+            let fits = if n < *acknowledged { state == "sent" } else { ["pending", "active", "stale"].contains(&state) };
+            assert!(fits, "seed {seed}: {name} {n}, acknowledged to {acknowledged}: {told}");
+            assert_eq!(told["seq"], n + 1, "seed {seed}: {told}");
+        }
+    }
 }
 
 #[tokio::test]
 async fn kill_9_under_load_loses_repeats_and_reorders_nothing_in_sqlite() {
-    kill_under_load(&Store::sqlite(), rand::random(), 3).await;
+    kill_under_load(&Store::sqlite(), Load::Unlimited, rand::random(), 3).await;
 }
 
 #[tokio::test]
 async fn kill_9_under_load_loses_repeats_and_reorders_nothing_in_postgres() {
-    kill_under_load(&Store::postgres().await, rand::random(), 3).await;
+    kill_under_load(&Store::postgres().await, Load::Unlimited, rand::random(), 3).await;
+}
+
+#[tokio::test]
+async fn kill_9_while_limits_hold_back_loses_repeats_and_reorders_nothing() {
+    for store in Store::each().await {
+        kill_under_load(&store, Load::Limited, rand::random(), 3).await;
+    }
 }
 
 #[tokio::test]
 #[ignore = "takes minutes: tests/run --long"]
 async fn kill_9_thirty_times_under_load_loses_repeats_and_reorders_nothing() {
     for store in Store::each().await {
-        kill_under_load(&store, rand::random(), 30).await;
+        for load in [Load::Unlimited, Load::Limited] {
+            kill_under_load(&store, load, rand::random(), 30).await;
+        }
     }
 }

@@ -177,6 +177,9 @@ receipts_topic = ""
 hs256_secret = "{secret}"
 [limits]
 connects_per_second = 0
+# The floor has no limits: with one priority named, the others have none.
+[[limits.delivery]]
+priority = "low"
 [drain]
 deadline = "5s"
 "#

@@ -15,6 +15,7 @@ pub struct Event {
     pub collapse_key: String,
     pub ttl_secs: Option<i64>,
     pub transient: bool,
+    pub critical: bool,
 }
 
 impl Event {
@@ -53,6 +54,11 @@ impl Event {
         self
     }
 
+    pub fn critical(mut self) -> Self {
+        self.critical = true;
+        self
+    }
+
     pub fn ttl_secs(mut self, seconds: i64) -> Self {
         self.ttl_secs = Some(seconds);
         self
@@ -75,7 +81,7 @@ impl Event {
             notification_id: self.id.clone(),
             options: Some(DeliveryOptions {
                 durability: self.durability() as i32,
-                priority: Priority::Normal as i32,
+                priority: if self.critical { Priority::Critical } else { Priority::Normal } as i32,
                 collapse_key: self.collapse_key.clone(),
                 ttl: self.ttl_secs.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
             }),

@@ -84,6 +84,15 @@ impl Builder {
         self
     }
 
+    /// Limits the notifications of this priority only.
+    pub fn limit(self, priority: &str, per_second: f64, burst: i64) -> Self {
+        let mut limit = Table::new();
+        limit.insert("priority".into(), priority.into());
+        limit.insert("per_second".into(), per_second.into());
+        limit.insert("burst".into(), burst.into());
+        self.set("limits.delivery", Toml::Array(vec![limit.into()]))
+    }
+
     /// Sets a librdkafka property.
     pub fn property(mut self, name: &str, value: &str) -> Self {
         let kafka = self.config["kafka"].as_table_mut().expect("a table");
@@ -180,6 +189,8 @@ impl Node {
             .set("kafka.dead_letter_topic", feed.dead_letter_topic.as_str())
             .set("kafka.receipts_topic", "")
             .set("auth.jwt.hs256_secret", token::SECRET)
+            // With one priority named the others have no limit.
+            .limit("low", 1e9, 1_000_000_000)
     }
 
     /// A ready node with nothing special.
