@@ -189,7 +189,8 @@ async fn every_state_is_known(node: &Node, users: &[Seen], each: u64, seed: u64)
             assert_eq!(answer.status(), 200, "seed {seed}: {name} {n}");
             let told = answer.json();
             let state = told["state"].as_str().expect("a state");
-            let fits = if n < *acknowledged { state == "sent" } else { ["pending", "active", "stale"].contains(&state) };
+            let fits =
+                if n < *acknowledged { state == "sent" } else { ["pending", "active", "stale"].contains(&state) };
             assert!(fits, "seed {seed}: {name} {n}, acknowledged to {acknowledged}: {told}");
             assert_eq!(told["seq"], n + 1, "seed {seed}: {told}");
         }

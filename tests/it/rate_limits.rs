@@ -36,7 +36,7 @@ async fn fifty_that_were_held_back_arrive_after_kill_9_behind_the_critical_one_t
         let frames = client.expect(50).await;
         let seen: Vec<_> = frames.iter().map(|frame| (frame.n(), frame.number())).collect();
         assert_eq!(seen, (1..51).map(|n| (n, n + 2)).collect::<Vec<_>>(), "{}", store.engine());
-        assert!(client.poll(Duration::from_millis(300)).await.is_none(), \"nothing more\");
+        assert!(client.poll(Duration::from_millis(300)).await.is_none(), "nothing more");
     }
 }
 
@@ -88,6 +88,6 @@ async fn a_burst_beyond_the_buffer_becomes_one_digest_on_every_engine_and_surviv
         let told = node.request("GET", path, &[("X-API-Key", "key")], "").await.json();
         assert_eq!((&told["state"], &told["reason"]), (&"deleted".into(), &"digested".into()), "{}", store.engine());
         assert_eq!(told["payload"]["n"], 7, "it stays readable");
-        assert!(client.poll(Duration::from_millis(300)).await.is_none(), \"nothing more\");
+        assert!(client.poll(Duration::from_millis(300)).await.is_none(), "nothing more");
     }
 }

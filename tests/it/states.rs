@@ -48,9 +48,14 @@ async fn a_notification_tells_its_way_from_pending_to_sent_over_a_lost_session()
         client.ack(1).await;
         let second = client.hello().session.clone();
         let sent = stands(&node, "a", "sent").await;
-        let history: Vec<_> = sent["history"].as_array().unwrap().iter().map(|one| {
-            (one["state"].as_str().unwrap(), one["session"].as_str().unwrap_or_default(), one["device"].as_str())
-        }).collect();
+        let history: Vec<_> = sent["history"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| {
+                (one["state"].as_str().unwrap(), one["session"].as_str().unwrap_or_default(), one["device"].as_str())
+            })
+            .collect();
         let expected = [
             ("pending", "", None),
             ("active", first.as_str(), None),
@@ -79,7 +84,7 @@ async fn what_was_taken_back_does_not_come_and_its_number_is_a_gap() {
         let gap = client.control("$gap").await.payload();
         assert_eq!(gap, serde_json::json!({"from": 2, "to": 2, "reason": "cancelled"}), "{}", store.engine());
         assert_eq!(client.next().await.number(), 3);
-        assert!(client.poll(Duration::from_millis(200)).await.is_none(), \"nothing more\");
+        assert!(client.poll(Duration::from_millis(200)).await.is_none(), "nothing more");
     }
 }
 
@@ -88,18 +93,17 @@ async fn a_newer_one_with_the_same_key_is_all_that_somebody_gets_who_was_away() 
     for store in Store::each().await {
         let feed = Feed::new(1).await;
         let node = node(&store, &feed).await;
-        let events: Vec<_> =
-            (0..200).map(|n| Event::numbered("101", n).id(&n.to_string()).collapse_key(&format!("k{}", n % 3))).collect();
+        let events: Vec<_> = (0..200)
+            .map(|n| Event::numbered("101", n).id(&n.to_string()).collapse_key(&format!("k{}", n % 3)))
+            .collect();
         feed.send_all(&events).await;
         node.settled(200).await;
-        eventually("all older ones gone", async || {
-            (told(&node, "196").await["reason"] == "superseded").then_some(())
-        })
-        .await;
+        eventually("all older ones gone", async || (told(&node, "196").await["reason"] == "superseded").then_some(()))
+            .await;
         let mut client = node.connect("101").await;
         let frames = client.expect(3).await;
         let seen: Vec<_> = frames.iter().map(|frame| (frame.n(), frame.number())).collect();
         assert_eq!(seen, [(197, 198), (198, 199), (199, 200)], "{}: over the bounds of pages", store.engine());
-        assert!(client.poll(Duration::from_millis(200)).await.is_none(), \"nothing more\");
+        assert!(client.poll(Duration::from_millis(200)).await.is_none(), "nothing more");
     }
 }
