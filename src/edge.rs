@@ -59,6 +59,8 @@ pub struct Port {
     pub tls: Option<Arc<tls::Acceptor>>,
     /// Every connection begins with a header of the PROXY protocol.
     pub proxy_protocol: bool,
+    /// Whose `X-Forwarded-For` counts.
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// How the edge behaves.
@@ -90,8 +92,6 @@ pub struct Config {
     pub epoch: LogEpoch,
     /// What others serve on the client port; what is documented of it gets into `/openapi.json`.
     pub others: OpenApiRouter,
-    /// Whose `X-Forwarded-For` counts.
-    pub trusted_proxies: TrustedProxies,
     /// What the process may use; 0: what the control group or the machine has.
     pub memory_bytes_max: u64,
 }

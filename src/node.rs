@@ -282,6 +282,10 @@ fn listener_tls(
     })
 }
 
+fn trusted(networks: &[config::Network]) -> TrustedProxies {
+    TrustedProxies::new(networks.iter().map(|one| one.net()).collect())
+}
+
 fn edge_config(
     config: &Config,
     epoch: crate::ids::LogEpoch,
@@ -293,11 +297,13 @@ fn edge_config(
             listen: config.client.listen,
             tls: client_tls(config)?.map(Arc::new),
             proxy_protocol: config.client.proxy_protocol,
+            trusted_proxies: trusted(&config.client.trusted_proxies),
         },
         grpc: edge::Port {
             listen: config.grpc.listen,
             tls: grpc_tls(config)?.map(Arc::new),
             proxy_protocol: config.grpc.proxy_protocol,
+            trusted_proxies: trusted(&config.grpc.trusted_proxies),
         },
         allowed_origins: config.client.allowed_origins.clone(),
         limits: edge::Limits {
@@ -317,7 +323,6 @@ fn edge_config(
         issued_ttl: config.sessions.issued_ttl,
         epoch,
         others,
-        trusted_proxies: TrustedProxies::new(config.client.trusted_proxies.iter().map(|one| one.net()).collect()),
         memory_bytes_max: limits.memory_bytes_max as u64,
     })
 }

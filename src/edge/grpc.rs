@@ -116,7 +116,11 @@ impl From<Refused> for Status {
             Refused::Unknown => Code::NotFound,
             Refused::Invalid(_) => Code::InvalidArgument,
             Refused::TooManySessions => Code::ResourceExhausted,
-            Refused::TooManyConnections | Refused::Draining | Refused::Busy(_) | Refused::Store => Code::Unavailable,
+            Refused::TooManyConnections
+            | Refused::TooManyOfAddress
+            | Refused::Draining
+            | Refused::Busy(_)
+            | Refused::Store => Code::Unavailable,
         };
         let mut status = Self::new(code, refused.to_string());
         if let Some(wait) = refused.retry_after() {
