@@ -122,7 +122,7 @@ async fn does_as_it_is_told(client: Client, last: u16) {
     let tokens = Tokens::start(HOUR).await;
     let running = client.start(&format!("ws://{}", script.addr()), &tokens).await;
     let hello = |epoch: &str, cursor: u64| {
-        json!({"type": "$hello", "payload": {"session": "s", "user": USER, "epoch": epoch, "head": 20,
+        json!({"type": "$hello", "payload": {"session": "s", "user": USER, "epoch": epoch, "head": cursor + 10,
             "cursor": cursor, "heartbeat_ms": 25000, "reconnect_ms": 400}})
         .to_string()
     };
@@ -132,6 +132,9 @@ async fn does_as_it_is_told(client: Client, last: u16) {
             frame["seq"] = seq.into();
         }
         frame.to_string()
+    };
+    let gap = |from: u64, to: u64, reason: &str| {
+        json!({"type": "$gap", "payload": {"from": from, "to": to, "reason": reason}}).to_string()
     };
     let device = format!("device={DEVICE}");
 
@@ -164,18 +167,47 @@ async fn does_as_it_is_told(client: Client, last: u16) {
     assert_eq!(tokens.asked(), 2, "the token had expired");
     assert_eq!(scene.query, [device.clone(), "since=a-4".into()]);
     scene.say(&hello("b", 9)).await;
-    scene.say(r#"{"type":"$gap","payload":{"from":1,"to":9,"reason":"epoch"}}"#).await;
+    scene.say(&gap(1, 9, "epoch")).await;
     scene.say(&greeting(Some(10), 3)).await;
     scene.hear(&json!({"ack": 10})).await;
-    scene.say(r#"{"type":"$gap","payload":{"from":11,"to":12,"reason":"expired"}}"#).await;
-    running.has_printed(&[EVERYTHING, Some(1), Some(2), EVERYTHING, Some(3), EVERYTHING]).await;
+    scene.say(&gap(11, 12, "expired")).await;
+    let mut expected = vec![EVERYTHING, Some(1), Some(2), EVERYTHING, Some(3), EVERYTHING];
+    running.has_printed(&expected).await;
     scene.close(1013).await;
 
     let mut scene = script.next().await;
-    assert_eq!(scene.query, [device, "since=b-12".into()], "a gap is behind it too");
-    scene.say(&hello("b", 12)).await;
+    assert_eq!(scene.query, [device.clone(), "since=b-12".into()], "a gap is behind it too");
+    // Another log, and cut before the gap says so: what was known is not known to be of that log.
+    scene.say(&hello("c", 30)).await;
+    scene.close(1013).await;
+
+    let mut scene = script.next().await;
+    assert_eq!(scene.query, [device.clone(), "since=b-12".into()]);
+    scene.say(&hello("c", 30)).await;
+    scene.say(&gap(1, 30, "restored")).await;
+    scene.say(&greeting(Some(31), 4)).await;
+    scene.hear(&json!({"ack": 31})).await;
+    expected.extend([EVERYTHING, Some(4)]);
+    running.has_printed(&expected).await;
+    scene.close(1013).await;
+
+    // The same log, which has forgotten what it gave.
+    let mut scene = script.next().await;
+    assert_eq!(scene.query, [device.clone(), "since=c-31".into()]);
+    scene.say(&hello("c", 5)).await;
+    scene.say(&gap(1, 5, "epoch")).await;
+    scene.say(&greeting(Some(6), 5)).await;
+    scene.hear(&json!({"ack": 6})).await;
+    expected.extend([EVERYTHING, Some(5)]);
+    running.has_printed(&expected).await;
+    scene.close(1013).await;
+
+    let mut scene = script.next().await;
+    assert_eq!(scene.query, [device, "since=c-6".into()]);
+    scene.say(&hello("c", 6)).await;
     scene.close(last).await;
     assert!(!script.is_called_within(Duration::from_millis(1500)).await, "called again after {last}");
+    assert_eq!(running.printed(), expected, "nothing was fetched twice");
     let finished = running.ended().await;
     assert_ne!(finished.code(), 0, "{finished:?}");
     assert!(finished.stderr.contains(&last.to_string()), "{finished:?}");
@@ -236,5 +268,5 @@ fn every_example_is_under_fifty_lines() {
             }
         }
     }
-    assert_eq!(programs, 10, "programs in examples/");
+    assert_eq!(programs, 9, "programs in examples/");
 }
