@@ -40,7 +40,6 @@ use tokio::{
 };
 use utoipa_axum::router::OpenApiRouter;
 
-pub(crate) use self::headers::bearer;
 use self::{admission::Admission, flush::Flusher, registry::Registry, relay::QueueLimits};
 pub use self::{admission::Limits, carrier::Carrier, proxy::TrustedProxies};
 use crate::{auth::Authenticator, ids::LogEpoch, shard::Shards, store::sessions::StartedSessions};

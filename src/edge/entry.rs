@@ -103,9 +103,9 @@ impl Refused {
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         let status = match &refused {
-            Refused::Denied(Denied::Scope(_)) | Refused::NotYours(_) => StatusCode::FORBIDDEN,
-            Refused::Denied(Denied::NoKeys) => StatusCode::SERVICE_UNAVAILABLE,
-            Refused::Denied(_) | Refused::NoSession => StatusCode::UNAUTHORIZED,
+            Refused::Denied(denied) => return denied.clone().into(),
+            Refused::NotYours(_) => StatusCode::FORBIDDEN,
+            Refused::NoSession => StatusCode::UNAUTHORIZED,
             Refused::Unknown => StatusCode::NOT_FOUND,
             Refused::Invalid(_) => StatusCode::BAD_REQUEST,
             Refused::TooManySessions => StatusCode::TOO_MANY_REQUESTS,
