@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::harness::{
     Feed, Node, eventually,
-    example::{Client, DEVICE, ORIGIN, Producer, Tokens, USER},
+    example::{Client, DEVICE, ORIGIN, Producer, Running, Tokens, USER},
     proxy::Proxy,
     script::Script,
 };
@@ -30,9 +30,9 @@ fn numbers(range: std::ops::Range<u64>) -> impl Iterator<Item = Option<u64>> {
 async fn loses_and_repeats_nothing(client: Client) {
     let feed = Feed::new(1).await;
     let mut node = Node::builder(&feed).set("client.allowed_origins", vec![ORIGIN]).start().await;
-    let proxy = Proxy::to(node.addr()).await;
+    let proxy = Proxy::to(client.port(&node)).await;
     let tokens = Tokens::start(HOUR).await;
-    let running = client.start(&format!("ws://{}", proxy.addr()), &tokens).await;
+    let running = client.start(proxy.addr(), &tokens).await;
     let mut expected = vec![EVERYTHING];
     running.has_printed(&expected).await;
 
@@ -102,25 +102,31 @@ async fn the_go_client_loses_and_repeats_nothing() {
     loses_and_repeats_nothing(Client::Go).await;
 }
 
+#[tokio::test]
+async fn the_python_grpc_client_loses_and_repeats_nothing() {
+    loses_and_repeats_nothing(Client::Grpc).await;
+}
+
 /// A session of a real node that ends with its token goes on with another one.
-async fn outlives_its_token(client: Client) {
+async fn outlives_its_token(client: Client) -> (Node, Running) {
     let feed = Feed::new(1).await;
     let builder = Node::builder(&feed).set("client.allowed_origins", vec![ORIGIN]).set("auth.jwt.leeway", "0s");
     let node = builder.start().await;
     let tokens = Tokens::start(Duration::from_secs(3)).await;
-    let running = client.start(&format!("ws://{}", node.addr()), &tokens).await;
+    let running = client.start(client.port(&node), &tokens).await;
     running.has_printed(&[EVERYTHING]).await;
     tokens.good_for(HOUR);
     eventually("another token", async || (tokens.asked() > 1).then_some(())).await;
     produce(Producer::Python, &feed, 0..3).await;
     running.has_printed(&[EVERYTHING, Some(0), Some(1), Some(2)]).await;
+    (node, running)
 }
 
 /// What a client does about each thing that a server can say, and how long it waits.
 async fn does_as_it_is_told(client: Client, last: u16) {
     let script = Script::start().await;
     let tokens = Tokens::start(HOUR).await;
-    let running = client.start(&format!("ws://{}", script.addr()), &tokens).await;
+    let running = client.start(script.addr(), &tokens).await;
     let hello = |epoch: &str, cursor: u64| {
         json!({"type": "$hello", "payload": {"session": "s", "user": USER, "epoch": epoch, "head": cursor + 10,
             "cursor": cursor, "heartbeat_ms": 25000, "reconnect_ms": 400}})
@@ -242,6 +248,18 @@ async fn the_go_client_does_as_it_is_told() {
 }
 
 #[tokio::test]
+async fn the_python_grpc_client_asks_for_another_token_and_stays_away_when_it_was_ended() {
+    let (node, running) = outlives_its_token(Client::Grpc).await;
+    let bearer = format!("Bearer {}", node.token(USER));
+    let path = format!("/v1/users/{USER}/sessions");
+    let ended = node.request("DELETE", &path, &[("Authorization", bearer.as_str())], "").await;
+    assert_eq!(ended.status(), 204, "{ended:?}");
+    let finished = running.ended().await;
+    assert_ne!(finished.code(), 0, "{finished:?}");
+    assert!(finished.stderr.contains("closed for good: ABORTED"), "{finished:?}");
+}
+
+#[tokio::test]
 async fn producers_say_what_was_not_written() {
     let feed = Feed::new(1).await;
     let payloads = [json!({"n": 1}).to_string()];
@@ -268,5 +286,5 @@ fn every_example_is_under_fifty_lines() {
             }
         }
     }
-    assert_eq!(programs, 9, "programs in examples/");
+    assert_eq!(programs, 10, "programs in examples/");
 }
