@@ -359,7 +359,7 @@ async fn who_shows_the_wrong_kind_of_credential_hears_which_is_wanted_and_not_wh
     let caller = Caller::native(node.grpc_addr());
     let refused = caller.connect(ConnectionRequest::default(), &[]).await.err().expect("no token");
     assert_eq!(refused.message(), "a token is required, as metadata: authorization, Bearer");
-    let refused = caller.start("101", &[]).await.err().expect("no credential");
+    let refused = caller.start("101", &[]).await.expect_err("no credential");
     assert_eq!(refused.message(), "a token or an API key is required, as metadata: authorization, Bearer");
 }
 
