@@ -13,26 +13,18 @@ mod trace_context;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::http::{HeaderMap, HeaderName, StatusCode};
 use rdkafka::{ClientConfig, error::KafkaError};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::publish::{InFlight, Publisher};
 use crate::{
-    auth::{Authenticator, Denied},
-    edge::bearer,
+    auth::Authenticator,
     event::{Options, UnixMillis, unix_millis_now},
     ingest::decode::Decoder,
     kafka::{self, Fatal},
-    problem::Problem,
     shard::Shards,
     store::Store,
 };
-
-/// A key, for callers whose `Authorization` is taken by something on the way.
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-/// When to come back while an issuer's keys are not known, in seconds.
-const RETRY_KEYS: u64 = 1;
 
 /// How the API behaves.
 #[derive(Clone)]
@@ -125,22 +117,6 @@ impl Api {
     /// Resolves when no event is under way to Kafka. Cancel safe.
     pub async fn settled(&self) {
         self.0.in_flight.settled().await;
-    }
-}
-
-/// A token or an API key; empty when there is none.
-fn credential(headers: &HeaderMap) -> &str {
-    bearer(headers).or_else(|| headers.get(API_KEY)?.to_str().ok()).unwrap_or_default()
-}
-
-fn denied(denied: Denied) -> Problem {
-    match denied {
-        Denied::Missing => {
-            Problem::new(StatusCode::UNAUTHORIZED, "a credential is required: Authorization: Bearer, or X-API-Key")
-        }
-        Denied::Scope(_) => Problem::new(StatusCode::FORBIDDEN, denied.to_string()),
-        Denied::NoKeys => Problem::new(StatusCode::SERVICE_UNAVAILABLE, denied.to_string()).retry_after(RETRY_KEYS),
-        _ => Problem::new(StatusCode::UNAUTHORIZED, denied.to_string()),
     }
 }
 

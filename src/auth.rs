@@ -93,8 +93,14 @@ pub struct Identity {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// There is none.
-    #[error("a token is required: Authorization: Bearer, subprotocol notifier.token.<JWT>, or ?access_token=")]
-    Missing,
+    #[error("{} is required", .0.as_str())]
+    Missing(Wanted),
+    /// It does not look like a token.
+    #[error("a user's token (a JWT) is wanted here, and this is none; an API key does not do")]
+    NotAToken,
+    /// It looks like a token.
+    #[error("an API key is wanted here; a user's token does not do")]
+    NotAKey,
     /// It is no JWT, or its signature is not ours.
     #[error("the token is not valid")]
     Invalid,
@@ -125,6 +131,29 @@ pub enum Denied {
     /// Its user is not an identifier.
     #[error("the token's sub {0}")]
     User(InvalidId),
+}
+
+/// What shows who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A user's.
+    Token,
+    /// A service's.
+    Key,
+    /// One of them.
+    Either,
+}
+
+impl Wanted {
+    /// In words.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "a token",
+            Self::Key => "an API key",
+            Self::Either => "a token or an API key",
+        }
+    }
 }
 
 impl Denied {
@@ -192,7 +221,10 @@ impl Authenticator {
     /// Says why the token is not accepted.
     pub fn check(&self, token: &str) -> Result<Identity, Denied> {
         if token.is_empty() {
-            return Err(Denied::Missing);
+            return Err(Denied::Missing(Wanted::Token));
+        }
+        if !looks_like_a_token(token) {
+            return Err(Denied::NotAToken);
         }
         let header = self.rules.header(token).ok_or(Denied::Invalid)?;
         let is_for = |key: &&Key| key.algorithm == header.alg;
@@ -244,9 +276,10 @@ impl Authenticator {
     /// Says why the key is not accepted.
     pub fn service(&self, key: &str, scope: Scope) -> Result<Arc<Service>, Denied> {
         if key.is_empty() {
-            return Err(Denied::Missing);
+            return Err(Denied::Missing(Wanted::Key));
         }
-        let service = api_keys::find(&self.api_keys, key).ok_or(Denied::UnknownKey)?;
+        let unknown = || if looks_like_a_token(key) { Denied::NotAKey } else { Denied::UnknownKey };
+        let service = api_keys::find(&self.api_keys, key).ok_or_else(unknown)?;
         if service.scopes.contains(&scope) { Ok(service) } else { Err(Denied::Scope(scope)) }
     }
 
@@ -256,9 +289,8 @@ impl Authenticator {
     /// Says why the credential is not accepted.
     pub fn principal(&self, credential: &str, scope: Scope) -> Result<Principal, Denied> {
         match self.service(credential, scope) {
-            Err(Denied::UnknownKey) if credential.bytes().filter(|byte| *byte == b'.').count() == 2 => {
-                self.check(credential).map(Principal::User)
-            }
+            Err(Denied::NotAKey) => self.check(credential).map(Principal::User),
+            Err(Denied::Missing(_)) => Err(Denied::Missing(Wanted::Either)),
             answer => answer.map(Principal::Service),
         }
     }
@@ -273,6 +305,11 @@ impl Authenticator {
             answer => answer,
         }
     }
+}
+
+/// By its form alone, which says nothing of what is known here.
+fn looks_like_a_token(credential: &str) -> bool {
+    credential.bytes().filter(|byte| *byte == b'.').count() == 2
 }
 
 /// Whether [`Authenticator::start`] could use the configuration; asks nobody and starts nothing.

@@ -40,7 +40,6 @@ use tokio::{
 };
 use utoipa_axum::router::OpenApiRouter;
 
-pub(crate) use self::headers::bearer;
 use self::{admission::Admission, flush::Flusher, registry::Registry, relay::QueueLimits};
 pub use self::{admission::Limits, carrier::Carrier, proxy::TrustedProxies};
 use crate::{auth::Authenticator, ids::LogEpoch, shard::Shards, store::sessions::StartedSessions};
@@ -59,6 +58,8 @@ pub struct Port {
     pub tls: Option<Arc<tls::Acceptor>>,
     /// Every connection begins with a header of the PROXY protocol.
     pub proxy_protocol: bool,
+    /// Whose `X-Forwarded-For` counts.
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// How the edge behaves.
@@ -90,8 +91,6 @@ pub struct Config {
     pub epoch: LogEpoch,
     /// What others serve on the client port; what is documented of it gets into `/openapi.json`.
     pub others: OpenApiRouter,
-    /// Whose `X-Forwarded-For` counts.
-    pub trusted_proxies: TrustedProxies,
     /// What the process may use; 0: what the control group or the machine has.
     pub memory_bytes_max: u64,
 }

@@ -45,6 +45,8 @@ pub struct Config {
     pub dead_letter_topic: String,
     /// Where a partition without a committed position begins when the node starts.
     pub from_latest: bool,
+    /// The cluster is known to be a new one, so that no position can be of it.
+    pub is_cluster_new: bool,
     /// How often to look for new partitions.
     pub partition_refresh: Duration,
     /// Bounds of what is read and not settled.

@@ -24,6 +24,8 @@ pub mod wire;
 // What a node is configured with, and what it stands on.
 pub mod auth;
 pub mod config;
+mod credential;
+mod document;
 pub mod embedded_broker;
 pub mod kafka;
 pub mod store;

@@ -22,7 +22,7 @@ use crate::{
     edge::{self, Edge, TrustedProxies, tls},
     event::{Options, Priority},
     health::Health,
-    ids::UserId,
+    ids::{LogEpoch, UserId},
     ingest::{self, Ingest, ledger::Credits},
     kafka,
     receipt::{NoReceipts, Receipts},
@@ -35,9 +35,10 @@ use crate::{
     },
 };
 
+mod dev;
 mod storage;
 
-pub use storage::store_config;
+pub use self::{dev::Dev, storage::store_config};
 
 /// How long the store may take to end in good order.
 const STORE_CLOSE: Duration = Duration::from_secs(5);
@@ -117,7 +118,7 @@ impl Node {
     ///
     /// # Errors
     /// When an address is taken or librdkafka refuses a property.
-    pub async fn start(config: &Config, dev: axum::Router, metrics: PrometheusHandle) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, dev: Dev, metrics: PrometheusHandle) -> anyhow::Result<Self> {
         raise_descriptor_limit();
         let health = Health::default();
         health.not_ready(HEALTH_PART, "starting");
@@ -136,9 +137,10 @@ impl Node {
         let authenticator = Authenticator::start(&auth_config(config))?;
         let api = Api::start(api_config(config), authenticator.clone(), (log, shards.clone()), fatal_sender.clone());
         let api = api.context("kafka.properties")?;
-        let others = api.routes().merge(dev.into());
+        let others = api.routes().merge(dev.routes.into());
         let edge = edge::start(edge_config(config, epoch, others)?, authenticator, started, shards.clone()).await?;
-        let ingest = ingest::start(ingest_config(config), shards, (positions, lost), &health, fatal_sender);
+        let ingest =
+            ingest::start(ingest_config(config, dev.embedded_broker), shards, (positions, lost), &health, fatal_sender);
         let ingest = ingest.context("kafka.properties")?;
         let ingest = Arc::new(ingest);
         let admin = Admin { health: health.clone(), metrics };
@@ -306,22 +308,24 @@ fn listener_tls(
     })
 }
 
-fn edge_config(
-    config: &Config,
-    epoch: crate::ids::LogEpoch,
-    others: OpenApiRouter,
-) -> Result<edge::Config, config::Error> {
+fn trusted(networks: &[config::Network]) -> TrustedProxies {
+    TrustedProxies::new(networks.iter().map(|one| one.net()).collect())
+}
+
+fn edge_config(config: &Config, epoch: LogEpoch, others: OpenApiRouter) -> Result<edge::Config, config::Error> {
     let limits = &config.limits;
     Ok(edge::Config {
         client: edge::Port {
             listen: config.client.listen,
             tls: client_tls(config)?.map(Arc::new),
             proxy_protocol: config.client.proxy_protocol,
+            trusted_proxies: trusted(&config.client.trusted_proxies),
         },
         grpc: edge::Port {
             listen: config.grpc.listen,
             tls: grpc_tls(config)?.map(Arc::new),
             proxy_protocol: config.grpc.proxy_protocol,
+            trusted_proxies: trusted(&config.grpc.trusted_proxies),
         },
         allowed_origins: config.client.allowed_origins.clone(),
         limits: edge::Limits {
@@ -341,7 +345,6 @@ fn edge_config(
         issued_ttl: config.sessions.issued_ttl,
         epoch,
         others,
-        trusted_proxies: TrustedProxies::new(config.client.trusted_proxies.iter().map(|one| one.net()).collect()),
         memory_bytes_max: limits.memory_bytes_max as u64,
     })
 }
@@ -360,7 +363,7 @@ fn api_config(config: &Config) -> api::Config {
     }
 }
 
-fn ingest_config(config: &Config) -> ingest::Config {
+fn ingest_config(config: &Config, is_cluster_new: bool) -> ingest::Config {
     let kafka = &config.kafka;
     let types = config.types.clone();
     ingest::Config {
@@ -370,6 +373,7 @@ fn ingest_config(config: &Config) -> ingest::Config {
         topic: kafka.topic.clone(),
         dead_letter_topic: kafka.dead_letter_topic.clone(),
         from_latest: kafka.start == config::Start::Latest,
+        is_cluster_new,
         partition_refresh: kafka.partition_refresh,
         credits: Credits {
             events: kafka.in_flight_events,

@@ -1,41 +1,37 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
-	"time"
+
+	"github.com/coder/websocket"
+	"github.com/coder/websocket/wsjson"
 )
 
 // Frame is a notification or, when its type begins with "$", what the server says about the session.
 type Frame struct {
 	Type    string
 	Payload json.RawMessage
-	Seq     uint64
+	Seq     int
+	Control `json:"-"`
 }
 
-// control takes what the server says about the session.
-func (c *Client) control(frame Frame) {
-	var said struct {
-		Epoch, Reason string
-		Cursor, To    uint64
-		ReconnectMS   int64 `json:"reconnect_ms"`
+// Control is the payload of a "$" frame, as far as a client needs it.
+type Control struct {
+	Epoch       string
+	Cursor, To  int
+	ReconnectMS int `json:"reconnect_ms"`
+}
+
+// receive waits for a frame. An error closes the socket.
+func receive(ctx context.Context, socket *websocket.Conn) (frame Frame, err error) {
+	if err = wsjson.Read(ctx, socket, &frame); err == nil && frame.Type[0] == '$' {
+		err = json.Unmarshal(frame.Payload, &frame.Control)
 	}
-	if json.Unmarshal(frame.Payload, &said) != nil {
-		return
-	}
-	wait := time.Duration(said.ReconnectMS) * time.Millisecond
-	switch frame.Type {
-	case "$hello":
-		c.ceiling = wait
-		if c.epoch != said.Epoch { // the first time, or the log has begun anew
-			c.epoch, c.seq = said.Epoch, said.Cursor
-			c.Refetch()
-		}
-	case "$gap":
-		c.seq = said.To
-		if said.Reason != "epoch" { // which $hello has said already
-			c.Refetch()
-		}
-	case "$bye":
-		c.wait = wait // a time of our own, so that not all come back at once
-	}
+	return frame, err
+}
+
+// acknowledge says that everything up to that number is taken. An error shows at the next read.
+func acknowledge(ctx context.Context, socket *websocket.Conn, seq int) {
+	_ = wsjson.Write(ctx, socket, map[string]int{"ack": seq})
 }

@@ -10,11 +10,11 @@ import websockets
 
 async def follow(server, get_token, notify, refetch, device=None):
     """Calls `notify` with each notification in order, and `refetch` when some may be missing: load all from your API."""
-    epoch, seq, token, ceiling = None, 0, None, 1.5
+    since, token, ceiling = None, None, 1.5
     while True:
         query, wait = {"device": device} if device else {}, None
-        if epoch:
-            query["since"] = f"{epoch}-{seq}"
+        if since:
+            query["since"] = since
         try:
             token = token or await get_token()
             url, headers = f"{server}/v1/connect?{urlencode(query)}", {"Authorization": f"Bearer {token}"}
@@ -23,21 +23,20 @@ async def follow(server, get_token, notify, refetch, device=None):
                     frame = json.loads(text)
                     match frame["type"], frame["payload"]:
                         case "$hello", hello:
-                            ceiling = hello["reconnect_ms"] / 1000
-                            if epoch != hello["epoch"]:  # the first time, or the log has begun anew
-                                epoch, seq = hello["epoch"], hello["cursor"]
+                            epoch, ceiling = hello["epoch"], hello["reconnect_ms"] / 1000
+                            if not since:  # the start
+                                since = f"{epoch}-{hello['cursor']}"
                                 await refetch()
-                        case "$gap", gap:
-                            seq = gap["to"]
-                            if gap["reason"] != "epoch":  # which $hello has said already
-                                await refetch()
+                        case "$gap", gap:  # some will not come, whatever the reason
+                            since = f"{epoch}-{gap['to']}"
+                            await refetch()
                         case "$bye", bye:
                             wait = bye.get("reconnect_ms")  # a time of our own, so that not all come back at once
                         case kind, _ if not kind.startswith("$"):
                             await notify(frame)
                             if "seq" in frame:  # transient ones have none
-                                seq = frame["seq"]
-                                await socket.send(json.dumps({"ack": seq}))
+                                since = f"{epoch}-{frame['seq']}"
+                                await socket.send(json.dumps({"ack": frame["seq"]}))
         except websockets.ConnectionClosedError as closed:  # by 1000 and 1001 the loop just ends
             code = closed.rcvd.code if closed.rcvd else None
             if code in (4003, 4004):

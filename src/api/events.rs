@@ -17,7 +17,6 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Inner,
     batch::{self, Item, ItemError, Refused},
-    credential, denied,
     idempotency::IdempotencyKey,
     metric,
     publish::{ItemResult, NoRoom, Outcome},
@@ -26,6 +25,7 @@ use super::{
 };
 use crate::{
     auth::{Scope, Service},
+    credential,
     edge::Carrier,
     ids::NotificationId,
     problem::Problem,
@@ -166,7 +166,7 @@ pub(super) async fn publish(State(api): State<Arc<Inner>>, request: Request) -> 
 
 /// Which service asks, if it may publish.
 fn identify(api: &Inner, head: &Parts) -> Result<Arc<Service>, Problem> {
-    let service = api.authenticator.service(credential(&head.headers), Scope::Publish).map_err(denied)?;
+    let service = api.authenticator.service(credential::shown(&head.headers).unwrap_or_default(), Scope::Publish)?;
     if let Some(carrier) = head.extensions.get::<Carrier>() {
         carrier.identify();
     }
@@ -200,7 +200,8 @@ async fn read(api: &Inner, body: Body) -> Result<Bytes, Problem> {
         let first: &(dyn Error + 'static) = &error;
         let mut causes = std::iter::successors(Some(first), |&error| error.source());
         if causes.clone().any(|cause| cause.is::<http_body_util::LengthLimitError>()) {
-            let detail = format!("the body has more than {} bytes", api.config.request_bytes_max);
+            let detail =
+                format!("the body has more than limits.request_bytes_max = {} bytes", api.config.request_bytes_max);
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
         } else if causes.any(|cause| cause.is::<TimeoutError>()) {
             too_slow()
@@ -235,7 +236,7 @@ fn answer(results: Vec<ItemResult>) -> Response {
         let detail = "Kafka did not confirm all events in time; repeat those that are not written, with their ids";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(RETRY_KAFKA)
     } else if any(&[Outcome::TooLarge]) {
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "Kafka refuses events of that size")
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "Kafka refuses events of that size: the topic's max.message.bytes")
     } else {
         let ids = results.iter().map(|result| result.id().to_string()).collect();
         return (StatusCode::ACCEPTED, Json(Published { ids })).into_response();

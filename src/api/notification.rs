@@ -9,11 +9,12 @@ use axum::{
 };
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{Inner, notifications::away};
 use crate::{
     auth::Scope,
+    document::{OfUser, Refusals},
     edge::Carrier,
     event::{Durability, Priority, UnixMillis, unix_millis_now},
     ids::{NotificationId, Sequence, UserId},
@@ -25,6 +26,21 @@ use crate::{
 
 /// How long a cancellation may wait for the store. It may still happen afterwards.
 const CANCEL: Duration = Duration::from_secs(5);
+
+/// Which notification a path is about.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "only for the document")]
+struct OfNotification {
+    /// The notification's id.
+    #[param(
+        min_length = 1,
+        max_length = 256,
+        pattern = "^[^\\x00-\\x1f\\x7f]+$",
+        example = "0199b1c2-6f3e-7d51-9c2a-4b0d8e7f6a51"
+    )]
+    id: String,
+}
 
 /// One notification and what happened to it.
 #[derive(Serialize, ToSchema)]
@@ -128,23 +144,12 @@ impl Told {
     path = "/v1/users/{user}/notifications/{id}",
     tag = "notifications",
     security(("token" = []), ("api_key" = []), ("api_key_header" = [])),
-    params(
-        ("user" = String, Path, description = "Whose notification.", min_length = 1, max_length = 256, pattern = "^[^\\x00-\\x1f\\x7f]+$", example = "101"),
-        ("id" = String, Path, description = "The notification's id.", min_length = 1, max_length = 256, pattern = "^[^\\x00-\\x1f\\x7f]+$", example = "0199b1c2-6f3e-7d51-9c2a-4b0d8e7f6a51"),
-    ),
+    params(OfUser, OfNotification),
     responses(
         (status = 200, description = "The notification and its history.", body = Told),
-        (status = 400, description = "The user or the id is no identifier.", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 401, description = "There is no credential, or it is not accepted.", body = Problem,
-            content_type = "application/problem+json", headers(("WWW-Authenticate" = String, description = "Bearer"))),
-        (status = 403, description = "The credential is another user's, or lacks the scope; or the origin is not \
-            allowed.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such notification is kept for this user. Transient ones never are.", body = Problem,
             content_type = "application/problem+json"),
-        (status = 503, description = "The store, or the issuer of tokens, does not answer.", body = Problem,
-            content_type = "application/problem+json",
-            headers(("Retry-After" = u64, description = "Seconds to wait."))),
+        Refusals,
     ),
 )]
 pub(super) async fn read(
@@ -170,25 +175,14 @@ pub(super) async fn read(
     path = "/v1/users/{user}/notifications/{id}",
     tag = "notifications",
     security(("token" = []), ("api_key" = []), ("api_key_header" = [])),
-    params(
-        ("user" = String, Path, description = "Whose notification.", min_length = 1, max_length = 256, pattern = "^[^\\x00-\\x1f\\x7f]+$", example = "101"),
-        ("id" = String, Path, description = "The notification's id.", min_length = 1, max_length = 256, pattern = "^[^\\x00-\\x1f\\x7f]+$", example = "0199b1c2-6f3e-7d51-9c2a-4b0d8e7f6a51"),
-    ),
+    params(OfUser, OfNotification),
     responses(
         (status = 204, description = "It is not delivered any more."),
-        (status = 400, description = "The user or the id is no identifier.", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 401, description = "There is no credential, or it is not accepted.", body = Problem,
-            content_type = "application/problem+json", headers(("WWW-Authenticate" = String, description = "Bearer"))),
-        (status = 403, description = "The credential is another user's, or lacks the scope; or the origin is not \
-            allowed.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such notification is kept for this user.", body = Problem,
             content_type = "application/problem+json"),
         (status = 409, description = "It has ended already: the detail says how.", body = Problem,
             content_type = "application/problem+json"),
-        (status = 503, description = "The store, or the issuer of tokens, does not answer.", body = Problem,
-            content_type = "application/problem+json",
-            headers(("Retry-After" = u64, description = "Seconds to wait."))),
+        Refusals,
     ),
 )]
 pub(super) async fn cancel(

@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Inner, credential, denied};
+use super::Inner;
 use crate::{
     auth::{Principal, Scope},
+    credential,
+    document::{OfUser, Refusals},
     edge::Carrier,
     ids::{Sequence, UserId},
     problem::Problem,
@@ -78,21 +80,10 @@ pub(super) struct LogPage {
     path = "/v1/users/{user}/notifications",
     tag = "notifications",
     security(("token" = []), ("api_key" = []), ("api_key_header" = [])),
-    params(
-        ("user" = String, Path, description = "Whose log.", min_length = 1, max_length = 256, pattern = "^[^\\x00-\\x1f\\x7f]+$", example = "101"),
-        Wanted,
-    ),
+    params(OfUser, Wanted),
     responses(
         (status = 200, description = "The page; an empty one for a user who never got anything.", body = LogPage),
-        (status = 400, description = "The user is no identifier, or a parameter is wrong.", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 401, description = "There is no credential, or it is not accepted.", body = Problem,
-            content_type = "application/problem+json", headers(("WWW-Authenticate" = String, description = "Bearer"))),
-        (status = 403, description = "The credential is another user's, or lacks the scope; or the origin is not \
-            allowed.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The store, or the issuer of tokens, does not answer.", body = Problem,
-            content_type = "application/problem+json",
-            headers(("Retry-After" = u64, description = "Seconds to wait."))),
+        Refusals,
     ),
 )]
 pub(super) async fn read(
@@ -143,7 +134,8 @@ impl Inner {
         scope: Scope,
     ) -> Result<UserId, Problem> {
         let user = UserId::new(user).map_err(|error| Problem::bad_request(format!("user {error}")))?;
-        match self.authenticator.principal_fresh(credential(headers), scope).await.map_err(denied)? {
+        let credential = credential::shown(headers).unwrap_or_default();
+        match self.authenticator.principal_fresh(credential, scope).await? {
             Principal::User(identity) if identity.user != user => {
                 return Err(Problem::new(StatusCode::FORBIDDEN, "the log belongs to another user"));
             }

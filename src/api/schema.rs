@@ -57,7 +57,7 @@ impl PartialSchema for Event {
             "description": "An event in its short form. Other members are ignored; one that comes twice is refused.",
             "required": ["target", "type"],
             "properties": {
-                "target": id("The user who gets it; a number counts as its digits."),
+                "target": id("The user who gets it; an integer counts as its digits."),
                 "type": notification_type(),
                 "payload": {
                     // All there are; the library's schemas want some.
@@ -121,11 +121,11 @@ fn read(schema: Value) -> RefOr<Schema> {
 }
 
 fn id(description: &str) -> Value {
-    text(description, &["string", "number"], &format!("^[^{CONTROLS}]+$"))
+    text(description, &["string", "integer"], &format!("^[^{CONTROLS}]+$"))
 }
 
 fn optional_id(description: &str) -> Value {
-    text(description, &["string", "number", "null"], &format!("^[^{CONTROLS}]*$"))
+    text(description, &["string", "integer", "null"], &format!("^[^{CONTROLS}]*$"))
 }
 
 fn optional_text(description: &str) -> Value {
@@ -194,7 +194,7 @@ mod tests {
     fn nothing_of_the_schemas_is_lost_on_their_way_through_the_library() {
         let event = serde_json::to_value(Event::schema()).unwrap();
         assert_eq!(event["properties"]["ttl"], ttl());
-        assert_eq!(event["properties"]["target"], id("The user who gets it; a number counts as its digits."));
+        assert_eq!(event["properties"]["target"], id("The user who gets it; an integer counts as its digits."));
         assert_eq!(event["properties"]["durability"], durability());
         let body = serde_json::to_value(EventsBody::schema()).unwrap();
         assert_eq!(body["anyOf"][2]["maxItems"], EVENTS_MAX);

@@ -144,19 +144,26 @@ fn another_key_another_algorithm_none_and_garbage_are_refused() {
         &none(r#"{"alg":""}"#),
         &none("{}"),
         &format!("{unsigned}."),
-        &format!("{signed}.{signature}"),
-        unsigned,
         "x.y.z",
         "..",
-        "\u{0}",
-        &"a".repeat(1 << 20),
-        &format!("{}.", "a".repeat(1 << 20)),
+        &format!("{}..", "a".repeat(1 << 20)),
     ];
     let authenticator = authenticator(&config(), &[keys::RSA, keys::EC, keys::ED25519]);
     for token in tokens {
         assert_eq!(authenticator.check(token).unwrap_err(), Denied::Invalid, "{token:.100}");
     }
-    assert_eq!(authenticator.check("").unwrap_err(), Denied::Missing);
+    let no_tokens = [
+        &format!("{signed}.{signature}"),
+        unsigned,
+        "k1",
+        "\u{0}",
+        &"a".repeat(1 << 20),
+        &format!("{}.", "a".repeat(99)),
+    ];
+    for text in no_tokens {
+        assert_eq!(authenticator.check(text).unwrap_err(), Denied::NotAToken, "{text:.100}");
+    }
+    assert_eq!(authenticator.check("").unwrap_err(), Denied::Missing(Wanted::Token));
     let closed = Authenticator::new(&Config { hs256_secret: None, ..config() });
     assert_eq!(closed.check(&signed).unwrap_err(), Denied::Invalid, "without a key nobody gets in");
 }
@@ -288,8 +295,15 @@ fn a_service_is_known_by_its_key_and_may_do_what_its_scopes_say() {
     assert_eq!(authenticator.service("k1", Scope::Publish).unwrap().name, "billing");
     assert_eq!(authenticator.service("k1", Scope::Sessions).unwrap_err(), Denied::Scope(Scope::Sessions));
     assert_eq!(authenticator.service("k3", Scope::Publish).unwrap_err(), Denied::UnknownKey);
-    assert_eq!(authenticator.service("", Scope::Publish).unwrap_err(), Denied::Missing);
+    assert_eq!(authenticator.service("", Scope::Publish).unwrap_err(), Denied::Missing(Wanted::Key));
+    assert_eq!(authenticator.principal("", Scope::Read).unwrap_err(), Denied::Missing(Wanted::Either));
     let token = signed(Algorithm::Hs256, &good());
+    // What is wanted is said by the form of what is shown: whether there is such a key, nobody learns.
+    assert_eq!(authenticator.service(&token, Scope::Publish).unwrap_err(), Denied::NotAKey);
+    assert_eq!(authenticator.service("x.y.z", Scope::Publish).unwrap_err(), Denied::NotAKey);
+    for key in ["k1", "k3"] {
+        assert_eq!(authenticator.check(key).unwrap_err(), Denied::NotAToken);
+    }
     assert!(matches!(authenticator.principal(&token, Scope::Read), Ok(Principal::User(user)) if &*user.user == "u"));
     assert!(matches!(authenticator.principal("k2", Scope::Read), Ok(Principal::Service(_))));
 }

@@ -1,6 +1,7 @@
 //! `notifier dev`: one node with everything it needs in one process, and a page to look at.
 
 mod api_key;
+mod lock;
 mod routes;
 
 use std::{
@@ -14,13 +15,14 @@ use std::{
 use anyhow::Context as _;
 use uuid::Uuid;
 
+use self::lock::Lock;
 use super::{DEV_DIRECTORY, DEV_FILE, Usage};
 use crate::{
     auth, cli,
     config::{Config, Secret, StoreUrl},
     embedded_broker::EmbeddedBroker,
     ids::UserId,
-    node::{self, Node},
+    node::{self, Dev, Node},
     telemetry,
 };
 
@@ -55,7 +57,7 @@ pub struct Args {
 /// Serves until a signal.
 ///
 /// # Errors
-/// When a port is taken or the data directory cannot be written.
+/// When a port is taken, or the data directory cannot be written or is another process's.
 pub async fn run(args: Args, file: Option<&Path>) -> anyhow::Result<()> {
     telemetry::log();
     let local = |offset: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, args.port + offset));
@@ -66,6 +68,7 @@ pub async fn run(args: Args, file: Option<&Path>) -> anyhow::Result<()> {
     let written = args.data_dir.join(DEV_FILE);
     fs::create_dir_all(&args.data_dir)
         .with_context(|| format!("--data-dir: cannot make {}", args.data_dir.display()))?;
+    let _lock = Lock::take(&args.data_dir)?;
     let url = args.store.clone().unwrap_or_else(|| format!("sqlite:{}", args.data_dir.join(DATABASE).display()));
     config.store.url = Some(StoreUrl::new(url).map_err(|expected| Usage(format!("--store: expected {expected}")))?);
     config.auth.jwt.hs256_secret.get_or_insert_with(|| earlier_secret(&written).unwrap_or_else(new_secret));
@@ -83,7 +86,8 @@ pub async fn run(args: Args, file: Option<&Path>) -> anyhow::Result<()> {
         // The mock cluster answers a fetch only when its time is over, records or not.
         running.kafka.properties.set("fetch.wait.max.ms", "10");
     }
-    let node = Node::start(&running, routes, telemetry::metrics()?).await?;
+    let dev = Dev { routes, embedded_broker: broker.is_some() };
+    let node = Node::start(&running, dev, telemetry::metrics()?).await?;
     write_config(&config, &args.data_dir, &written)?;
     wait_until_ready(&node).await;
     greet(&args, &config, &api_key, &node)?;

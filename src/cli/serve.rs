@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use crate::{cli, node::Node, telemetry};
+use crate::{
+    cli,
+    node::{Dev, Node},
+    telemetry,
+};
 
 /// Run a node until SIGTERM
 #[derive(clap::Args)]
@@ -20,7 +24,7 @@ pub async fn run(_: Args, file: Option<&Path>) -> anyhow::Result<()> {
     cli::check_kafka(&config)?;
     cli::check_auth(&config)?;
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
-    let node = Node::start(&config, axum::Router::new(), telemetry::metrics()?).await?;
+    let node = Node::start(&config, Dev::default(), telemetry::metrics()?).await?;
     tracing::info!(clients = %node.client_address(), grpc = %node.grpc_address(), admin = %node.admin_address(), topic = config.kafka.topic, "serving");
     node.run(cli::stop_signal()).await
 }

@@ -81,6 +81,8 @@ pub struct Grpc {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "file"))]
     pub tls_key_file: Option<PathBuf>,
+    /// Addresses or networks of proxies whose `X-Forwarded-For` names the client of each call, as `client.trusted_proxies` says of the client port. Each stream counts as a connection of its client then.
+    pub trusted_proxies: Vec<Network>,
     /// Whether every connection begins with a PROXY protocol header, as `client.proxy_protocol` says.
     pub proxy_protocol: bool,
 }
@@ -218,7 +220,13 @@ impl Default for Client {
 
 impl Default for Grpc {
     fn default() -> Self {
-        Self { listen: everywhere(8001), tls_cert_file: None, tls_key_file: None, proxy_protocol: false }
+        Self {
+            listen: everywhere(8001),
+            tls_cert_file: None,
+            tls_key_file: None,
+            trusted_proxies: Vec::new(),
+            proxy_protocol: false,
+        }
     }
 }
 

@@ -160,7 +160,10 @@ pub(super) struct Admitted {
 }
 
 /// A session beside others on one connection; counted until it is dropped.
-pub(super) struct AdmittedStream(Arc<Mutex<Counts>>);
+pub(super) struct AdmittedStream {
+    counts: Arc<Mutex<Counts>>,
+    counted: Option<IpAddr>,
+}
 
 impl Admission {
     pub(super) fn new(mut limits: Limits) -> Self {
@@ -195,20 +198,23 @@ impl Admission {
         Ok(Admitted { counts: self.counts.clone(), client, counted, in_handshake: true })
     }
 
-    /// Lets a session in on a connection that carries several, unless there is no room for more connections.
-    pub(super) fn admit_stream(&self) -> Option<AdmittedStream> {
+    /// Lets a session in on a connection that carries several, or says why not. The connection counts for its own
+    /// address; `counted` is the client's that a proxy has named for this session, if one has.
+    pub(super) fn admit_stream(&self, counted: Option<IpAddr>) -> Result<AdmittedStream, Refusal> {
         if self.is_memory_full() {
-            metric::rejected(Refusal::Memory);
-            return None;
+            return Err(Refusal::Memory);
         }
         let mut counts = self.counts.lock();
         if counts.connections >= counts.limits.connections_max {
-            metric::rejected(Refusal::Connections);
-            return None;
+            return Err(Refusal::Connections);
+        }
+        if let Some(address) = counted {
+            counts.has_room(address, false)?;
+            counts.add(address, false);
         }
         counts.connections += 1;
         counts.measure();
-        Some(AdmittedStream(self.counts.clone()))
+        Ok(AdmittedStream { counts: self.counts.clone(), counted })
     }
 
     /// Whether there is no memory for further sessions.
@@ -276,8 +282,11 @@ impl Admitted {
 
 impl Drop for AdmittedStream {
     fn drop(&mut self) {
-        let mut counts = self.0.lock();
+        let mut counts = self.counts.lock();
         counts.connections -= 1;
+        if let Some(address) = self.counted {
+            counts.remove(address, false);
+        }
         counts.measure();
     }
 }

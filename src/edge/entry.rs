@@ -1,10 +1,15 @@
 //! How a client gets in, the same for all protocols: who it is, whether it may, and as what it is known from there on.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use axum::http::StatusCode;
 
-use super::{Shared, admission::Refusal, metric, relay::Client};
+use super::{
+    Shared,
+    admission::{AdmittedStream, Refusal},
+    metric,
+    relay::Client,
+};
 use crate::{
     auth::{Denied, Identity},
     event::UnixMillis,
@@ -58,6 +63,9 @@ pub(super) enum Refused {
     /// The node serves as many clients as it can.
     #[error("this node has no room for more connections")]
     TooManyConnections,
+    /// It serves as many clients of one address as it may.
+    #[error("too many connections of this address")]
+    TooManyOfAddress,
     /// The node drains.
     #[error("this node is going away")]
     Draining,
@@ -81,9 +89,11 @@ impl Refused {
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             // Not the client's fault, and soon over.
-            Self::Denied(Denied::NoKeys) | Self::Draining | Self::Store | Self::TooManyConnections => {
-                Some(Duration::from_secs(1))
-            }
+            Self::Denied(Denied::NoKeys)
+            | Self::Draining
+            | Self::Store
+            | Self::TooManyConnections
+            | Self::TooManyOfAddress => Some(Duration::from_secs(1)),
             Self::Busy(wait) => Some(*wait),
             _ => None,
         }
@@ -93,15 +103,17 @@ impl Refused {
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         let status = match &refused {
-            Refused::Denied(Denied::Scope(_)) | Refused::NotYours(_) => StatusCode::FORBIDDEN,
-            Refused::Denied(Denied::NoKeys) => StatusCode::SERVICE_UNAVAILABLE,
-            Refused::Denied(_) | Refused::NoSession => StatusCode::UNAUTHORIZED,
+            Refused::Denied(denied) => return denied.clone().into(),
+            Refused::NotYours(_) => StatusCode::FORBIDDEN,
+            Refused::NoSession => StatusCode::UNAUTHORIZED,
             Refused::Unknown => StatusCode::NOT_FOUND,
             Refused::Invalid(_) => StatusCode::BAD_REQUEST,
             Refused::TooManySessions => StatusCode::TOO_MANY_REQUESTS,
-            Refused::TooManyConnections | Refused::Draining | Refused::Busy(_) | Refused::Store => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Refused::TooManyConnections
+            | Refused::TooManyOfAddress
+            | Refused::Draining
+            | Refused::Busy(_)
+            | Refused::Store => StatusCode::SERVICE_UNAVAILABLE,
         };
         let problem = Self::new(status, refused.to_string());
         match refused.retry_after() {
@@ -174,6 +186,17 @@ impl Shared {
         self.admission.connect().map_err(|wait| {
             metric::rejected(Refusal::ConnectRate);
             Refused::Busy(wait)
+        })
+    }
+
+    /// Takes a place beside others on one connection, for a client that a proxy may have named.
+    pub(super) fn take_stream(&self, counted: Option<IpAddr>) -> Result<AdmittedStream, Refused> {
+        self.admission.admit_stream(counted).map_err(|refusal| {
+            metric::rejected(refusal);
+            match refusal {
+                Refusal::ConnectionsPerAddress => Refused::TooManyOfAddress,
+                _ => Refused::TooManyConnections,
+            }
         })
     }
 }

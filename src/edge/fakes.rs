@@ -57,7 +57,8 @@ fn config() -> Config {
         connections_per_address: 0,
         handshake_deadline: second,
     };
-    let port = Port { listen: ([127, 0, 0, 1], 0).into(), tls: None, proxy_protocol: false };
+    let listen = ([127, 0, 0, 1], 0).into();
+    let port = Port { listen, tls: None, proxy_protocol: false, trusted_proxies: TrustedProxies::default() };
     Config {
         client: port.clone(),
         grpc: port,
@@ -72,7 +73,6 @@ fn config() -> Config {
         issued_ttl: second,
         epoch: LogEpoch::random(),
         others: OpenApiRouter::new(),
-        trusted_proxies: TrustedProxies::default(),
         memory_bytes_max: 0,
     }
 }

@@ -66,7 +66,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let routes = routes::router(shared.clone());
     loop {
         let (socket, peer) = next_client(&listener).await;
-        match shared.admission.admit(peer, shared.config.trusted_proxies.counted(peer)) {
+        match shared.admission.admit(peer, shared.config.client.trusted_proxies.counted(peer)) {
             Ok(admitted) => _ = tokio::spawn(begin(socket, shared.clone(), routes.clone(), admitted)),
             Err(refusal) => {
                 metric::rejected(refusal);
@@ -91,7 +91,7 @@ async fn begin(socket: TcpStream, shared: Arc<Shared>, routes: Router, mut admit
     let port = &shared.config.client;
     let stream = if port.proxy_protocol || port.tls.is_some() {
         // Boxed: every connection would keep room for it otherwise.
-        let opening = Box::pin(transport::open(socket, port, &shared.config.trusted_proxies, &mut admitted));
+        let opening = Box::pin(transport::open(socket, port, &mut admitted));
         match tokio::time::timeout_at(deadline.into(), opening).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(Refused { refusal, unanswered })) => {
@@ -108,7 +108,7 @@ async fn begin(socket: TcpStream, shared: Arc<Shared>, routes: Router, mut admit
 
 /// Speaks HTTP on one socket until it closes or becomes a session.
 async fn serve(stream: Stream, shared: Arc<Shared>, routes: Router, admitted: Admitted, accepted_at: Instant) {
-    let proxies = &shared.config.trusted_proxies;
+    let proxies = &shared.config.client.trusted_proxies;
     // Whoever this is may speak for others, if it is trusted: each request may be another client's.
     let peer = admitted.client();
     let speaks_for_others = proxies.trusts(peer);

@@ -24,6 +24,10 @@ const BINARY_BYTES_MAX: usize = 2048;
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies(Vec<IpNet>);
 
+/// What limits per address count a request under that a trusted proxy sends for somebody else; an extension of it.
+#[derive(Clone, Copy)]
+pub(super) struct Forwarded(pub(super) IpAddr);
+
 impl TrustedProxies {
     /// These networks.
     #[must_use]

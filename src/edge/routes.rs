@@ -48,6 +48,8 @@ const REQUEST_HEADERS: [&str; 10] = [
 const ANSWER_HEADERS: [&str; 4] = ["grpc-status", "grpc-message", "grpc-retry-pushback-ms", "retry-after"];
 /// The latter as one header.
 const EXPOSED: HeaderValue = HeaderValue::from_static("grpc-status,grpc-message,grpc-retry-pushback-ms,retry-after");
+/// What a body is told that is refused before a route reads it.
+const TOO_LONG: &str = "the body is longer than limits.request_bytes_max, or than the 4 KiB that /v1/sessions takes";
 /// What tower-http's CORS layer says of every answer.
 const VARY: HeaderValue =
     HeaderValue::from_static("origin, access-control-request-method, access-control-request-headers");
@@ -100,7 +102,11 @@ async fn as_problems(request: Request, next: Next) -> Response {
     if is_problem || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
-    let mut problem = Problem::new(status, status.canonical_reason().unwrap_or("error")).into_response();
+    let detail = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => TOO_LONG,
+        _ => status.canonical_reason().unwrap_or("error"),
+    };
+    let mut problem = Problem::new(status, detail).into_response();
     if let Some(allow) = response.headers().get(header::ALLOW) {
         problem.headers_mut().insert(header::ALLOW, allow.clone());
     }

@@ -12,7 +12,7 @@ use super::{
     relay::Relay,
 };
 use crate::{
-    auth::{Denied, Principal, Scope},
+    auth::{Denied, Principal, Scope, Wanted},
     event::{UnixMillis, unix_millis_now},
     ids::{SessionId, UserId},
     store::sessions::{Started, Starting},
@@ -146,7 +146,7 @@ impl Shared {
 
     /// Who asks: a user, or a service with one of the scopes.
     async fn principal(&self, credential: &str, scopes: &[Scope]) -> Result<Principal, Refused> {
-        let mut answer = Err(Denied::Missing);
+        let mut answer = Err(Denied::Missing(Wanted::Either));
         for scope in scopes {
             answer = self.authenticator.principal_fresh(credential, *scope).await;
             if !matches!(answer, Err(Denied::Scope(_))) {

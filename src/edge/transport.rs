@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use super::{
-    Port, TrustedProxies,
+    Port,
     admission::{Admitted, Refusal},
     proxy,
     socket::Socket,
@@ -44,19 +44,14 @@ impl From<Refusal> for Refused {
 ///
 /// # Errors
 /// Why the connection is refused.
-pub(super) async fn open(
-    mut tcp: TcpStream,
-    port: &Port,
-    trusted: &TrustedProxies,
-    admitted: &mut Admitted,
-) -> Result<Stream, Refused> {
+pub(super) async fn open(mut tcp: TcpStream, port: &Port, admitted: &mut Admitted) -> Result<Stream, Refused> {
     if port.proxy_protocol {
         let named = proxy::read_header(&mut tcp).await.map_err(|error| {
             tracing::debug!(peer = %admitted.client(), %error, "no PROXY header that can be read");
             Refusal::ProxyHeader
         })?;
         if let Some(client) = named
-            && let Err(refusal) = admitted.came_from(client, trusted.counted(client))
+            && let Err(refusal) = admitted.came_from(client, port.trusted_proxies.counted(client))
         {
             return Err(Refused { refusal, unanswered: port.tls.is_none().then_some(tcp) });
         }

@@ -265,7 +265,7 @@ impl Rejected {
     }
 
     fn too_large(name: &str, bytes: usize, bytes_max: usize) -> Self {
-        let detail = format!("{name} has {bytes} bytes, more than payload_bytes_max = {bytes_max}");
+        let detail = format!("{name} has {bytes} bytes, more than limits.payload_bytes_max = {bytes_max}");
         Self { reason: Reason::TooLarge, detail: detail.into() }
     }
 }

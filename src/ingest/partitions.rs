@@ -235,7 +235,11 @@ impl Partitions {
             let position = match known {
                 Known::At { position, .. } => Some(position),
                 Known::Foreign => {
-                    tracing::warn!(partition, "the position was of another cluster: beginning at the log's start");
+                    if self.config.is_cluster_new {
+                        tracing::debug!(partition, "a new cluster: beginning at the log's start");
+                    } else {
+                        tracing::warn!(partition, "the position was of another cluster: beginning at the log's start");
+                    }
                     Some(low)
                 }
                 Known::Nothing => copy(partition).max(self.released.get(&partition).copied()),

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use notifier::proto::ConnectionRequest;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -9,6 +10,7 @@ use crate::harness::{
     broker::Broker,
     command::{CLIENT_DEADLINE, client},
     eventually,
+    grpc::Caller,
     http::Response,
     node::Builder,
     process::{Process, command, required},
@@ -154,6 +156,10 @@ async fn of_an_array_with_a_bad_event_nothing_is_written_and_each_bad_one_is_nam
         .map(|error| (error["index"].as_u64().expect("an index"), error["detail"].as_str().expect("a text")))
         .map(|(index, detail)| (index, detail.split(' ').next().unwrap_or_default()))
         .collect();
+    assert!(
+        errors[2]["detail"].as_str().is_some_and(|detail| detail.contains("limits.payload_bytes_max")),
+        "{errors:?}"
+    );
     assert_eq!(named, [(1, "target"), (2, "type"), (3, "payload"), (4, "durability"), (5, "not")]);
     assert_eq!(feed.kafka.read_all(&feed.topic).await, []);
 }
@@ -326,6 +332,35 @@ async fn every_answer_has_the_security_headers() {
     let stream = node.stream("101", "").await;
     assert_eq!(stream.header("x-content-type-options"), Some("nosniff"));
     assert_eq!(stream.header("cache-control"), Some("no-store, no-transform"));
+}
+
+#[tokio::test]
+async fn who_shows_the_wrong_kind_of_credential_hears_which_is_wanted_and_not_which_exist() {
+    let feed = Feed::new(1).await;
+    let node = builder(&feed).start().await;
+    let detail = async |method, path, credential: &str| {
+        let bearer = format!("Bearer {credential}");
+        let headers = [("Authorization", bearer.as_str())];
+        let answer = node.request(method, path, if credential.is_empty() { &[] } else { &headers }, "").await;
+        answer.problem(401);
+        answer.json()["detail"].as_str().expect("a text").to_owned()
+    };
+    let event = async |credential| detail("POST", "/v1/events", credential).await;
+    let token = node.token("101");
+    assert!(event(&token).await.contains("an API key is wanted"));
+    assert_eq!(event(&token).await, event("x.y.z").await, "good or not");
+    assert!(event("").await.starts_with("an API key is required: Authorization"));
+    let stream = async |credential| detail("GET", "/v1/stream", credential).await;
+    assert!(stream(KEY).await.contains("a user's token (a JWT) is wanted"));
+    assert_eq!(stream(KEY).await, stream("no key").await, "known or not");
+    assert!(stream("").await.contains("?access_token="));
+    assert!(detail("GET", "/v1/users/101/sessions", "").await.starts_with("a token or an API key is required"));
+    // What is peculiar to HTTP is of no use to a caller of gRPC.
+    let caller = Caller::native(node.grpc_addr());
+    let refused = caller.connect(ConnectionRequest::default(), &[]).await.err().expect("no token");
+    assert_eq!(refused.message(), "a token is required, as metadata: authorization, Bearer");
+    let refused = caller.start("101", &[]).await.expect_err("no credential");
+    assert_eq!(refused.message(), "a token or an API key is required, as metadata: authorization, Bearer");
 }
 
 /// The routes of a document, as `get /path`.

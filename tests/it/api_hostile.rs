@@ -119,7 +119,9 @@ async fn a_body_above_the_limit_is_refused_whether_it_is_announced_or_not() {
     let node = builder(&feed).start().await;
     // Announced: before it has come.
     let announced = begin(&node, "Content-Length: 10485760").await;
-    end(announced).await.problem(413);
+    let answer = end(announced).await;
+    answer.problem(413);
+    assert!(answer.body.contains("limits.request_bytes_max"), "{answer:?}");
     // Not announced: as soon as there is too much of it.
     let mut chunked = begin(&node, "Transfer-Encoding: chunked").await;
     let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
@@ -128,7 +130,9 @@ async fn a_body_above_the_limit_is_refused_whether_it_is_announced_or_not() {
             break;
         }
     }
-    end(chunked).await.problem(413);
+    let answer = end(chunked).await;
+    answer.problem(413);
+    assert!(answer.body.contains("limits.request_bytes_max"), "{answer:?}");
     goes_on(&feed, &node).await;
 }
 

@@ -132,6 +132,39 @@ async fn dev_started_and_stopped_again_in_one_directory_delivers_what_is_sent_af
     }
 }
 
+/// Everything in the directory that `dev` writes, but the database, which lives.
+fn written(dir: &Path) -> Vec<String> {
+    ["notifier.toml", "api-key", "lock"].map(|file| std::fs::read_to_string(dir.join(file)).expect("a file")).into()
+}
+
+#[tokio::test]
+async fn a_second_dev_in_one_directory_touches_nothing_and_says_which_process_has_it() {
+    let dir = data_dir();
+    let mut dev = Dev::start(dir.path(), port()).await;
+    let before = written(dir.path());
+    let mut command = notifier(&["dev", "--port", &port().to_string(), "--data-dir"]);
+    command.arg(dir.path());
+    let second = Process::run("a second notifier dev", command, CLIENT_DEADLINE).await;
+    assert_eq!(second.code(), 2, "{second:?}");
+    for said in ["--data-dir", dir.path().to_str().expect("UTF-8"), &dev.process.id().to_string()] {
+        assert!(second.stderr.contains(said), "{said} in {}", second.stderr);
+    }
+    assert_eq!(written(dir.path()), before);
+    // The first goes on, and what it stores is delivered.
+    let mut client = dev.connect("101").await;
+    send_by_command(dir.path(), &["--user", "101", "--type", "still", "--data", "{}"]).await;
+    assert_eq!(client.one().await.kind, "still");
+    // Killed, it keeps nobody from the directory.
+    dev.process.kill();
+    let again = Dev::start(dir.path(), port()).await;
+    let mut client = again.connect("102").await;
+    send_by_command(dir.path(), &["--user", "102", "--type", "again", "--data", "{}"]).await;
+    assert_eq!(client.one().await.kind, "again");
+    // Its broker is a new one each time: nothing to be warned of.
+    assert!(!again.process.stderr().contains("another cluster"), "{}", again.process.stderr());
+    again.stop().await;
+}
+
 #[tokio::test]
 async fn dev_takes_events_from_the_form_and_by_the_short_json() {
     let dir = data_dir();

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::harness::{
     Feed, Node, eventually,
-    example::{Client, DEVICE, ORIGIN, Producer, Tokens, USER},
+    example::{Client, DEVICE, ORIGIN, Producer, Running, Tokens, USER},
     proxy::Proxy,
     script::Script,
 };
@@ -30,9 +30,9 @@ fn numbers(range: std::ops::Range<u64>) -> impl Iterator<Item = Option<u64>> {
 async fn loses_and_repeats_nothing(client: Client) {
     let feed = Feed::new(1).await;
     let mut node = Node::builder(&feed).set("client.allowed_origins", vec![ORIGIN]).start().await;
-    let proxy = Proxy::to(node.addr()).await;
+    let proxy = Proxy::to(client.port(&node)).await;
     let tokens = Tokens::start(HOUR).await;
-    let running = client.start(&format!("ws://{}", proxy.addr()), &tokens).await;
+    let running = client.start(proxy.addr(), &tokens).await;
     let mut expected = vec![EVERYTHING];
     running.has_printed(&expected).await;
 
@@ -102,27 +102,33 @@ async fn the_go_client_loses_and_repeats_nothing() {
     loses_and_repeats_nothing(Client::Go).await;
 }
 
+#[tokio::test]
+async fn the_python_grpc_client_loses_and_repeats_nothing() {
+    loses_and_repeats_nothing(Client::Grpc).await;
+}
+
 /// A session of a real node that ends with its token goes on with another one.
-async fn outlives_its_token(client: Client) {
+async fn outlives_its_token(client: Client) -> (Node, Running) {
     let feed = Feed::new(1).await;
     let builder = Node::builder(&feed).set("client.allowed_origins", vec![ORIGIN]).set("auth.jwt.leeway", "0s");
     let node = builder.start().await;
     let tokens = Tokens::start(Duration::from_secs(3)).await;
-    let running = client.start(&format!("ws://{}", node.addr()), &tokens).await;
+    let running = client.start(client.port(&node), &tokens).await;
     running.has_printed(&[EVERYTHING]).await;
     tokens.good_for(HOUR);
     eventually("another token", async || (tokens.asked() > 1).then_some(())).await;
     produce(Producer::Python, &feed, 0..3).await;
     running.has_printed(&[EVERYTHING, Some(0), Some(1), Some(2)]).await;
+    (node, running)
 }
 
 /// What a client does about each thing that a server can say, and how long it waits.
 async fn does_as_it_is_told(client: Client, last: u16) {
     let script = Script::start().await;
     let tokens = Tokens::start(HOUR).await;
-    let running = client.start(&format!("ws://{}", script.addr()), &tokens).await;
+    let running = client.start(script.addr(), &tokens).await;
     let hello = |epoch: &str, cursor: u64| {
-        json!({"type": "$hello", "payload": {"session": "s", "user": USER, "epoch": epoch, "head": 20,
+        json!({"type": "$hello", "payload": {"session": "s", "user": USER, "epoch": epoch, "head": cursor + 10,
             "cursor": cursor, "heartbeat_ms": 25000, "reconnect_ms": 400}})
         .to_string()
     };
@@ -132,6 +138,9 @@ async fn does_as_it_is_told(client: Client, last: u16) {
             frame["seq"] = seq.into();
         }
         frame.to_string()
+    };
+    let gap = |from: u64, to: u64, reason: &str| {
+        json!({"type": "$gap", "payload": {"from": from, "to": to, "reason": reason}}).to_string()
     };
     let device = format!("device={DEVICE}");
 
@@ -164,18 +173,47 @@ async fn does_as_it_is_told(client: Client, last: u16) {
     assert_eq!(tokens.asked(), 2, "the token had expired");
     assert_eq!(scene.query, [device.clone(), "since=a-4".into()]);
     scene.say(&hello("b", 9)).await;
-    scene.say(r#"{"type":"$gap","payload":{"from":1,"to":9,"reason":"epoch"}}"#).await;
+    scene.say(&gap(1, 9, "epoch")).await;
     scene.say(&greeting(Some(10), 3)).await;
     scene.hear(&json!({"ack": 10})).await;
-    scene.say(r#"{"type":"$gap","payload":{"from":11,"to":12,"reason":"expired"}}"#).await;
-    running.has_printed(&[EVERYTHING, Some(1), Some(2), EVERYTHING, Some(3), EVERYTHING]).await;
+    scene.say(&gap(11, 12, "expired")).await;
+    let mut expected = vec![EVERYTHING, Some(1), Some(2), EVERYTHING, Some(3), EVERYTHING];
+    running.has_printed(&expected).await;
     scene.close(1013).await;
 
     let mut scene = script.next().await;
-    assert_eq!(scene.query, [device, "since=b-12".into()], "a gap is behind it too");
-    scene.say(&hello("b", 12)).await;
+    assert_eq!(scene.query, [device.clone(), "since=b-12".into()], "a gap is behind it too");
+    // Another log, and cut before the gap says so: what was known is not known to be of that log.
+    scene.say(&hello("c", 30)).await;
+    scene.close(1013).await;
+
+    let mut scene = script.next().await;
+    assert_eq!(scene.query, [device.clone(), "since=b-12".into()]);
+    scene.say(&hello("c", 30)).await;
+    scene.say(&gap(1, 30, "restored")).await;
+    scene.say(&greeting(Some(31), 4)).await;
+    scene.hear(&json!({"ack": 31})).await;
+    expected.extend([EVERYTHING, Some(4)]);
+    running.has_printed(&expected).await;
+    scene.close(1013).await;
+
+    // The same log, which has forgotten what it gave.
+    let mut scene = script.next().await;
+    assert_eq!(scene.query, [device.clone(), "since=c-31".into()]);
+    scene.say(&hello("c", 5)).await;
+    scene.say(&gap(1, 5, "epoch")).await;
+    scene.say(&greeting(Some(6), 5)).await;
+    scene.hear(&json!({"ack": 6})).await;
+    expected.extend([EVERYTHING, Some(5)]);
+    running.has_printed(&expected).await;
+    scene.close(1013).await;
+
+    let mut scene = script.next().await;
+    assert_eq!(scene.query, [device, "since=c-6".into()]);
+    scene.say(&hello("c", 6)).await;
     scene.close(last).await;
     assert!(!script.is_called_within(Duration::from_millis(1500)).await, "called again after {last}");
+    assert_eq!(running.printed(), expected, "nothing was fetched twice");
     let finished = running.ended().await;
     assert_ne!(finished.code(), 0, "{finished:?}");
     assert!(finished.stderr.contains(&last.to_string()), "{finished:?}");
@@ -207,6 +245,18 @@ async fn the_go_client_does_as_it_is_told() {
     does_as_it_is_told(Client::Go, 4003).await;
     does_as_it_is_told(Client::Go, 4004).await;
     outlives_its_token(Client::Go).await;
+}
+
+#[tokio::test]
+async fn the_python_grpc_client_asks_for_another_token_and_stays_away_when_it_was_ended() {
+    let (node, running) = outlives_its_token(Client::Grpc).await;
+    let bearer = format!("Bearer {}", node.token(USER));
+    let path = format!("/v1/users/{USER}/sessions");
+    let ended = node.request("DELETE", &path, &[("Authorization", bearer.as_str())], "").await;
+    assert_eq!(ended.status(), 204, "{ended:?}");
+    let finished = running.ended().await;
+    assert_ne!(finished.code(), 0, "{finished:?}");
+    assert!(finished.stderr.contains("closed for good: ABORTED"), "{finished:?}");
 }
 
 #[tokio::test]

@@ -3,13 +3,16 @@
 
 use std::time::Duration;
 
+use notifier::proto::{AcknowledgeRequest, ConnectionRequest};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::{Code, Status};
 
 use crate::harness::{
     Feed, Node,
     certs::Certs,
     dial::{Dial, Socket},
     eventually,
+    grpc::{Caller, GrpcClient},
     http::{self, Head, Opened, Request},
     node::Builder,
     wait::within,
@@ -110,7 +113,7 @@ async fn a_proxy_header_names_the_client_of_the_grpc_port_too() {
     let feed = Feed::new(1).await;
     let node = Node::builder(&feed)
         .set("grpc.proxy_protocol", true)
-        .set("client.trusted_proxies", vec!["127.0.0.1"])
+        .set("grpc.trusted_proxies", vec!["127.0.0.1"])
         .set("limits.connections_per_address", 1)
         .start()
         .await;
@@ -250,4 +253,75 @@ async fn each_request_on_a_proxys_connection_is_its_own_clients() {
         let answer = String::from_utf8_lossy(&answer).into_owned();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{client}: {answer}");
     }
+}
+
+/// Opens a stream for the client that a proxy names.
+async fn stream(node: &Node, caller: &Caller, forwarded_for: &str) -> Result<GrpcClient, Status> {
+    let authorization = format!("Bearer {}", node.token("101"));
+    let headers = [("authorization", authorization.as_str()), ("x-forwarded-for", forwarded_for)];
+    caller.connect(ConnectionRequest::default(), &headers).await
+}
+
+/// A proxy that speaks HTTP/2 carries the streams of many clients over one connection.
+#[tokio::test]
+async fn each_stream_on_a_proxys_grpc_connection_is_its_own_clients() {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed)
+        .set("grpc.trusted_proxies", vec!["127.0.0.1", "10.0.0.0/8"])
+        .set("limits.connections_per_address", 1)
+        .start()
+        .await;
+    let proxy = Caller::native_from(PROXY, node.grpc_addr());
+    let mut open = Vec::new();
+    for client in ["203.0.113.1", "198.51.100.7, 203.0.113.2", "203.0.113.3, 10.0.0.7"] {
+        open.push(stream(&node, &proxy, client).await.unwrap_or_else(|status| panic!("{client}: {status}")));
+    }
+    let another = Caller::native_from(PROXY, node.grpc_addr());
+    for (n, (client, by)) in [
+        ("203.0.113.1", &proxy),
+        ("1.2.3.4, 203.0.113.2", &proxy),
+        ("203.0.113.3, 10.1.1.1", &proxy),
+        ("203.0.113.1", &another),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let refusal = stream(&node, by, client).await.err().unwrap_or_else(|| panic!("{client} has two places"));
+        assert_eq!((refusal.code(), refusal.message()), (Code::Unavailable, "too many connections of this address"));
+        assert!(refusal.metadata().contains_key("grpc-retry-pushback-ms"), "{refusal:?}");
+        assert_eq!(refused(&node, "connections_per_address").await, (n + 1) as f64, "{client}");
+    }
+    // Who has its place may still acknowledge: a call is no connection.
+    let session_id = open[0].hello().await.session;
+    let acknowledge = AcknowledgeRequest { session_id, sequence: 0 };
+    proxy.acknowledge(acknowledge, &[("x-forwarded-for", "203.0.113.1")]).await.expect("a call beside the stream");
+    // Somebody else's connection is its own, whatever it says, and takes nobody's place.
+    let stranger = Caller::native_from(STRANGER, node.grpc_addr());
+    for _ in 0..2 {
+        open.push(stream(&node, &stranger, "203.0.113.50").await.expect("a stream of its one connection"));
+    }
+    assert!(stream(&node, &Caller::native_from(STRANGER, node.grpc_addr()), "203.0.113.51").await.is_err());
+    open.push(stream(&node, &proxy, "203.0.113.50").await.expect("its place is free"));
+    drop(open);
+    eventually("a free place", async || stream(&node, &proxy, "203.0.113.1").await.ok()).await;
+}
+
+#[tokio::test]
+async fn each_port_trusts_its_own_proxies_only() {
+    let feed = Feed::new(1).await;
+    let trusting = async |key: &str| {
+        let builder = Node::builder(&feed).set("limits.connections_per_address", 1);
+        builder.set(key, vec!["127.0.0.1"]).start().await
+    };
+    let node = trusting("grpc.trusted_proxies").await;
+    let first = ask(&node, &Dial::new(node.addr()), Some("203.0.113.1")).await;
+    assert_eq!(first.head.status, 200);
+    let mut second = Dial::new(node.addr()).open().await.expect("the port accepts");
+    let mut answer = String::new();
+    within("an answer", second.read_to_string(&mut answer)).await.expect("text");
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+
+    let node = trusting("client.trusted_proxies").await;
+    let _first = stream(&node, &Caller::native(node.grpc_addr()), "203.0.113.1").await.expect("the one place");
+    assert!(stream(&node, &Caller::native(node.grpc_addr()), "203.0.113.2").await.is_err());
 }

@@ -51,11 +51,25 @@ fn connections_are_counted_until_they_end() {
 fn streams_count_as_connections_until_they_end() {
     let admission = admission(Limits { connections_max: 3, ..NONE });
     let _carrier = admit(&admission, 1).ok().unwrap();
-    let streams = [admission.admit_stream().unwrap(), admission.admit_stream().unwrap()];
-    assert!(admission.admit_stream().is_none());
+    let streams = [1, 2].map(|_| admission.admit_stream(None).ok().unwrap());
+    assert_eq!(admission.admit_stream(None).err(), Some(Refusal::Connections));
     assert_eq!(admit(&admission, 2).err(), Some(Refusal::Connections));
     drop(streams);
-    assert!(admission.admit_stream().is_some() && admit(&admission, 2).is_ok());
+    assert!(admission.admit_stream(None).is_ok() && admit(&admission, 2).is_ok());
+}
+
+#[test]
+fn streams_that_a_proxy_carries_count_where_they_come_from() {
+    let admission = admission(Limits { connections_per_address: 2, handshakes_per_address: 1, ..NONE });
+    let _proxy = admission.admit(address(9), None).ok().unwrap();
+    let stream = |last| admission.admit_stream(Some(address(last)));
+    let streams = [stream(1), stream(1), stream(2)].map(|stream| stream.ok().unwrap());
+    assert_eq!(stream(1).err(), Some(Refusal::ConnectionsPerAddress));
+    assert_eq!(admit(&admission, 1).err(), Some(Refusal::ConnectionsPerAddress), "by whatever way it comes");
+    assert!(admission.admit_stream(None).is_ok(), "the proxy's own");
+    drop(streams);
+    assert!(admission.counts.lock().by_address.is_empty());
+    assert!(stream(1).is_ok());
 }
 
 #[test]
@@ -81,9 +95,9 @@ fn nobody_is_let_in_while_memory_is_full() {
     let admission = admission(NONE);
     admission.memory_full(true);
     assert_eq!(admit(&admission, 1).err(), Some(Refusal::Memory));
-    assert!(admission.admit_stream().is_none(), "nor on a connection that is there");
+    assert_eq!(admission.admit_stream(None).err(), Some(Refusal::Memory), "nor on a connection that is there");
     admission.memory_full(false);
-    assert!(admit(&admission, 1).is_ok() && admission.admit_stream().is_some());
+    assert!(admit(&admission, 1).is_ok() && admission.admit_stream(None).is_ok());
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::{
         connection,
         entry::{Refused, Wish},
         protocol::{Grpc, Protocol},
+        proxy::Forwarded,
         relay::{Relay, Sink},
     },
     ids::SessionId,
@@ -60,7 +61,7 @@ impl notifier_server::Notifier for Notifier {
             .await?;
         // One connection of HTTP/2 carries many streams, and each costs what a client costs.
         let admitted = match self.carrier {
-            Grpc::Native => Some(self.shared.admission.admit_stream().ok_or(Refused::TooManyConnections)?),
+            Grpc::Native => Some(self.shared.take_stream(extensions.get().map(|Forwarded(client)| *client))?),
             Grpc::Web => None,
         };
         carrier.identify();

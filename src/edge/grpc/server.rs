@@ -24,6 +24,7 @@ use crate::{
         carrier::Carrier,
         metric, next_client,
         protocol::Grpc,
+        proxy::Forwarded,
         transport,
     },
     proto,
@@ -77,7 +78,7 @@ async fn set_status(health: &HealthReporter, status: ServingStatus) {
 pub(in crate::edge) async fn accept(listener: TcpListener, shared: Arc<Shared>, routes: Router) {
     loop {
         let (socket, client) = next_client(&listener).await;
-        match shared.admission.admit(client, shared.config.trusted_proxies.counted(client)) {
+        match shared.admission.admit(client, shared.config.grpc.trusted_proxies.counted(client)) {
             Ok(admitted) => _ = tokio::spawn(serve(socket, shared.clone(), routes.clone(), admitted)),
             // There is no answer before HTTP/2 has begun: clients see a closed connection, and come back with backoff.
             Err(refusal) => metric::rejected(refusal),
@@ -87,11 +88,12 @@ pub(in crate::edge) async fn accept(listener: TcpListener, shared: Arc<Shared>, 
 
 /// Speaks HTTP/2 on one socket until it closes.
 async fn serve(socket: TcpStream, shared: Arc<Shared>, routes: Router, mut admitted: Admitted) {
+    let port = &shared.config.grpc;
     // One deadline over the PROXY header, TLS and the first call that shows who asks.
     let deadline = tokio::time::sleep(shared.admission.limits.handshake_deadline);
     let mut deadline = std::pin::pin!(deadline);
     let opened = tokio::select! {
-        opened = transport::open(socket, &shared.config.grpc, &shared.config.trusted_proxies, &mut admitted) => opened,
+        opened = transport::open(socket, port, &mut admitted) => opened,
         () = &mut deadline => Err(Refusal::HandshakeDeadline.into()),
     };
     let stream = match opened {
@@ -102,7 +104,13 @@ async fn serve(socket: TcpStream, shared: Arc<Shared>, routes: Router, mut admit
     let was_asked = Arc::new(AtomicBool::new(false));
     let requests = {
         let (carrier, was_asked) = (carrier.clone(), was_asked.clone());
+        let peer = admitted.client();
+        // The connection stays the proxy's; each of its requests may be another client's.
+        let proxies = port.trusted_proxies.trusts(peer).then(|| port.trusted_proxies.clone());
         service_fn(move |mut request: Request<Incoming>| {
+            if let Some(client) = proxies.as_ref().and_then(|all| all.counted(all.client(peer, request.headers()))) {
+                request.extensions_mut().insert(Forwarded(client));
+            }
             was_asked.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(carrier.clone());
             routes.clone().oneshot(request.map(Body::new))

@@ -15,10 +15,12 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{CONNECT, EXPOSED, STREAM, VARY, is_listed, is_origin_allowed};
 use crate::{
+    credential::bearer,
+    document::NotLetIn,
     edge::{
         Shared,
         entry::{Entered, Wish},
-        headers::{self, bearer},
+        headers,
         http::{Takeover, TakeoverSlot},
         metric,
         openapi::{Events, Handshake, LastEventId, Place},
@@ -85,15 +87,9 @@ impl<'a> Asked<'a> {
     ),
     responses(
         (status = 101, description = "The connection speaks WebSocket from here on."),
-        (status = 400, description = "A parameter or header is wrong.", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 401, description = "There is no token, or it is not accepted.", body = Problem,
-            content_type = "application/problem+json", headers(("WWW-Authenticate" = String, description = "Bearer"))),
+        NotLetIn,
         (status = 426, description = "The request is no WebSocket handshake.", body = Problem,
             content_type = "application/problem+json", headers(("Upgrade" = String, description = "websocket"))),
-        (status = 503, description = "Too many connects, or the node is going away.", body = Problem,
-            content_type = "application/problem+json",
-            headers(("Retry-After" = u64, description = "Seconds to wait."))),
     ),
 )]
 async fn connect(
@@ -123,13 +119,7 @@ async fn connect(
     responses(
         (status = 200, description = "A stream that ends when the session does.", body = str,
             content_type = "text/event-stream"),
-        (status = 400, description = "A parameter or header is wrong.", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 401, description = "There is no token, or it is not accepted.", body = Problem,
-            content_type = "application/problem+json", headers(("WWW-Authenticate" = String, description = "Bearer"))),
-        (status = 503, description = "Too many connects, or the node is going away.", body = Problem,
-            content_type = "application/problem+json",
-            headers(("Retry-After" = u64, description = "Seconds to wait."))),
+        NotLetIn,
     ),
 )]
 async fn stream(

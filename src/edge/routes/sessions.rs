@@ -15,7 +15,9 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    edge::{Carrier, Shared, entry::Refused, headers::bearer, openapi::Acknowledgement, sessions::Listed},
+    credential::{bearer, shown},
+    document::{OfUser, Refusals},
+    edge::{Carrier, Shared, entry::Refused, openapi::Acknowledgement, sessions::Listed},
     event::UnixMillis,
     ids::SessionId,
     problem::Problem,
@@ -72,13 +74,8 @@ struct List {
     request_body(content = Option<Start>, content_type = "application/json"),
     responses(
         (status = 201, description = "The session is started.", body = Answer),
-        (status = 400, description = "The body is wrong, or does not say for whom.", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "There is no credential, or it is not accepted.", body = Problem, content_type = "application/problem+json",
-            headers(("WWW-Authenticate" = String, description = "Bearer"))),
-        (status = 403, description = "The credential is another user's, or lacks the scope; or the origin is not allowed.", body = Problem, content_type = "application/problem+json"),
+        Refusals,
         (status = 429, description = "The user has too many started sessions.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Not now: too many at the moment, or the node is going away.", body = Problem, content_type = "application/problem+json",
-            headers(("Retry-After" = u64, description = "Seconds to wait."))),
     ),
 )]
 async fn start(
@@ -87,7 +84,7 @@ async fn start(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<impl IntoResponse, Problem> {
-    let body = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let body = read(body)?;
     let start = if body.is_empty() {
         Start { user: None }
     } else {
@@ -95,7 +92,7 @@ async fn start(
             serde_json::from_slice(&body).map_err(|error| Problem::bad_request(format!("the body: {error}")))?;
         start.unwrap_or(Start { user: None })
     };
-    let started = shared.start_session(credential(&headers), start.user.as_deref()).await?;
+    let started = shared.start_session(shown(&headers).unwrap_or_default(), start.user.as_deref()).await?;
     carrier.identify();
     let answer = Answer {
         session_id: started.session.to_string(),
@@ -103,6 +100,15 @@ async fn start(
         expires_at_ms: started.expires_at,
     };
     Ok((StatusCode::CREATED, Json(answer)))
+}
+
+fn read(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
+    body.map_err(|error| match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {BODY_BYTES_MAX} bytes"))
+        }
+        status => Problem::new(status, error.body_text()),
+    })
 }
 
 /// List a user's sessions
@@ -113,15 +119,10 @@ async fn start(
     path = "/v1/users/{user}/sessions",
     tag = "sessions",
     security(("token" = []), ("api_key" = []), ("api_key_header" = [])),
-    params(("user" = String, Path, description = "Whose sessions.", min_length = 1, max_length = 256, pattern = "^[^\\x00-\\x1f\\x7f]+$", example = "101")),
+    params(OfUser),
     responses(
         (status = 200, description = "The sessions.", body = List),
-        (status = 400, description = "The user is no identifier.", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "There is no credential, or it is not accepted.", body = Problem, content_type = "application/problem+json",
-            headers(("WWW-Authenticate" = String, description = "Bearer"))),
-        (status = 403, description = "The credential is another user's, or lacks the scope; or the origin is not allowed.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Not now: too many at the moment, or the node is going away.", body = Problem, content_type = "application/problem+json",
-            headers(("Retry-After" = u64, description = "Seconds to wait."))),
+        Refusals,
     ),
 )]
 async fn list(
@@ -130,7 +131,7 @@ async fn list(
     Path(user): Path<String>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Problem> {
-    let sessions = shared.list_sessions(credential(&headers), &user).await?;
+    let sessions = shared.list_sessions(shown(&headers).unwrap_or_default(), &user).await?;
     carrier.identify();
     Ok(Json(List { sessions }))
 }
@@ -143,15 +144,10 @@ async fn list(
     path = "/v1/users/{user}/sessions",
     tag = "sessions",
     security(("token" = []), ("api_key" = []), ("api_key_header" = [])),
-    params(("user" = String, Path, description = "Whose sessions.", min_length = 1, max_length = 256, pattern = "^[^\\x00-\\x1f\\x7f]+$", example = "101")),
+    params(OfUser),
     responses(
         (status = 204, description = "They are ended, if there were any."),
-        (status = 400, description = "The user is no identifier.", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "There is no credential, or it is not accepted.", body = Problem, content_type = "application/problem+json",
-            headers(("WWW-Authenticate" = String, description = "Bearer"))),
-        (status = 403, description = "The credential is another user's, or lacks the scope; or the origin is not allowed.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Not now: too many at the moment, or the node is going away.", body = Problem, content_type = "application/problem+json",
-            headers(("Retry-After" = u64, description = "Seconds to wait."))),
+        Refusals,
     ),
 )]
 async fn end_all(
@@ -160,7 +156,7 @@ async fn end_all(
     Path(user): Path<String>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
-    shared.end_sessions(credential(&headers), &user, None).await?;
+    shared.end_sessions(shown(&headers).unwrap_or_default(), &user, None).await?;
     carrier.identify();
     Ok(StatusCode::NO_CONTENT)
 }
@@ -173,17 +169,11 @@ async fn end_all(
     path = "/v1/users/{user}/sessions/{session}",
     tag = "sessions",
     security(("token" = []), ("api_key" = []), ("api_key_header" = [])),
-    params(("user" = String, Path, description = "Whose sessions.", min_length = 1, max_length = 256, pattern = "^[^\\x00-\\x1f\\x7f]+$", example = "101"),
-        ("session" = String, Path, description = "The session's id.", example = "6f9c0b1e5d2a4f7f8a3be1c2d4f50617")),
+    params(OfUser, ("session" = String, Path, description = "The session's id.", example = "6f9c0b1e5d2a4f7f8a3be1c2d4f50617")),
     responses(
         (status = 204, description = "It is ended."),
-        (status = 400, description = "The user is no identifier.", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "There is no credential, or it is not accepted.", body = Problem, content_type = "application/problem+json",
-            headers(("WWW-Authenticate" = String, description = "Bearer"))),
-        (status = 403, description = "The credential is another user's, or lacks the scope; or the origin is not allowed.", body = Problem, content_type = "application/problem+json"),
+        Refusals,
         (status = 404, description = "The user has no such session.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Not now: too many at the moment, or the node is going away.", body = Problem, content_type = "application/problem+json",
-            headers(("Retry-After" = u64, description = "Seconds to wait."))),
     ),
 )]
 async fn end(
@@ -192,15 +182,9 @@ async fn end(
     Path((user, session)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
-    shared.end_sessions(credential(&headers), &user, Some(&session)).await?;
+    shared.end_sessions(shown(&headers).unwrap_or_default(), &user, Some(&session)).await?;
     carrier.identify();
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// A token or an API key.
-fn credential(headers: &HeaderMap) -> &str {
-    let key = || headers.get("x-api-key").and_then(|key| key.to_str().ok());
-    bearer(headers).or_else(key).unwrap_or_default()
 }
 
 /// Acknowledge
@@ -233,7 +217,7 @@ async fn acknowledge(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, Problem> {
-    let body = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let body = read(body)?;
     let relay = SessionId::parse(&session).and_then(|session| shared.registry.find(session)).ok_or(Refused::Unknown)?;
     if let Some(token) = bearer(&headers) {
         shared.must_be_user(token, &relay.client.user).await?;

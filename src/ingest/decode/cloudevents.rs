@@ -102,8 +102,8 @@ pub(super) fn structured(value: &[u8]) -> Result<Draft, Rejected> {
     }
     let time = json::text(envelope.time, "time")?;
     Ok(Draft {
-        user: json::text_or_number(envelope.subject, STRUCTURED.user)?,
-        id: json::text_or_number(envelope.id, STRUCTURED.id)?,
+        user: json::identifier(envelope.subject, STRUCTURED.user)?,
+        id: json::identifier(envelope.id, STRUCTURED.id)?,
         notification_type,
         payload: payload_in(&envelope)?,
         created_at: envelope.time.map(|_| fields::rfc3339(&time, "time")).transpose()?,

@@ -95,9 +95,9 @@ fn short(top: &Top<'_>) -> Result<Draft, Rejected> {
     let options =
         Options { durability: top.durability, priority: top.priority, collapse_key: top.collapse_key, ttl: top.ttl };
     let draft = Draft {
-        user: text_or_number(top.target, SHORT.user)?,
-        session: text_or_number(top.session, SHORT.session)?,
-        id: text_or_number(top.id, SHORT.id)?,
+        user: identifier(top.target, SHORT.user)?,
+        session: identifier(top.session, SHORT.session)?,
+        id: identifier(top.id, SHORT.id)?,
         notification_type: text(top.kind, SHORT.notification_type)?,
         payload: top.payload.map_or(Payload::Text(String::new()), json),
         ..Draft::unset(&SHORT)
@@ -108,15 +108,15 @@ fn short(top: &Top<'_>) -> Result<Draft, Rejected> {
 fn mapped(top: &Top<'_>) -> Result<Draft, Rejected> {
     let notification: Content<'_> = object(top.notification, "notification")?;
     let options: Options<'_> = object(top.options, "options")?;
-    let mut id = text_or_number(top.notification_id, MAPPED.id)?;
+    let mut id = identifier(top.notification_id, MAPPED.id)?;
     if id.is_empty() {
-        id = text_or_number(notification.notification_id, "notification.notification_id")?;
+        id = identifier(notification.notification_id, "notification.notification_id")?;
     }
     let requested_at = time(top.requested_at, "requested_at")?;
     let created_at = time(notification.created_at, "notification.created_at")?;
     let draft = Draft {
-        user: text_or_number(top.user_id, MAPPED.user)?,
-        session: text_or_number(top.session_id, MAPPED.session)?,
+        user: identifier(top.user_id, MAPPED.user)?,
+        session: identifier(top.session_id, MAPPED.session)?,
         id,
         notification_type: text(notification.notification_type, MAPPED.notification_type)?,
         payload: Payload::Text(text(notification.data, MAPPED.payload)?),
@@ -151,17 +151,24 @@ pub(super) fn text(raw: Raw<'_>, name: &str) -> Result<String, Rejected> {
     serde_json::from_str(raw.get()).map_err(|_| Rejected::field(name, "is not a text"))
 }
 
-/// A text, or a number with the digits that it is written with; empty when absent.
-pub(super) fn text_or_number(raw: Raw<'_>, name: &str) -> Result<String, Rejected> {
+/// A text, or an integer of any size with the digits that it is written with; empty when absent. A number with a
+/// fraction or an exponent has several spellings, which would be several identifiers.
+pub(super) fn identifier(raw: Raw<'_>, name: &str) -> Result<String, Rejected> {
     match raw {
-        Some(raw) if is_number(raw) => Ok(raw.get().to_owned()),
-        Some(raw) => serde_json::from_str(raw.get()).map_err(|_| Rejected::field(name, "is not a text or number")),
+        Some(raw) if is_integer(raw) => Ok(raw.get().to_owned()),
+        Some(raw) => serde_json::from_str(raw.get())
+            .map_err(|_| Rejected::field(name, "is neither a text nor an integer written in digits only")),
         None => Ok(String::new()),
     }
 }
 
 fn is_number(raw: &RawValue) -> bool {
     raw.get().starts_with(|c: char| c == '-' || c.is_ascii_digit())
+}
+
+/// Whether the JSON number is one whose spelling is its digits, with a sign perhaps.
+fn is_integer(raw: &RawValue) -> bool {
+    is_number(raw) && !raw.get().contains(['.', 'e', 'E'])
 }
 
 fn number_or_name(raw: Raw<'_>, name: &str, by_name: fn(&str) -> Option<i32>) -> Result<Option<i32>, Rejected> {
@@ -183,12 +190,10 @@ fn whole(text: &str) -> Option<i32> {
 }
 
 fn ttl(raw: Raw<'_>, name: &str) -> Result<Option<Duration>, Rejected> {
-    let text = text_or_number(raw, name)?;
-    if raw.is_none() {
-        return Ok(None);
-    }
-    let ttl = fields::duration(&text).ok_or_else(|| Rejected::field(name, "is not a duration such as \"1h\""))?;
-    Ok(Some(ttl))
+    let Some(raw) = raw else { return Ok(None) };
+    let text = if is_number(raw) { Ok(raw.get().to_owned()) } else { serde_json::from_str(raw.get()) };
+    let ttl = text.ok().and_then(|text: String| fields::duration(&text));
+    ttl.map(Some).ok_or_else(|| Rejected::field(name, "is not a duration such as \"1h\""))
 }
 
 fn time(raw: Raw<'_>, name: &str) -> Result<Option<UnixMillis>, Rejected> {

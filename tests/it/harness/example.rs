@@ -1,6 +1,7 @@
 //! The programs of `examples/`, started as their users start them.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
+    Node,
     command::{CLIENT_DEADLINE, browser},
     process::{Finished, Process, command, required},
     token,
@@ -36,6 +38,7 @@ pub enum Client {
     Node,
     Browser,
     Go,
+    Grpc,
 }
 
 /// A client that runs.
@@ -45,14 +48,24 @@ pub struct Running {
 }
 
 impl Client {
+    /// The node's port that it connects to.
+    pub fn port(self, node: &Node) -> SocketAddr {
+        if matches!(self, Self::Grpc) { node.grpc_addr() } else { node.addr() }
+    }
+
     /// Builds and starts it.
-    pub async fn start(self, server: &str, tokens: &Tokens) -> Running {
+    pub async fn start(self, server: SocketAddr, tokens: &Tokens) -> Running {
         let built = tempfile::tempdir().expect("a temporary directory");
         let dir = built.path();
         let mut command = match self {
             Self::Python => {
                 let mut command = command(required("NOTIFIER_TEST_PYTHON"));
                 command.arg("-B").arg(examples().join("python/main.py"));
+                command
+            }
+            Self::Grpc => {
+                let mut command = command(required("NOTIFIER_TEST_PYTHON"));
+                command.arg("-B").arg(examples().join("python/grpc_client.py"));
                 command
             }
             Self::Node => {
@@ -78,7 +91,8 @@ impl Client {
                 command(client)
             }
         };
-        command.args([server, &tokens.url(), DEVICE]);
+        let server = if matches!(self, Self::Grpc) { server.to_string() } else { format!("ws://{server}") };
+        command.args([&server, &tokens.url(), DEVICE]);
         Running { process: Process::spawn(&format!("{self:?}"), command), _built: built }
     }
 }
@@ -159,7 +173,7 @@ fn examples() -> PathBuf {
 
 /// Where clients get their tokens: what a product's own backend would be.
 pub struct Tokens {
-    addr: std::net::SocketAddr,
+    addr: SocketAddr,
     asked: Arc<AtomicUsize>,
     seconds: Arc<AtomicU64>,
     serving: tokio::task::JoinHandle<()>,

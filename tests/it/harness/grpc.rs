@@ -45,8 +45,13 @@ pub type Header<'a> = (&'static str, &'a str);
 impl Caller {
     /// Over HTTP/2.
     pub fn native(addr: SocketAddr) -> Self {
+        Self::native_from([127, 0, 0, 1], addr)
+    }
+
+    /// The same, from one of the machine's addresses.
+    pub fn native_from(own: [u8; 4], addr: SocketAddr) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{addr}")).expect("an address");
-        Self::Native(Grpc::new(endpoint.connect_lazy()))
+        Self::Native(Grpc::new(endpoint.local_address(Some(own.into())).connect_lazy()))
     }
 
     /// gRPC-Web over HTTP/1.1.
