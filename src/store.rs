@@ -3,6 +3,8 @@
 
 pub mod journal;
 pub mod memory;
+pub mod metric;
+mod page;
 mod poison;
 pub mod positions;
 pub mod postgres;
@@ -10,6 +12,7 @@ mod row;
 pub mod schema;
 pub mod sessions;
 pub mod sqlite;
+mod steps;
 pub mod waiting;
 pub mod writer;
 

@@ -61,7 +61,7 @@ pub fn metrics() -> Result<PrometheusHandle, BuildError> {
 fn describe() {
     session::metric::describe();
     user::metric::describe();
-    store::writer::metric::describe();
+    store::metric::describe();
     metrics_process::Collector::default().describe();
     metrics::describe_gauge!("notifier_build_info", "Always 1; the labels say what is running");
     metrics::gauge!("notifier_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);

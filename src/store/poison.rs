@@ -3,12 +3,12 @@
 
 use std::{collections::VecDeque, future::Future};
 
-use super::{Appended, Error};
+use super::{Error, row::Outcome};
 
 /// What one attempt came to, when the database answered.
-pub(super) enum Attempt {
+pub(super) enum Attempt<T> {
     /// One outcome for each row.
-    Done(Vec<Appended>),
+    Done(Vec<T>),
     /// Something in these rows is not accepted.
     Poison(String),
 }
@@ -16,13 +16,14 @@ pub(super) enum Attempt {
 /// Writes `rows` with as few attempts as it takes; the answer has one outcome for each, in order.
 ///
 /// What was written before an attempt failed stays: whoever tries again finds it as duplicates.
-pub(super) async fn isolate<'r, R, F>(
+pub(super) async fn isolate<'r, R, T, F>(
     rows: &'r [R],
     attempt: impl Fn(&'r [R]) -> F,
     name: impl Fn(&R) -> String,
-) -> Result<Vec<Appended>, Error>
+) -> Result<Vec<T>, Error>
 where
-    F: Future<Output = Result<Attempt, Error>>,
+    T: Outcome,
+    F: Future<Output = Result<Attempt<T>, Error>>,
 {
     let mut outcomes = Vec::with_capacity(rows.len());
     let mut left = VecDeque::from([rows]);
@@ -34,7 +35,7 @@ where
             Attempt::Done(done) => outcomes.extend(done),
             Attempt::Poison(why) if part.len() == 1 => {
                 tracing::error!(event = name(&part[0]), why, "the store refuses this event for what is in it");
-                outcomes.push(Appended::Refused);
+                outcomes.push(T::REFUSED);
             }
             Attempt::Poison(_) => {
                 let (first, second) = part.split_at(part.len() / 2);
@@ -51,6 +52,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::store::Appended;
 
     #[tokio::test]
     async fn poison_is_found_alone_and_all_others_are_written_in_order() {

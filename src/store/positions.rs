@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-use super::Answer;
+use super::{Answer, Error};
 
 /// A log of records that positions belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +60,35 @@ pub(super) struct Held {
     pub(super) epoch: i64,
     /// The last position that was written.
     pub(super) position: i64,
+}
+
+/// Why a position did not move.
+pub(super) enum Unmoved {
+    /// A later write of ours was first, or the partition has begun anew: nothing is wrong.
+    Passed,
+    /// It stands where it stood before the last write.
+    WentBack(Error),
+    /// Somebody else has it.
+    Taken(Error),
+}
+
+impl Held {
+    /// Why its position did not move, from the owner, the epoch and the position that are found.
+    pub(super) fn explain(self, partition: i32, owner: &str, found: Option<(String, i64, i64)>) -> Unmoved {
+        let lost = |reason| Error::Lost { reason };
+        match found.filter(|(found, epoch, _)| found == owner && *epoch >= self.epoch) {
+            Some((_, epoch, position)) if epoch == self.epoch && position < self.position => {
+                Unmoved::WentBack(lost(format!("the store went back: partition {partition} was at {}", self.position)))
+            }
+            Some(_) => Unmoved::Passed,
+            None => Unmoved::Taken(lost(format!("partition {partition} is not this process's any more"))),
+        }
+    }
+}
+
+/// What [`Positions::went_back`] comes to when it is done.
+pub(super) fn behind_its_copies() -> Error {
+    Error::Lost { reason: "the store went back: Kafka's copies of positions are ahead of its own".into() }
 }
 
 /// The partitions that this process has taken: what they must still look like when a position is written.

@@ -3,33 +3,34 @@
 
 mod append;
 mod days;
+mod fence;
+mod journal;
 mod positions;
 pub(in crate::store) mod queries;
 mod sessions;
+mod waiting;
 
-use std::{
-    collections::HashSet,
-    path::PathBuf,
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{collections::HashSet, path::PathBuf, sync::atomic::AtomicBool, time::Duration};
 
 use futures_util::TryFutureExt as _;
 use parking_lot::Mutex;
 use sqlx::{
-    ConnectOptions as _, Row as _,
-    postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow},
+    ConnectOptions as _,
+    postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions},
 };
 
 use super::{
-    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Opened, Page, PageLimit, Store,
-    poison,
+    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Entering, Epochs, Error, Opened, Page, PageLimit,
+    Store,
+    journal::Step,
+    metric::{Operation, counted},
+    page::page,
     positions::HeldPartitions,
-    row::{self, Ends, Group, Keeping, Read, number, signed},
+    row::{Keeping, number, signed},
     schema::{POSTGRES, SchemaError, reason},
 };
 use crate::{
-    event::{Event, unix_millis_now},
+    event::{UnixMillis, unix_millis_now},
     ids::{DeviceId, LogEpoch, Sequence, UserId},
     placement::ShardId,
 };
@@ -38,6 +39,8 @@ use crate::{
 const WRITES_MAX: u32 = 5;
 /// Connections for everything else.
 const READS_MAX: u32 = 8;
+/// So many expired rows go in one statement.
+const EXPIRED_AT_ONCE: i64 = 2000;
 /// How long to wait for a connection.
 const ACQUIRE: Duration = Duration::from_secs(5);
 /// How long to wait for an answer: a little longer than the server tries, so that mostly it says so itself.
@@ -169,27 +172,17 @@ impl PostgresStore {
         };
         store.keep_days(unix_millis_now()).await.map_err(as_sqlx)?;
         store.take_shards().await?;
+        // A dump that was restored holds entries of another cluster's transactions: they are told of anew.
+        sqlx::query(queries::ADOPT).execute(&store.reads).await?;
         Ok(store)
     }
 }
 
-/// Asks on a connection of the pool. One that does not answer in time is closed: put back, it would make the next
-/// caller wait for the old answer.
+/// Asks on a connection of the pool. One that does not answer in time is closed.
 macro_rules! ask {
-    ($pool:expr, |$connection:ident| $call:expr) => {{
-        let mut held = $pool.acquire().await.map_err($crate::store::postgres::unavailable)?;
-        let answer = {
-            let $connection = &mut *held;
-            tokio::time::timeout($crate::store::postgres::WRITE_TIMEOUT, $call).await
-        };
-        match answer {
-            Ok(answer) => answer.map_err($crate::store::postgres::unavailable),
-            Err(_) => {
-                drop(held.detach());
-                Err($crate::store::Error::Unavailable { reason: "no answer in time".into() })
-            }
-        }
-    }};
+    ($pool:expr, |$connection:ident| $call:expr) => {
+        $crate::store::postgres::fence::call!($pool, |$connection| $call).map_err($crate::store::postgres::unavailable)
+    };
 }
 use ask;
 
@@ -248,7 +241,7 @@ impl PostgresStore {
     }
 
     async fn open_log(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Opened, Error> {
-        let (head, shared, own): (i64, i64, Option<i64>) = ask!(self.reads, |connection| {
+        let (head, shared, own, highest): (i64, i64, Option<i64>, i64) = ask!(self.reads, |connection| {
             sqlx::query_as(queries::OPEN).bind(&**user).bind(device.map_or("", |device| device)).fetch_one(connection)
         })?;
         let cursor = match (device, own) {
@@ -256,7 +249,7 @@ impl PostgresStore {
             (Some(_), Some(own)) => own,
             (Some(device), None) => self.new_device(user, device, shared).await?,
         };
-        Ok(Opened { head: number(head), cursor: number(cursor) })
+        Ok(Opened { head: number(head), cursor: number(cursor), acknowledged: number(highest) })
     }
 
     /// A device that was seen keeps the cursor it started with, even when the shared one moves on.
@@ -277,13 +270,6 @@ impl PostgresStore {
         Ok(cursor)
     }
 
-    async fn append_group(&self, events: &[Arc<Event>]) -> Result<Vec<Appended>, Error> {
-        let group = Group::new(events, &self.keeping, unix_millis_now());
-        let name = |row: &row::Row<'_>| format!("{} of {}", row.event.id, row.event.user);
-        let of_rows = poison::isolate(&group.rows, |rows| self.attempt(rows), name).await?;
-        Ok(group.outcomes(&of_rows))
-    }
-
     async fn read_page(&self, user: &UserId, after: Sequence, limit: PageLimit) -> Result<Page, Error> {
         let items = i64::try_from(limit.items.max(1)).unwrap_or(i64::MAX);
         let bytes = i64::try_from(limit.bytes.max(1)).unwrap_or(i64::MAX);
@@ -297,21 +283,6 @@ impl PostgresStore {
                 .fetch_all(connection)
         })?;
         page(user, after, &rows, items).map_err(unavailable)
-    }
-
-    async fn raise_cursors(&self, acknowledged: &[Acknowledgement]) -> Result<(), Error> {
-        let users: Vec<&str> = acknowledged.iter().map(|one| &*one.user).collect();
-        let devices: Vec<&str> = acknowledged.iter().map(|one| one.device.as_deref().unwrap_or_default()).collect();
-        let numbers: Vec<i64> = acknowledged.iter().map(|one| signed(one.seq)).collect();
-        ask!(self.writes, |connection| {
-            sqlx::query(queries::ACKNOWLEDGE)
-                .bind(users)
-                .bind(devices)
-                .bind(numbers)
-                .bind(unix_millis_now())
-                .execute(connection)
-        })?;
-        Ok(())
     }
 
     async fn look(&self) -> Result<(), Error> {
@@ -332,37 +303,21 @@ impl PostgresStore {
         }
     }
 
-    async fn forget_expired_sessions(&self) -> Result<(), Error> {
-        ask!(self.reads, |connection| {
-            sqlx::query(queries::FORGET_SESSIONS).bind(unix_millis_now()).execute(connection)
-        })?;
-        Ok(())
+    /// Lets go of what is over, a piece at a time.
+    async fn forget_expired(&self, now: UnixMillis) -> Result<(), Error> {
+        ask!(self.reads, |connection| sqlx::query(queries::FORGET_SESSIONS).bind(now).execute(connection))?;
+        loop {
+            let removed = ask!(self.reads, |connection| {
+                sqlx::query(queries::FORGET_REMOVED).bind(now).bind(EXPIRED_AT_ONCE).execute(connection)
+            })?;
+            let waited: i64 = ask!(self.reads, |connection| {
+                sqlx::query_scalar(queries::FORGET_WAITING).bind(now).bind(EXPIRED_AT_ONCE).fetch_one(connection)
+            })?;
+            if removed.rows_affected() == 0 && waited == 0 {
+                return Ok(());
+            }
+        }
     }
-}
-
-fn page(user: &UserId, after: Sequence, rows: &[PgRow], items: i64) -> sqlx::Result<Page> {
-    let Some(first) = rows.first() else { return Ok(Page { entries: Vec::new(), covers: after }) };
-    let ends = Ends { head: number(first.try_get(0)?), floor: number(first.try_get(1)?) };
-    let Some(found) = first.try_get::<Option<i64>, _>(12)? else {
-        return Ok(row::page(user, after, ends, Vec::new(), true));
-    };
-    let is_all = found < items && i64::try_from(rows.len()) == Ok(found);
-    let read = |row: &PgRow| {
-        Ok(Read {
-            seq: row.try_get(2)?,
-            id: row.try_get(3)?,
-            notification_type: row.try_get(4)?,
-            payload: row.try_get(5)?,
-            durability: row.try_get(6)?,
-            priority: row.try_get(7)?,
-            collapse_key: row.try_get(8)?,
-            ttl_ms: row.try_get(9)?,
-            created_at: row.try_get(10)?,
-            recorded_at: row.try_get(11)?,
-        })
-    };
-    let rows = rows.iter().map(read).collect::<sqlx::Result<_>>()?;
-    Ok(row::page(user, after, ends, rows, is_all))
 }
 
 impl Store for PostgresStore {
@@ -375,19 +330,19 @@ impl Store for PostgresStore {
     }
 
     fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened> {
-        Box::pin(self.open_log(user, device))
+        counted(Operation::Open, self.open_log(user, device))
     }
 
-    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>> {
-        Box::pin(self.append_group(events))
+    fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {
+        counted(Operation::Write, self.append_group(entering))
     }
 
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page> {
-        Box::pin(self.read_page(user, after, limit))
+        counted(Operation::Read, self.read_page(user, after, limit))
     }
 
-    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()> {
-        Box::pin(self.raise_cursors(acknowledged))
+    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step]) -> Answer<'a, ()> {
+        counted(Operation::Write, self.raise_cursors(acknowledged, steps))
     }
 
     fn close(&self) -> Answer<'_, ()> {
@@ -399,16 +354,17 @@ impl Store for PostgresStore {
     }
 
     fn check(&self) -> Answer<'_, ()> {
-        Box::pin(async {
+        counted(Operation::Check, async {
             self.look().await?;
             self.make_missing_days().await
         })
     }
 
     fn tidy(&self) -> Answer<'_, ()> {
-        Box::pin(async {
-            self.keep_days(unix_millis_now()).await?;
-            self.forget_expired_sessions().await
+        counted(Operation::Tidy, async {
+            let now = unix_millis_now();
+            self.keep_days(now).await?;
+            self.forget_expired(now).await
         })
     }
 }

@@ -1,13 +1,16 @@
 //! What durable engines share, and decide without a database: where a row belongs and how long it is kept, which
-//! events of a group need a row at all, and what a page of rows comes to.
+//! events of a group need a row at all, and which numbers stand for what.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
-use super::{Appended, Entry, Page};
+use super::{
+    Appended, Entering,
+    waiting::{Held, Holding},
+};
 use crate::{
-    event::{Durability, Event, Notification, Options, Priority, UnixMillis},
+    event::{Durability, Event, Priority, UnixMillis},
     ids::{NotificationId, Sequence, UserId},
-    wire::{Gap, GapReason},
+    state::{Reason, State},
 };
 
 /// One day in milliseconds.
@@ -70,6 +73,11 @@ pub(super) struct Place {
 }
 
 impl Keeping {
+    /// How long the journal is kept: longer than the log, in whole days.
+    pub(super) fn journal_days(&self) -> i64 {
+        (millis(self.retention) / DAY + 1).min(KEEP_DAYS_MAX) + 1
+    }
+
     /// Where the event's row belongs; `None` when its time to live is over.
     pub(super) fn place(&self, event: &Event, now: UnixMillis) -> Option<Place> {
         if event.expires_at().is_some_and(|at| at <= now) {
@@ -106,11 +114,69 @@ pub(super) fn millis(time: Duration) -> UnixMillis {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// What is wished for one event of a group.
+pub(super) struct Wish<'a> {
+    event: &'a Event,
+    waited: bool,
+    digest: Option<&'a NotificationId>,
+}
+
+impl<'a> From<&'a Entering> for Wish<'a> {
+    fn from(entering: &'a Entering) -> Self {
+        Self { event: &entering.event, waited: entering.waited, digest: None }
+    }
+}
+
+impl<'a> From<&'a Holding> for Wish<'a> {
+    fn from(holding: &'a Holding) -> Self {
+        Self { event: &holding.event, waited: false, digest: holding.digest.as_ref() }
+    }
+}
+
 /// One event that needs a row.
 #[derive(Clone, Copy)]
 pub(super) struct Row<'a> {
     pub(super) event: &'a Event,
     pub(super) place: Place,
+    /// It has waited, and does no more from here on.
+    pub(super) waited: bool,
+    /// It does not even wait: it is counted in this digest.
+    pub(super) digest: Option<&'a NotificationId>,
+}
+
+/// What can become of an event of a group.
+pub(super) trait Outcome: Copy {
+    /// Its time to live was over.
+    const EXPIRED: Self;
+    /// The database does not accept it.
+    const REFUSED: Self;
+
+    /// The same of an event with the same id, later in the group.
+    fn again(self) -> Self;
+}
+
+impl Outcome for Appended {
+    const EXPIRED: Self = Self::Expired;
+    const REFUSED: Self = Self::Refused;
+
+    fn again(self) -> Self {
+        match self {
+            Self::Stored(seq) => Self::Duplicate(seq),
+            other => other,
+        }
+    }
+}
+
+impl Outcome for Held {
+    const EXPIRED: Self = Self::Expired;
+    const REFUSED: Self = Self::Refused;
+
+    fn again(self) -> Self {
+        match self {
+            Self::Waiting => Self::Known,
+            other => other,
+        }
+    }
 }
 
 /// A group of events, told apart by what has to be done for them.
@@ -119,6 +185,7 @@ pub(super) struct Group<'a> {
     fates: Vec<Fate>,
 }
 
+#[derive(PartialEq, Eq)]
 enum Fate {
     Expired,
     /// Its row.
@@ -128,71 +195,53 @@ enum Fate {
 }
 
 impl<'a> Group<'a> {
-    pub(super) fn new(events: &'a [Arc<Event>], keeping: &Keeping, now: UnixMillis) -> Self {
-        let mut rows: Vec<Row<'a>> = Vec::with_capacity(events.len());
-        let mut seen: HashMap<(&UserId, &NotificationId), usize> = HashMap::with_capacity(events.len());
-        let fate = |event: &'a Arc<Event>| {
-            let Some(place) = keeping.place(event, now) else { return Fate::Expired };
+    pub(super) fn new<W: Into<Wish<'a>>>(
+        wishes: impl IntoIterator<Item = W>,
+        keeping: &Keeping,
+        now: UnixMillis,
+    ) -> Self {
+        let (mut rows, mut fates) = (Vec::<Row<'a>>::new(), Vec::new());
+        let mut seen: HashMap<(&UserId, &NotificationId), usize> = HashMap::new();
+        for Wish { event, waited, digest } in wishes.into_iter().map(Into::into) {
+            let Some(place) = keeping.place(event, now) else {
+                fates.push(Fate::Expired);
+                continue;
+            };
             let next = rows.len();
             let first = seen.entry((&event.user, &event.id)).or_insert(next);
             if *first < next && rows[*first].event.recorded_at >= place.known_since {
-                return Fate::Again(*first);
+                let mut fate = Fate::Again(*first);
+                if waited && !rows[*first].waited {
+                    // The one that has waited is who the row belongs to; what came before it is the copy.
+                    rows[*first].waited = true;
+                    let copy = fates.iter_mut().find(|fate| **fate == Fate::Row(*first));
+                    std::mem::swap(copy.expect("every row has its event"), &mut fate);
+                }
+                fates.push(fate);
+                continue;
             }
             *first = next;
-            rows.push(Row { event, place });
-            Fate::Row(next)
-        };
-        let fates = events.iter().map(fate).collect();
+            rows.push(Row { event, place, waited, digest });
+            fates.push(Fate::Row(next));
+        }
         Self { rows, fates }
     }
 
     /// What became of every event, from what became of every row.
-    pub(super) fn outcomes(&self, of_rows: &[Appended]) -> Vec<Appended> {
+    pub(super) fn outcomes<T: Outcome>(&self, of_rows: &[T]) -> Vec<T> {
         let outcome = |fate: &Fate| match fate {
-            Fate::Expired => Appended::Expired,
+            Fate::Expired => T::EXPIRED,
             Fate::Row(row) => of_rows[*row],
-            Fate::Again(row) => match of_rows[*row] {
-                Appended::Stored(seq) => Appended::Duplicate(seq),
-                other => other,
-            },
+            Fate::Again(row) => of_rows[*row].again(),
         };
         self.fates.iter().map(outcome).collect()
     }
 }
 
-/// A row as it was read.
-pub(super) struct Read {
-    pub(super) seq: i64,
-    pub(super) id: String,
-    pub(super) notification_type: String,
-    pub(super) payload: Vec<u8>,
-    pub(super) durability: i16,
-    pub(super) priority: i16,
-    pub(super) collapse_key: Option<String>,
-    pub(super) ttl_ms: Option<i64>,
-    pub(super) created_at: i64,
-    pub(super) recorded_at: i64,
-}
-
-impl Read {
-    /// `None`: nothing that this program has written.
-    fn event(self, user: &UserId) -> Option<Event> {
-        let options = Options {
-            durability: if self.durability == 2 { Durability::Inbox } else { Durability::Durable },
-            priority: priority_of(self.priority)?,
-            collapse_key: self.collapse_key.map(Into::into),
-            ttl: self.ttl_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis),
-        };
-        Some(Event {
-            user: user.clone(),
-            session: None,
-            id: NotificationId::new(self.id).ok()?,
-            notification_type: self.notification_type.into(),
-            payload: String::from_utf8(self.payload).ok()?.into(),
-            options,
-            created_at: self.created_at,
-            recorded_at: self.recorded_at,
-        })
+impl Row<'_> {
+    /// How logs call it.
+    pub(super) fn name(&self) -> String {
+        format!("{} of {}", self.event.id, self.event.user)
     }
 }
 
@@ -215,52 +264,45 @@ pub(super) fn priority_number(priority: Priority) -> i16 {
     }
 }
 
-fn priority_of(number: i16) -> Option<Priority> {
+pub(super) fn priority_of(number: i16) -> Option<Priority> {
     [Priority::Critical, Priority::High, Priority::Normal, Priority::Low]
         .into_iter()
         .find(|priority| priority_number(*priority) == number)
 }
 
-/// The ends of a user's log.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Ends {
-    pub(super) head: Sequence,
-    /// The cap took what is not above.
-    pub(super) floor: Sequence,
+/// How the database calls a state. Statements say `state >= 3` for ends.
+pub(super) fn state_number(state: State) -> i16 {
+    match state {
+        State::Pending => 0,
+        State::Active => 1,
+        State::Stale => 2,
+        State::Sent => 3,
+        State::Failed => 4,
+        State::Deleted => 5,
+    }
 }
 
-/// Rows after `after` that count, in order, as a page that accounts for every number. `is_all`: no row follows them,
-/// so that the rest up to the head is gone.
-pub(super) fn page(user: &UserId, after: Sequence, ends: Ends, rows: Vec<Read>, is_all: bool) -> Page {
-    let mut page = Page { entries: Vec::with_capacity(rows.len()), covers: after };
-    for row in rows {
-        let seq = number(row.seq);
-        let id = row.id.clone();
-        let Some(event) = row.event(user) else {
-            tracing::error!(%user, seq, id, "a row of the log cannot be read; it is left out");
-            page.miss(seq, ends.floor);
-            continue;
-        };
-        page.miss(seq - 1, ends.floor);
-        page.entries.push(Entry::Notification(Notification { seq: Some(seq), event: Arc::new(event) }));
-        page.covers = seq;
-    }
-    if is_all {
-        page.miss(ends.head, ends.floor);
-    }
-    page
+pub(super) fn state_of(number: i16) -> Option<State> {
+    State::ALL.into_iter().find(|state| state_number(*state) == number)
 }
 
-impl Page {
-    /// Notes that nothing comes up to this number.
-    fn miss(&mut self, to: Sequence, floor: Sequence) {
-        for (end, reason) in [(to.min(floor), GapReason::Evicted), (to, GapReason::Expired)] {
-            if self.covers < end {
-                self.entries.push(Entry::Gap(Gap { from: self.covers + 1, to: end, reason }));
-                self.covers = end;
-            }
-        }
+/// How the database calls a reason.
+pub(super) fn reason_number(reason: Reason) -> i16 {
+    match reason {
+        Reason::Expired => 0,
+        Reason::Evicted => 1,
+        Reason::Superseded => 2,
+        Reason::Digested => 3,
+        Reason::Cancelled => 4,
+        Reason::NoSession => 5,
+        Reason::Away => 6,
+        Reason::RateLimited => 7,
+        Reason::Unstorable => 8,
     }
+}
+
+pub(super) fn reason_of(number: i16) -> Option<Reason> {
+    Reason::ALL.into_iter().find(|reason| reason_number(*reason) == number)
 }
 
 /// A number of the database, which has no unsigned ones.
@@ -275,7 +317,7 @@ pub(super) fn signed(seq: Sequence) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::sync::Arc;
 
     use proptest::prelude::*;
 
@@ -294,21 +336,6 @@ mod tests {
         event
     }
 
-    fn read(seq: i64) -> Read {
-        Read {
-            seq,
-            id: format!("id{seq}"),
-            notification_type: "t".into(),
-            payload: b"1".to_vec(),
-            durability: 1,
-            priority: 2,
-            collapse_key: None,
-            ttl_ms: None,
-            created_at: 0,
-            recorded_at: 0,
-        }
-    }
-
     #[test]
     fn a_ttl_of_an_hour_and_one_of_a_month_never_share_a_partition() {
         let now = unix_millis_now();
@@ -316,6 +343,34 @@ mod tests {
             |hours: u64| KEEPING.place(&event(now, Some(Duration::from_secs(hours * 3600))), now).unwrap().class.number;
         assert_eq!([1, 24, 25, 8 * 24, 30 * 24, 40 * 24, 20_000].map(class), [0, 0, 1, 1, 2, 3, 3]);
         assert_eq!(KEEPING.place(&event(now, None), now).unwrap().class.number, 1, "log.retention");
+    }
+
+    /// Statements and rows that are written already say these numbers.
+    #[test]
+    fn numbers_of_states_and_reasons_never_change_and_read_what_they_write() {
+        for state in State::ALL {
+            assert_eq!(state_of(state_number(state)), Some(state));
+            assert_eq!(state.is_end(), state_number(state) >= 3, "statements ask for ends so");
+        }
+        for (number, reason) in (0..).zip(Reason::ALL) {
+            assert_eq!((reason_number(reason), reason_of(number)), (number, Some(reason)));
+        }
+    }
+
+    #[test]
+    fn of_two_with_one_id_the_row_is_that_of_the_one_that_has_waited() {
+        let event = Arc::new(event(unix_millis_now(), None));
+        for (first, second) in [(false, true), (true, false)] {
+            let group = [first, second].map(|waited| Entering { event: event.clone(), waited });
+            let group = Group::new(&group, &KEEPING, unix_millis_now());
+            assert!(group.rows.len() == 1 && group.rows[0].waited);
+            let outcomes = group.outcomes(&[Appended::Stored(7)]);
+            let expected = [first, second].map(|waited| match waited {
+                true => Appended::Stored(7),
+                false => Appended::Duplicate(7),
+            });
+            assert_eq!(outcomes, expected);
+        }
     }
 
     proptest! {
@@ -334,27 +389,6 @@ mod tests {
                 prop_assert!((again.known_day..=again.day.max(day(now + again_after))).contains(&place.day));
                 prop_assert!(event.recorded_at >= again.known_since);
             }
-        }
-
-        /// Whatever rows are left, a page accounts for every number once and in order.
-        #[test]
-        fn a_page_accounts_for_every_number(rows in prop::collection::btree_set(1i64..50, 0..30), floor in 0u64..50, after in 0u64..50) {
-            let head = 50;
-            let kept: BTreeSet<i64> = rows.into_iter().filter(|seq| *seq > signed(floor.max(after))).collect();
-            let page = page(&fakes::user(), after, Ends { head, floor }, kept.iter().map(|seq| read(*seq)).collect(), true);
-            let mut covered = Vec::new();
-            for entry in &page.entries {
-                match entry {
-                    Entry::Notification(n) => covered.push(n.seq.unwrap()),
-                    Entry::Gap(gap) => {
-                        let evicted = gap.reason == GapReason::Evicted;
-                        prop_assert_eq!(evicted, gap.to <= floor, "{:?} {}", gap, floor);
-                        covered.extend(gap.from..=gap.to);
-                    }
-                }
-            }
-            prop_assert_eq!(covered, (after + 1..=head).collect::<Vec<_>>());
-            prop_assert_eq!(page.covers, head);
         }
     }
 }

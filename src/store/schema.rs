@@ -14,9 +14,15 @@ const TABLE: &str = "_sqlx_migrations";
 pub(super) struct Schema(pub(super) &'static [(&'static str, &'static str)]);
 
 /// PostgreSQL's.
-pub(super) const POSTGRES: Schema = Schema(&[("log", include_str!("../../migrations/postgres/0001_log.sql"))]);
+pub(super) const POSTGRES: Schema = Schema(&[
+    ("log", include_str!("../../migrations/postgres/0001_log.sql")),
+    ("states", include_str!("../../migrations/postgres/0002_states.sql")),
+]);
 /// SQLite's.
-pub(super) const SQLITE: Schema = Schema(&[("log", include_str!("../../migrations/sqlite/0001_log.sql"))]);
+pub(super) const SQLITE: Schema = Schema(&[
+    ("log", include_str!("../../migrations/sqlite/0001_log.sql")),
+    ("states", include_str!("../../migrations/sqlite/0002_states.sql")),
+]);
 
 /// Why a database's schema cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -2,29 +2,33 @@
 //! still this process's. Others read beside it (write-ahead log).
 
 mod append;
+mod journal;
 mod positions;
 pub(in crate::store) mod queries;
 mod sessions;
+mod waiting;
 
-use std::{path::Path, str::FromStr as _, sync::Arc, time::Duration};
+use std::{path::Path, str::FromStr as _, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _, Row as _, SqliteConnection,
+    ConnectOptions as _, Sqlite, SqliteConnection, Transaction,
     sqlite::{
-        SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
-        SqliteSynchronous,
+        SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
     },
 };
 
 use super::{
-    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Opened, Page, PageLimit, Store,
-    poison,
+    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Entering, Epochs, Error, Opened, Page, PageLimit,
+    Store,
+    journal::Step,
+    metric::{Operation, counted},
+    page::page,
     positions::HeldPartitions,
-    row::{self, Ends, Group, Keeping, Read, number, signed},
+    row::{DAY, Keeping, number, signed},
     schema::{SQLITE, SchemaError, reason},
 };
 use crate::{
-    event::{Event, unix_millis_now},
+    event::{UnixMillis, unix_millis_now},
     ids::{DeviceId, LogEpoch, Sequence, UserId},
 };
 
@@ -38,6 +42,7 @@ const EXPIRED_AT_ONCE: i64 = 2000;
 /// The store in SQLite.
 pub struct SqliteStore {
     keeping: Keeping,
+    shards: u16,
     lives: Epochs,
     /// This process, as the file names its owner.
     owner: String,
@@ -126,7 +131,7 @@ impl SqliteStore {
         let lives = Epochs { current: LogEpoch::named(&epoch), former: former.fetch_all(&mut *connection).await? };
         drop(connection);
         let partitions = HeldPartitions::default();
-        Ok(Self { keeping: config.keeping(), lives, owner, claim, writes, reads, partitions })
+        Ok(Self { keeping: config.keeping(), shards: config.shards, lives, owner, claim, writes, reads, partitions })
     }
 
     /// Fails when the file is another process's, or another file.
@@ -139,15 +144,23 @@ impl SqliteStore {
         }
     }
 
+    /// A transaction in a file that is still this process's.
+    async fn begin_owned(&self) -> Result<Transaction<'static, Sqlite>, Error> {
+        let mut transaction = self.writes.begin_with("begin immediate").await.map_err(unavailable)?;
+        self.check_owner(&mut transaction).await?;
+        Ok(transaction)
+    }
+
     async fn open_log(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Opened, Error> {
         let asked = sqlx::query_as(queries::OPEN).bind(&**user).bind(device.map_or("", |device| device));
-        let (head, shared, own): (i64, i64, Option<i64>) = asked.fetch_one(&self.reads).await.map_err(unavailable)?;
+        let (head, shared, own, highest): (i64, i64, Option<i64>, i64) =
+            asked.fetch_one(&self.reads).await.map_err(unavailable)?;
         let cursor = match (device, own) {
             (None, _) => shared,
             (Some(_), Some(own)) => own,
             (Some(device), None) => self.new_device(user, device, shared).await.map_err(unavailable)?,
         };
-        Ok(Opened { head: number(head), cursor: number(cursor) })
+        Ok(Opened { head: number(head), cursor: number(cursor), acknowledged: number(highest) })
     }
 
     /// A device that was seen keeps the cursor it started with, even when the shared one moves on.
@@ -158,13 +171,6 @@ impl SqliteStore {
         let cursor = note.fetch_one(&self.writes).await?;
         sqlx::query(queries::FORGET_DEVICES).bind(&**user).bind(DEVICES_PER_USER_MAX).execute(&self.writes).await?;
         Ok(cursor)
-    }
-
-    async fn append_group(&self, events: &[Arc<Event>]) -> Result<Vec<Appended>, Error> {
-        let group = Group::new(events, &self.keeping, unix_millis_now());
-        let name = |row: &row::Row<'_>| format!("{} of {}", row.event.id, row.event.user);
-        let of_rows = poison::isolate(&group.rows, |rows| self.attempt(rows), name).await?;
-        Ok(group.outcomes(&of_rows))
     }
 
     async fn read_page(&self, user: &UserId, after: Sequence, limit: PageLimit) -> sqlx::Result<Page> {
@@ -179,57 +185,37 @@ impl SqliteStore {
         page(user, after, &asked.fetch_all(&self.reads).await?, items)
     }
 
-    async fn raise_cursors(&self, acknowledged: &[Acknowledgement]) -> sqlx::Result<()> {
-        let mut transaction = self.writes.begin_with("begin immediate").await?;
-        for Acknowledgement { user, device, seq } in acknowledged {
-            let raise = sqlx::query(queries::ACKNOWLEDGE)
-                .bind(&**user)
-                .bind(device.as_deref().unwrap_or_default())
-                .bind(signed(*seq))
-                .bind(unix_millis_now());
-            raise.execute(&mut *transaction).await?;
-        }
-        transaction.commit().await
+    /// Lets what is over go along its indexes, a piece at a time, so that writes come between. What had not ended
+    /// before is noted in the same transaction.
+    async fn forget_expired(&self, now: UnixMillis) -> Result<(), Error> {
+        let journal_since = now - self.keeping.journal_days() * DAY;
+        // The log goes first: what was removed of it must be known until then.
+        self.forget(Some(queries::NOTE_EXPIRED), queries::FORGET_EXPIRED, now).await?;
+        self.forget(Some(queries::NOTE_EXPIRED_WAITING), queries::FORGET_WAITING, now).await?;
+        self.forget(None, queries::FORGET_REMOVED, now).await?;
+        self.forget(None, queries::FORGET_JOURNAL, journal_since).await?;
+        let sessions = sqlx::query(queries::FORGET_SESSIONS).bind(now);
+        sessions.execute(&self.writes).await.map_err(unavailable)?;
+        let vacuum = sqlx::raw_sql("pragma incremental_vacuum(10000); pragma optimize");
+        vacuum.execute(&self.writes).await.map_err(unavailable)?;
+        Ok(())
     }
 
-    /// Lets expired rows go along their index, a piece at a time, so that writes come between.
-    async fn forget_expired(&self) -> sqlx::Result<()> {
+    async fn forget(&self, note: Option<&'static str>, forget: &'static str, until: UnixMillis) -> Result<(), Error> {
         loop {
-            let forget = sqlx::query(queries::FORGET_EXPIRED).bind(unix_millis_now()).bind(EXPIRED_AT_ONCE);
-            if forget.execute(&self.writes).await?.rows_affected() == 0 {
-                break;
+            let mut transaction = self.begin_owned().await?;
+            let mut gone = 0;
+            for statement in note.into_iter().chain([forget]) {
+                let statement = sqlx::query(statement).bind(until).bind(EXPIRED_AT_ONCE);
+                gone = statement.execute(&mut *transaction).await.map_err(unavailable)?.rows_affected();
+            }
+            transaction.commit().await.map_err(unavailable)?;
+            if gone == 0 {
+                return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        sqlx::query(queries::FORGET_SESSIONS).bind(unix_millis_now()).execute(&self.writes).await?;
-        sqlx::raw_sql("pragma incremental_vacuum(10000); pragma optimize").execute(&self.writes).await?;
-        Ok(())
     }
-}
-
-fn page(user: &UserId, after: Sequence, rows: &[SqliteRow], items: i64) -> sqlx::Result<Page> {
-    let Some(first) = rows.first() else { return Ok(Page { entries: Vec::new(), covers: after }) };
-    let ends = Ends { head: number(first.try_get(0)?), floor: number(first.try_get(1)?) };
-    let Some(found) = first.try_get::<Option<i64>, _>(12)? else {
-        return Ok(row::page(user, after, ends, Vec::new(), true));
-    };
-    let is_all = found < items && i64::try_from(rows.len()) == Ok(found);
-    let read = |row: &SqliteRow| {
-        Ok(Read {
-            seq: row.try_get(2)?,
-            id: row.try_get(3)?,
-            notification_type: row.try_get(4)?,
-            payload: row.try_get(5)?,
-            durability: row.try_get(6)?,
-            priority: row.try_get(7)?,
-            collapse_key: row.try_get(8)?,
-            ttl_ms: row.try_get(9)?,
-            created_at: row.try_get(10)?,
-            recorded_at: row.try_get(11)?,
-        })
-    };
-    let rows = rows.iter().map(read).collect::<sqlx::Result<_>>()?;
-    Ok(row::page(user, after, ends, rows, is_all))
 }
 
 impl Store for SqliteStore {
@@ -242,19 +228,19 @@ impl Store for SqliteStore {
     }
 
     fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened> {
-        Box::pin(self.open_log(user, device))
+        counted(Operation::Open, self.open_log(user, device))
     }
 
-    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>> {
-        Box::pin(self.append_group(events))
+    fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {
+        counted(Operation::Write, self.append_group(entering))
     }
 
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page> {
-        Box::pin(async move { self.read_page(user, after, limit).await.map_err(unavailable) })
+        counted(Operation::Read, async move { self.read_page(user, after, limit).await.map_err(unavailable) })
     }
 
-    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement]) -> Answer<'a, ()> {
-        Box::pin(async move { self.raise_cursors(acknowledged).await.map_err(unavailable) })
+    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step]) -> Answer<'a, ()> {
+        counted(Operation::Write, self.raise_cursors(acknowledged, steps))
     }
 
     fn close(&self) -> Answer<'_, ()> {
@@ -267,13 +253,13 @@ impl Store for SqliteStore {
     }
 
     fn check(&self) -> Answer<'_, ()> {
-        Box::pin(async {
+        counted(Operation::Check, async {
             let mut connection = self.reads.acquire().await.map_err(unavailable)?;
             self.check_owner(&mut connection).await
         })
     }
 
     fn tidy(&self) -> Answer<'_, ()> {
-        Box::pin(async { self.forget_expired().await.map_err(unavailable) })
+        counted(Operation::Tidy, self.forget_expired(unix_millis_now()))
     }
 }

@@ -3,8 +3,10 @@
 mod contract;
 mod databases;
 mod faults;
+mod journal;
 mod measure;
 mod plans;
+mod states;
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 

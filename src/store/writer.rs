@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Acknowledgement, Appended, Entering, Error, Store,
     journal::{Cancelled, Step, Superseding},
+    metric,
     waiting::{Ending, Held, Holding},
 };
 use crate::{
@@ -291,7 +292,6 @@ impl Lane {
                 }
                 Err(error @ Error::Unavailable { .. }) => {
                     failed = true;
-                    metric::failed();
                     tracing::warn!(%error, "store write failed, trying again");
                     self.health.not_ready(HEALTH_PART, error.to_string());
                     tokio::time::sleep(backoff.next_wait()).await;
@@ -313,38 +313,6 @@ fn highest(mut acknowledged: Vec<Acknowledgement>) -> Vec<Acknowledgement> {
     acknowledged.sort_by(|a, b| (&a.user, &a.device, b.seq).cmp(&(&b.user, &b.device, a.seq)));
     acknowledged.dedup_by(|later, first| later.user == first.user && later.device == first.device);
     acknowledged
-}
-
-/// Metrics of writes.
-pub mod metric {
-    use std::{sync::LazyLock, time::Duration};
-
-    use metrics::{Histogram, counter, describe_counter, describe_histogram, histogram};
-
-    const SECONDS: &str = "notifier_store_write_seconds";
-    const ROWS: &str = "notifier_store_batch_rows";
-    const ERRORS: &str = "notifier_store_errors_total";
-
-    static WRITE: LazyLock<[Histogram; 2]> = LazyLock::new(|| [histogram!(SECONDS), histogram!(ROWS)]);
-
-    /// Registers names and meanings.
-    pub fn describe() {
-        describe_histogram!(SECONDS, "Time that a group of rows took until the store had committed it");
-        describe_histogram!(ROWS, "Rows of one group");
-        describe_counter!(ERRORS, "Calls that the store did not answer");
-        LazyLock::force(&WRITE);
-        counter!(ERRORS, "operation" => "write").increment(0);
-    }
-
-    pub(super) fn wrote(rows: usize, time: Duration) {
-        WRITE[0].record(time.as_secs_f64());
-        #[expect(clippy::cast_precision_loss, reason = "a group has at most 512 rows")]
-        WRITE[1].record(rows as f64);
-    }
-
-    pub(super) fn failed() {
-        counter!(ERRORS, "operation" => "write").increment(1);
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::{
     ids::LogEpoch,
     store::{
         Answer, Error,
-        positions::{Held, Known, LogName, Positions},
+        positions::{Held, Known, LogName, Positions, Unmoved, behind_its_copies},
     },
 };
 
@@ -90,18 +90,13 @@ impl PostgresStore {
             .bind(&log.topic)
             .bind(partition)
             .fetch_optional(connection))?;
-        match found {
-            Some((owner, epoch, position))
-                if owner == self.owner && epoch == held.epoch && position < held.position =>
-            {
+        match held.explain(partition, &self.owner, found) {
+            Unmoved::Passed => Ok(()),
+            Unmoved::Taken(error) => Err(error),
+            Unmoved::WentBack(error) => {
                 self.renew_epoch(log, &[]).await?;
-                Err(Error::Lost {
-                    reason: format!("the store went back: partition {partition} was at {}", held.position),
-                })
+                Err(error)
             }
-            // A later write of ours was first, or the partition has begun anew.
-            Some((owner, epoch, _)) if owner == self.owner && epoch >= held.epoch => Ok(()),
-            _ => Err(Error::Lost { reason: format!("partition {partition} is not this process's any more") }),
         }
     }
 
@@ -155,7 +150,7 @@ impl Positions for PostgresStore {
     fn went_back<'a>(&'a self, log: &'a LogName, copies: &'a [(i32, i64)]) -> Answer<'a, ()> {
         Box::pin(async move {
             self.renew_epoch(log, copies).await?;
-            Err(Error::Lost { reason: "the store went back: Kafka's copies of positions are ahead of its own".into() })
+            Err(behind_its_copies())
         })
     }
 }

@@ -1,25 +1,16 @@
 //! Positions of Kafka partitions in SQLite.
 
-use sqlx::{Sqlite, Transaction};
-
 use super::{SqliteStore, unavailable};
 use crate::{
     event::unix_millis_now,
     ids::LogEpoch,
     store::{
         Answer, Error,
-        positions::{Held, Known, LogName, Positions},
+        positions::{Held, Known, LogName, Positions, Unmoved, behind_its_copies},
     },
 };
 
 impl SqliteStore {
-    /// A transaction in a file that is still this process's.
-    async fn begin_owned(&self) -> Result<Transaction<'static, Sqlite>, Error> {
-        let mut transaction = self.writes.begin_with("begin immediate").await.map_err(unavailable)?;
-        self.check_owner(&mut transaction).await?;
-        Ok(transaction)
-    }
-
     async fn take_partitions(&self, log: &LogName, partitions: &[i32]) -> Result<Vec<(i32, Known)>, Error> {
         let take = "update partition_claims set owner = ?1, epoch = epoch + 1 where topic = ?2 and partition = ?3 \
                     returning cluster, epoch, position, ahead";
@@ -87,18 +78,13 @@ impl SqliteStore {
         let look = "select owner, epoch, position from partition_claims where topic = ?1 and partition = ?2";
         let look = sqlx::query_as(look).bind(&log.topic).bind(partition);
         let found: Option<(String, i64, i64)> = look.fetch_optional(&self.reads).await.map_err(unavailable)?;
-        match found {
-            Some((owner, epoch, position))
-                if owner == self.owner && epoch == held.epoch && position < held.position =>
-            {
+        match held.explain(partition, &self.owner, found) {
+            Unmoved::Passed => Ok(()),
+            Unmoved::Taken(error) => Err(error),
+            Unmoved::WentBack(error) => {
                 self.renew_epoch(log, &[]).await?;
-                Err(Error::Lost {
-                    reason: format!("the store went back: partition {partition} was at {}", held.position),
-                })
+                Err(error)
             }
-            // A later write of ours was first, or the partition has begun anew.
-            Some((owner, epoch, _)) if owner == self.owner && epoch >= held.epoch => Ok(()),
-            _ => Err(Error::Lost { reason: format!("partition {partition} is not this process's any more") }),
         }
     }
 
@@ -147,7 +133,7 @@ impl Positions for SqliteStore {
     fn went_back<'a>(&'a self, log: &'a LogName, copies: &'a [(i32, i64)]) -> Answer<'a, ()> {
         Box::pin(async move {
             self.renew_epoch(log, copies).await?;
-            Err(Error::Lost { reason: "the store went back: Kafka's copies of positions are ahead of its own".into() })
+            Err(behind_its_copies())
         })
     }
 }

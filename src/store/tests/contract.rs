@@ -7,7 +7,7 @@ use crate::{
     event::{Durability, Event, Options, Priority, UnixMillis, unix_millis_now},
     ids::{DeviceId, NotificationId, Sequence, SessionId, UserId},
     store::{
-        Acknowledgement, Appended, Engine, Entry, Opened, PageLimit, Store,
+        Acknowledgement, Appended, Engine, Entering, Entry, Opened, PageLimit, Store,
         positions::{Known, LogName},
         sessions::{PER_USER_MAX, Started, Starting},
     },
@@ -34,17 +34,21 @@ pub(super) fn event(user: &str, id: &str) -> Event {
     }
 }
 
-pub(super) fn events<I: ToString>(user: &str, ids: impl IntoIterator<Item = I>) -> Vec<Arc<Event>> {
-    ids.into_iter().map(|id| Arc::new(event(user, &id.to_string()))).collect()
+pub(super) fn entering(event: Event) -> Entering {
+    Arc::new(event).into()
 }
 
-async fn append(engine: &Engine, event: Event) -> Appended {
-    engine.log.append(&[Arc::new(event)]).await.unwrap()[0]
+pub(super) fn events<I: ToString>(user: &str, ids: impl IntoIterator<Item = I>) -> Vec<Entering> {
+    ids.into_iter().map(|id| entering(event(user, &id.to_string()))).collect()
 }
 
-async fn acknowledge(log: &dyn Store, user: &UserId, device: Option<&DeviceId>, seq: Sequence) {
+pub(super) async fn append(engine: &Engine, event: Event) -> Appended {
+    engine.log.append(&[entering(event)]).await.unwrap()[0]
+}
+
+pub(super) async fn acknowledge(log: &dyn Store, user: &UserId, device: Option<&DeviceId>, seq: Sequence) {
     let one = Acknowledgement { user: user.clone(), device: device.cloned(), seq };
-    log.acknowledge(&[one]).await.unwrap();
+    log.acknowledge(&[one], &[]).await.unwrap();
 }
 
 /// Numbers as they are, gaps as `from-to reason`.
@@ -61,7 +65,7 @@ pub(super) async fn shape(engine: &Engine, user_name: &str, after: Sequence, lim
 async fn a_group_of_many_users_is_numbered_user_by_user_in_the_order_given() {
     for place in Place::all().await {
         let engine = place.open().await;
-        let group: Vec<_> = (0..300).map(|i| Arc::new(event(&format!("u{}", i % 7), &i.to_string()))).collect();
+        let group: Vec<_> = (0..300).map(|i| entering(event(&format!("u{}", i % 7), &i.to_string()))).collect();
         let expected: Vec<_> = (0..300).map(|i| Appended::Stored(i / 7 + 1)).collect();
         assert_eq!(engine.log.append(&group).await.unwrap(), expected, "{}", place.name());
         assert_eq!(append(&engine, event("u0", "next")).await, Appended::Stored(44), "{}", place.name());
@@ -95,7 +99,7 @@ async fn an_event_comes_back_as_it_was_whatever_is_in_it() {
         let engine = place.open().await;
         // One NUL in 500 rows harms none of them.
         let mut group = events("many", 0..499);
-        group.push(Arc::new(full.clone()));
+        group.push(entering(full.clone()));
         let outcomes = engine.log.append(&group).await.unwrap();
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Appended::Stored(_))), "{}", place.name());
         let page = engine.log.read(&full.user, 0, ALL).await.unwrap();
@@ -177,7 +181,7 @@ async fn expired_ones_are_announced_and_those_that_come_expired_get_no_number() 
             let options = Options { ttl: Some(Duration::from_millis(300)), ..Options::default() };
             Event { options, ..event("u", id) }
         };
-        let group = [event("u", "a"), short("b"), short("c"), event("u", "d")].map(Arc::new);
+        let group = [event("u", "a"), short("b"), short("c"), event("u", "d")].map(entering);
         engine.log.append(&group).await.unwrap();
         crate::store::tests::faults::until(async || shape(&engine, "u", 0, ALL).await == ["1", "2-3 Expired", "4"])
             .await;
@@ -274,7 +278,11 @@ async fn all_of_it_is_there_when_the_store_is_opened_again() {
         };
         let engine = place.open().await;
         assert_eq!(*engine.log.epoch(), *epoch, "{name}");
-        assert_eq!(engine.log.open(&user("u"), None).await.unwrap(), Opened { head: 5, cursor: 3 }, "{name}");
+        assert_eq!(
+            engine.log.open(&user("u"), None).await.unwrap(),
+            Opened { head: 5, cursor: 3, acknowledged: 3 },
+            "{name}"
+        );
         assert_eq!(append(&engine, event("u", "next")).await, Appended::Stored(6), "{name}");
         assert_eq!(append(&engine, event("u", "2")).await, Appended::Duplicate(3), "{name}");
         assert_eq!(engine.sessions.find(started.session).await.unwrap(), Some(started), "{name}");

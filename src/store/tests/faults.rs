@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use sqlx::{Connection as _, PgConnection};
 
 use super::{
-    contract::{event, events, shape, user},
+    contract::{entering, event, events, shape, user},
     databases::Place,
 };
 use crate::{
@@ -156,7 +156,7 @@ async fn an_event_that_the_database_refuses_is_found_among_500() {
             }
         }
         let mut group = events("u", 0..500);
-        group[123] = Arc::new(Event { notification_type: "poison".into(), ..event("u", "bad") });
+        group[123] = entering(Event { notification_type: "poison".into(), ..event("u", "bad") });
         let outcomes = engine.log.append(&group).await.unwrap();
         assert_eq!(outcomes[123], Appended::Refused, "{}", place.name());
         // What was written before the bad one was found keeps its place; numbers go on without a hole.
@@ -192,7 +192,7 @@ async fn partitions_that_are_over_are_dropped_whole_and_numbers_go_on() {
         event("u", "week"),
         Event { options: month, ..event("u", "month") },
     ];
-    engine.log.append(&group.map(Arc::new)).await.unwrap();
+    engine.log.append(&group.map(entering)).await.unwrap();
     let store = PostgresStore::open(&place.config()).await.unwrap();
     let count = async || {
         let count: i64 =
@@ -288,22 +288,22 @@ async fn a_schema_of_another_version_is_refused_and_says_what_to_do() {
     for place in Place::durable().await {
         let check = Config { may_migrate: false, ..place.config() };
         let refused = Engine::open(&check).await.err().unwrap();
-        assert!(matches!(refused, SchemaError::Older { found: 0, needed: 1 }), "{refused} {}", place.name());
+        assert!(matches!(refused, SchemaError::Older { found: 0, needed: 2 }), "{refused} {}", place.name());
         assert!(refused.is_refusal() && refused.to_string().contains("notifier migrate"));
-        assert_eq!(crate::store::migrate(&place.config()).await.unwrap(), 1, "{}", place.name());
+        assert_eq!(crate::store::migrate(&place.config()).await.unwrap(), 2, "{}", place.name());
         assert_eq!(crate::store::migrate(&place.config()).await.unwrap(), 0, "{}", place.name());
         Engine::open(&check).await.unwrap();
         let refused = Engine::open(&Config { shards: 63, ..place.config() }).await.err().unwrap();
         assert!(matches!(refused, SchemaError::Shards { stored: 64, configured: 63 }), "{refused}");
         let newer = "insert into _sqlx_migrations (version, description, success, checksum, execution_time) \
-                     values (2, 'later', true, '', 0)";
+                     values (3, 'later', true, '', 0)";
         match &place {
             Place::File(_) => drop(sqlx::raw_sql(newer).execute(&mut place.sqlite().await).await.unwrap()),
             _ => execute(&mut place.postgres().await, newer).await,
         }
         for config in [place.config(), check] {
             let refused = Engine::open(&config).await.err().unwrap();
-            assert!(matches!(refused, SchemaError::Newer { found: 2, known: 1 }), "{refused} {}", place.name());
+            assert!(matches!(refused, SchemaError::Newer { found: 3, known: 2 }), "{refused} {}", place.name());
         }
         assert!(matches!(crate::store::migrate(&place.config()).await, Err(SchemaError::Newer { .. })));
     }

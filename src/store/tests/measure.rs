@@ -8,6 +8,7 @@ use super::{contract::event, databases::Place};
 use crate::{
     event::Event,
     placement::{ShardId, shard},
+    store::Entering,
 };
 
 const LANES: u16 = 4;
@@ -43,6 +44,7 @@ async fn through_the_engine(place: &Place, round: &str) {
         let log = log.clone();
         tokio::spawn(async move {
             for group in groups {
+                let group: Vec<Entering> = group.into_iter().map(Into::into).collect();
                 log.append(&group).await.unwrap();
             }
         })
