@@ -82,6 +82,9 @@ pub trait Store: Journal + Waiting {
     /// Whether it answers, and is still what this process began with. To be asked every second.
     fn check(&self) -> Answer<'_, ()>;
 
+    /// Begins another epoch, because the log lacks what it had: what follows gets numbers that were given before.
+    fn begin_epoch(&self) -> Answer<'_, ()>;
+
     /// Lets the engine end in good order: what is open is written and closed. Nothing may be asked afterwards.
     fn close(&self) -> Answer<'_, ()> {
         Box::pin(std::future::ready(Ok(())))

@@ -69,8 +69,8 @@ pub enum Msg {
     Attach(Box<Attach>),
     /// A notification must not be delivered any more.
     Cancel(NotificationId, CancelReply),
-    /// The store knows where that session begins.
-    Opened(Box<Attach>, Opened),
+    /// The store knows where that session begins; it was asked when this was the newest number.
+    Opened(Box<Attach>, Opened, Sequence),
     /// The store answered a write.
     Written(Written),
     /// The store says what has waited since before a crash.
@@ -230,7 +230,11 @@ impl Actor for User {
                 state.handled += 1;
                 state.cancel(id, reply);
             }
-            Msg::Opened(attach, opened) => {
+            Msg::Opened(_, opened, newest) if opened.head < newest => {
+                state.pending -= 1;
+                state.went_back(opened.head, newest);
+            }
+            Msg::Opened(attach, opened, _) => {
                 return Either::Right(Box::pin(async move {
                     state.opened(&myself, *attach, opened).await?;
                     state.watch_idleness(&myself);
@@ -347,6 +351,11 @@ impl State {
         in_flight.permit.begin();
         fault_stored(&in_flight.event);
         match outcome {
+            Appended::Stored(seq) if seq <= self.newest => {
+                // Nobody is shown a number a second time. The event comes again, to whoever begins anew.
+                in_flight.permit.pause();
+                return self.went_back(seq, self.newest);
+            }
             Appended::Stored(seq) => {
                 metric::event(metric::Event::Stored);
                 self.push_stored(seq, &in_flight.event);
@@ -363,6 +372,11 @@ impl State {
             }
         }
         in_flight.permit.settle();
+    }
+
+    /// The log ends before a number that was given.
+    fn went_back(&self, head: Sequence, newest: Sequence) {
+        self.config.writer.went_back(format!("the log of a user ends at {head}, and {newest} was given"));
     }
 
     fn refused(&self, event: &Event) {

@@ -96,6 +96,15 @@ impl MemoryStore {
         &self.stripes[usize::from(shard(user, STRIPES).0)]
     }
 
+    /// A user's log loses everything behind this number, as a restored one does.
+    #[cfg(test)]
+    pub(crate) fn go_back(&self, user: &UserId, kept: Sequence) {
+        let mut stripe = self.stripe(user).lock();
+        let log = stripe.users.entry(user.clone()).or_default();
+        log.entries.truncate(usize::try_from(kept - log.lost).expect("a few"));
+        log.ids.retain(|_, seq| *seq <= kept);
+    }
+
     fn append_one(&self, entering: &Entering, now: UnixMillis) -> Appended {
         let Entering { event, waited } = entering;
         if event.expires_at().is_some_and(|at| at <= now) {
@@ -311,6 +320,11 @@ impl Store for MemoryStore {
 
     fn was(&self, _: &str) -> bool {
         false
+    }
+
+    /// It never lacks what it had.
+    fn begin_epoch(&self) -> Answer<'_, ()> {
+        Box::pin(ready(Ok(())))
     }
 
     fn check(&self) -> Answer<'_, ()> {

@@ -345,6 +345,14 @@ impl Store for PostgresStore {
         counted(Operation::Write, self.raise_cursors(acknowledged, steps))
     }
 
+    fn begin_epoch(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            // Of somebody else's log nothing is known.
+            self.check().await?;
+            self.renew_epoch("", &[]).await
+        })
+    }
+
     fn close(&self) -> Answer<'_, ()> {
         Box::pin(async {
             self.writes.close().await;

@@ -32,6 +32,7 @@ pub(crate) enum Call {
     Acknowledge,
     Hold,
     Backlog,
+    BeginEpoch,
 }
 
 #[derive(Default)]
@@ -76,6 +77,11 @@ impl FaultyStore {
     pub(crate) async fn fill(&self, events: &[Arc<Event>]) {
         let entering: Vec<Entering> = events.iter().cloned().map(Into::into).collect();
         self.memory.append(&entering).await.unwrap();
+    }
+
+    /// User 101's log is as it was when it had so many.
+    pub(crate) fn forget(&self, kept: Sequence) {
+        self.memory.go_back(&crate::fakes::user(), kept);
     }
 
     /// A device's cursor, without a fault.
@@ -126,6 +132,10 @@ impl Store for FaultyStore {
 
     fn was(&self, _: &str) -> bool {
         false
+    }
+
+    fn begin_epoch(&self) -> Answer<'_, ()> {
+        self.answer(Call::BeginEpoch, || async { Ok(()) })
     }
 
     fn check(&self) -> Answer<'_, ()> {

@@ -35,6 +35,8 @@ const HEALTH_PART: &str = "store";
 #[derive(Clone)]
 pub struct Writer {
     lanes: Arc<[mpsc::UnboundedSender<Write>]>,
+    store: Arc<dyn Store>,
+    lost: Lost,
 }
 
 /// One write for a user. Those of one group are done in the order of their kinds here; of one kind, in the order given.
@@ -102,7 +104,7 @@ impl Writer {
             tokio::spawn(Lane { store: store.clone(), health: health.clone(), lost: lost.clone() }.run(receiver));
             sender
         });
-        Self { lanes: lanes.collect() }
+        Self { lanes: lanes.collect(), store: store.clone(), lost: lost.clone() }
     }
 
     fn send(&self, user: &str, write: Write) {
@@ -150,6 +152,19 @@ impl Writer {
     /// Sees that a notification is not delivered, behind the writes before this and before those after it.
     pub fn cancel(&self, user: UserId, id: NotificationId, reply: oneshot::Sender<Cancelled>) {
         self.send(&user.clone(), Write::Cancel(user, id, reply));
+    }
+
+    /// The log lacks what somebody has seen in it: it gets another epoch, and this process has to begin anew.
+    pub fn went_back(&self, reason: String) {
+        tracing::error!(reason, "the store went back");
+        let (store, lost) = (self.store.clone(), self.lost.clone());
+        tokio::spawn(async move {
+            let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+            while let Err(Error::Unavailable { .. }) = store.begin_epoch().await {
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+            let _ = lost.send(Error::Lost { reason });
+        });
     }
 
     /// Adds to the journal.

@@ -51,7 +51,7 @@ impl State {
     pub(super) fn attach(&mut self, myself: &UserRef, attach: Box<Attach>) {
         self.last_activity = Instant::now();
         self.pending += 1;
-        let (store, myself) = (self.config.store.clone(), myself.clone());
+        let (store, myself, newest) = (self.config.store.clone(), myself.clone(), self.newest);
         tokio::spawn(async move {
             let opened = loop {
                 match store.open(&attach.user, attach.device.as_ref()).await {
@@ -60,7 +60,7 @@ impl State {
                 }
                 tokio::time::sleep(OPEN_RETRY).await;
             };
-            let _ = myself.cast(Msg::Opened(attach, opened));
+            let _ = myself.cast(Msg::Opened(attach, opened, newest));
         });
     }
 

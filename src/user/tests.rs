@@ -253,3 +253,45 @@ async fn a_user_asks_to_stop_only_when_nothing_is_open() {
     let asks = user.asks.lock();
     assert!(matches!(asks[..], [Outcome::Idle { handled: 3, .. }]), "it asks once, until something happens: {asks:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_number_that_is_given_twice_is_shown_to_nobody_and_the_log_gets_another_epoch() {
+    let (store, other) = (FaultyStore::new(1000), FaultyStore::new(1000));
+    let (lost, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let writer = |of: &Arc<FaultyStore>| Writer::start(&(of.clone() as Arc<dyn Store>), 1, &Health::default(), &lost);
+    // What is written goes to a log that has lost what the other one, which is read, has shown.
+    let config = Config { store: store.clone(), writer: writer(&other), ..(*config(&store, 8)).clone() };
+    for number in 1..=3 {
+        store.fill(&[durable(&fakes::user(), &number.to_string())]).await;
+        other.fill(&[durable(&fakes::user(), &number.to_string())]).await;
+    }
+    let user = Running::with(store, Arc::new(config)).await;
+    let (outlet, _) = user.attach(Origin::Cursor);
+    settled().await;
+    user.event(durable(&fakes::user(), "4"));
+    settled().await;
+    assert_eq!(outlet.numbers(), [1, 2, 3, 4]);
+    other.forget(2);
+    user.event(durable(&fakes::user(), "5"));
+    settled().await;
+    assert_eq!(outlet.numbers(), [1, 2, 3, 4], "not 3 again");
+    assert_eq!(other.made(Call::BeginEpoch), 1);
+    let why = heard.try_recv().expect("the process has to begin anew").to_string();
+    assert!(why.contains("ends at 3, and 4 was given"), "{why}");
+    assert_eq!(user.reports.take(), [(0, Settlement::Settled), (1, Settlement::Lost)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_is_found_shorter_than_it_was_gets_another_epoch() {
+    let store = FaultyStore::new(1000);
+    let (lost, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let writer = Writer::start(&(store.clone() as Arc<dyn Store>), 1, &Health::default(), &lost);
+    let user = Running::with(store.clone(), Arc::new(Config { writer, ..(*config(&store, 8)).clone() })).await;
+    ["1", "2", "3"].into_iter().for_each(|id| user.event(durable(&fakes::user(), id)));
+    settled().await;
+    store.forget(1);
+    let (outlet, _) = user.attach(Origin::Cursor);
+    settled().await;
+    assert!(outlet.seen().is_empty() && outlet.lost_count() == 1, "no session begins in it");
+    assert!(heard.try_recv().is_ok());
+}

@@ -161,6 +161,7 @@ impl State {
 
     pub(super) fn released(&mut self, event: &Arc<Event>, outcome: Appended) {
         match outcome {
+            Appended::Stored(seq) if seq <= self.newest => return self.went_back(seq, self.newest),
             Appended::Stored(seq) => {
                 metric::waited(metric::Waited::Released);
                 self.push_stored(seq, event);

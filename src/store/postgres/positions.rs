@@ -94,7 +94,7 @@ impl PostgresStore {
             Unmoved::Passed => Ok(()),
             Unmoved::Taken(error) => Err(error),
             Unmoved::WentBack(error) => {
-                self.renew_epoch(log, &[]).await?;
+                self.renew_epoch(&log.topic, &[]).await?;
                 Err(error)
             }
         }
@@ -109,7 +109,7 @@ impl PostgresStore {
     }
 
     /// The log's numbers may be given a second time from here on: they get another epoch, in one statement.
-    async fn renew_epoch(&self, log: &LogName, copies: &[(i32, i64)]) -> Result<(), Error> {
+    pub(super) async fn renew_epoch(&self, topic: &str, copies: &[(i32, i64)]) -> Result<(), Error> {
         let renew = "with former as (insert into former_epochs (epoch, ended_at) select epoch, $2 from meta \
                      on conflict (epoch) do update set ended_at = excluded.ended_at returning 1), \
                      noticed as (update partition_claims c set ahead = p.copy \
@@ -121,7 +121,7 @@ impl PostgresStore {
             sqlx::query(renew)
                 .bind(&*LogEpoch::random())
                 .bind(unix_millis_now())
-                .bind(&log.topic)
+                .bind(topic)
                 .bind(&partitions)
                 .bind(&offsets)
                 .execute(connection)
@@ -149,7 +149,7 @@ impl Positions for PostgresStore {
 
     fn went_back<'a>(&'a self, log: &'a LogName, copies: &'a [(i32, i64)]) -> Answer<'a, ()> {
         Box::pin(async move {
-            self.renew_epoch(log, copies).await?;
+            self.renew_epoch(&log.topic, copies).await?;
             Err(behind_its_copies())
         })
     }

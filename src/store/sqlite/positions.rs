@@ -82,7 +82,7 @@ impl SqliteStore {
             Unmoved::Passed => Ok(()),
             Unmoved::Taken(error) => Err(error),
             Unmoved::WentBack(error) => {
-                self.renew_epoch(log, &[]).await?;
+                self.renew_epoch(&log.topic, &[]).await?;
                 Err(error)
             }
         }
@@ -97,14 +97,14 @@ impl SqliteStore {
     }
 
     /// The log's numbers may be given a second time from here on: they get another epoch.
-    async fn renew_epoch(&self, log: &LogName, copies: &[(i32, i64)]) -> Result<(), Error> {
+    pub(super) async fn renew_epoch(&self, topic: &str, copies: &[(i32, i64)]) -> Result<(), Error> {
         let mut transaction = self.begin_owned().await?;
         let former = "insert into former_epochs (epoch, ended_at) select epoch, ?1 from meta where true \
                       on conflict (epoch) do update set ended_at = excluded.ended_at";
         sqlx::query(former).bind(unix_millis_now()).execute(&mut *transaction).await.map_err(unavailable)?;
         for (partition, copy) in copies {
             let notice = "update partition_claims set ahead = ?1 where topic = ?2 and partition = ?3";
-            let notice = sqlx::query(notice).bind(copy).bind(&log.topic).bind(partition);
+            let notice = sqlx::query(notice).bind(copy).bind(topic).bind(partition);
             notice.execute(&mut *transaction).await.map_err(unavailable)?;
         }
         let renew = sqlx::query("update meta set epoch = ?1").bind(LogEpoch::random().to_string());
@@ -132,7 +132,7 @@ impl Positions for SqliteStore {
 
     fn went_back<'a>(&'a self, log: &'a LogName, copies: &'a [(i32, i64)]) -> Answer<'a, ()> {
         Box::pin(async move {
-            self.renew_epoch(log, copies).await?;
+            self.renew_epoch(&log.topic, copies).await?;
             Err(behind_its_copies())
         })
     }

@@ -93,8 +93,11 @@ impl Store {
     pub async fn wipe(&self) {
         match self {
             Self::Sqlite { .. } => {
-                let tables = ["meta", "former_epochs", "partition_claims", "heads", "cursors", "log", "sessions"];
-                let drops = tables.map(|table| format!("drop table {table};")).concat();
+                let mut connection = SqliteConnection::connect(&self.url()).await.expect("the file opens");
+                let ours = "select name from sqlite_master where type = 'table' and name not like '\\_%' escape '\\' \
+                            and name not like 'sqlite\\_%' escape '\\'";
+                let tables: Vec<String> = sqlx::query_scalar(ours).fetch_all(&mut connection).await.expect("tables");
+                let drops: String = tables.iter().map(|table| format!("drop table {table};")).collect();
                 self.execute(&format!("{drops} delete from _sqlx_migrations")).await;
             }
             Self::Postgres { .. } => self.execute("drop schema public cascade; create schema public").await,
