@@ -7,7 +7,7 @@ use std::{collections::HashSet, sync::atomic::Ordering};
 use super::{PostgresStore, WRITE_TIMEOUT, unavailable};
 use crate::{
     ids::UserId,
-    placement::{ShardId, shard},
+    placement::{self, ShardId},
     store::Error,
 };
 
@@ -80,7 +80,7 @@ pub(super) use call;
 impl PostgresStore {
     /// What a write for these users has to say. No write of theirs is under way any more when this is answered.
     pub(super) async fn fence<'u>(&self, users: impl Iterator<Item = &'u UserId> + Send) -> Result<Fence, Error> {
-        let shard_of: Vec<ShardId> = users.map(|user| shard(user, self.shards)).collect();
+        let shard_of: Vec<ShardId> = users.map(|user| placement::shard(user, self.shards)).collect();
         let mut shards = shard_of.clone();
         shards.sort_unstable();
         shards.dedup();

@@ -192,7 +192,7 @@ fn is_poison(error: &dyn sqlx::error::DatabaseError) -> bool {
 }
 
 /// The rows as a table of places, users and ids.
-fn incoming<'a>(rows: &'a [Row<'_>]) -> QueryBuilder<Sqlite> {
+fn incoming(rows: &[Row<'_>]) -> QueryBuilder<Sqlite> {
     let mut find = QueryBuilder::<Sqlite>::new(queries::INCOMING);
     find.push_values(rows.iter().zip(0i64..), |mut values, (row, place)| {
         values.push_bind(place).push_bind(&*row.event.user).push_bind(&*row.event.id).push_bind(row.place.known_since);

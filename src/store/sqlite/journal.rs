@@ -19,7 +19,8 @@ use crate::{
 
 /// Adds an entry to the journal.
 pub(super) async fn note(connection: &mut SqliteConnection, step: &Step, shards: u16) -> sqlx::Result<()> {
-    let note = sqlx::query(queries::NOTE)
+    let query = if step.last > 0 { queries::NOTE } else { queries::NOTE_UNNUMBERED };
+    let note = sqlx::query(query)
         .bind(&*step.user)
         .bind(signed(step.first))
         .bind(signed(step.last))

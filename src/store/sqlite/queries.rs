@@ -109,12 +109,27 @@ delete from removed where (user_id, seq) in (
     select user_id, seq from removed where expires_at <= ?1 order by expires_at limit ?2)";
 
 /// Adds to the journal what does not stand there yet: a transaction whose outcome was not known is tried again.
-pub(in crate::store) const NOTE: &str = r"
+macro_rules! note {
+    ($index:literal, $found_by:literal) => {
+        concat!(
+            "
 insert into journal (user_id, first, last, ids, state, reason, session, device, handed_at, at, shard)
 select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11
 where not exists (
-    select 1 from journal where user_id = ?1 and last = ?3 and first = ?2 and (?3 > 0 or ids = ?4) and at = ?10
-        and state = ?5 and session is ?7 and device is ?8)";
+    select 1 from journal indexed by ",
+            $index,
+            " where user_id = ?1 and ",
+            $found_by,
+            " and at = ?10 and state = ?5 and session is ?7 and device is ?8)"
+        )
+    };
+}
+
+/// An entry of a stretch of numbers.
+pub(in crate::store) const NOTE: &str = note!("journal_numbers", "last = ?3 and first = ?2");
+
+/// An entry of what has no number.
+pub(in crate::store) const NOTE_UNNUMBERED: &str = note!("journal_ids", "last = 0 and ids = ?4");
 
 /// One that waits ends.
 pub(in crate::store) const END: &str = r"

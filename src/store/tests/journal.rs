@@ -1,9 +1,10 @@
 //! The journal and what waits in durable engines: under concurrent writers, former owners, unknown outcomes and
 //! restarts; what is noted when rows go; and how a store of the first schema comes to this one.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, slice::from_ref, sync::Arc};
 
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
+use tokio::task::JoinHandle;
 
 use super::{
     contract::{acknowledge, append, event, events, shape, user},
@@ -111,7 +112,7 @@ async fn a_former_owner_changes_nothing_that_waits_or_was_given() {
             ("cancel", log.cancel(&u, &id("a")).await.err()),
             ("cancel what waits", log.cancel(&u, &id("w")).await.err()),
             ("supersede", log.supersede(&[superseding]).await.err()),
-            ("acknowledge", log.acknowledge(&[acknowledgement], &[now.clone()]).await.err()),
+            ("acknowledge", log.acknowledge(&[acknowledgement], from_ref(&now)).await.err()),
             ("note", log.acknowledge(&[], &[now]).await.err()),
             ("receipts", log.set_receipted(&Mark("7".into())).await.err()),
         ];
@@ -200,17 +201,17 @@ async fn a_release_that_waits_for_a_cancellation_gives_no_number() {
 /// A call whose client gives up while something blocks it, and which commits later; the answer of the next attempt.
 async fn given_up_and_tried_again<T: Send + 'static>(
     (place, store, blocking): (&Place, &PostgresStore, &'static str),
-    call: impl AsyncFn() -> tokio::task::JoinHandle<Result<T, Error>>,
+    call: impl Fn() -> JoinHandle<Result<T, Error>>,
 ) -> T {
     let mut other = place.postgres().await;
     let mut blocker = other.begin().await.unwrap();
     sqlx::raw_sql(blocking).execute(&mut *blocker).await.unwrap();
-    let first = call().await;
+    let first = call();
     until(async || waiters(place).await == 1).await;
     // As if the answer had not come in time.
     first.abort();
     store.doubt_all();
-    let next = call().await;
+    let next = call();
     until(async || waiters(place).await == 2).await;
     blocker.rollback().await.unwrap();
     next.await.unwrap().unwrap()
@@ -228,13 +229,13 @@ async fn writes_that_are_given_up_and_commit_later_are_found() {
     let insert = "insert into waiting (user_id, notification_id, notification_type, payload, durability, priority, \
                   created_at, recorded_at, expires_at, shard, held_at, owed) \
                   values ('u', 'b', 't', '1', 1, 2, 1, 1, 1, 1, 1, false)";
-    let held = given_up_and_tried_again((&place, &store, insert), async || {
+    let held = given_up_and_tried_again((&place, &store, insert), || {
         let (log, group) = (engine.log.clone(), group.clone());
         tokio::spawn(async move { log.hold(&group).await })
     });
     assert_eq!(held.await, [Held::Waiting; 2]);
     let sent = step("u", (1, 1), &["a"], State::Sent);
-    let noted = given_up_and_tried_again((&place, &store, "select * from cursors for update"), async || {
+    let noted = given_up_and_tried_again((&place, &store, "select * from cursors for update"), || {
         let (log, sent) = (engine.log.clone(), [sent.clone()]);
         let one = [Acknowledgement { user: user("u"), device: None, seq: 1 }];
         tokio::spawn(async move { log.acknowledge(&one, &sent).await })

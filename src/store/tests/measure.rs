@@ -7,7 +7,7 @@ use sqlx::{QueryBuilder, Sqlite, postgres::PgPoolOptions, sqlite::SqlitePoolOpti
 use super::{contract::event, databases::Place};
 use crate::{
     event::Event,
-    placement::{ShardId, shard},
+    placement::{self, ShardId},
     store::Entering,
 };
 
@@ -19,8 +19,9 @@ const USERS: usize = 10_000;
 /// The rows of each lane, in groups; a lane's shards are its own, as the writer's are.
 fn lanes(round: &str) -> Vec<Vec<Vec<Arc<Event>>>> {
     let payload: Box<str> = format!("\"{}\"", "x".repeat(510)).into();
-    let of_lane =
-        |lane: u16| (0..USERS).map(|n| format!("u{n}")).filter(move |user| shard(user, LANES) == ShardId(lane));
+    let of_lane = |lane: u16| {
+        (0..USERS).map(|n| format!("u{n}")).filter(move |user| placement::shard(user, LANES) == ShardId(lane))
+    };
     let users: Vec<Vec<String>> = (0..LANES).map(|lane| of_lane(lane).collect()).collect();
     let one = |lane: usize, n: usize| {
         let user = &users[lane][n * 7919 % users[lane].len()];

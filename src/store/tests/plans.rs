@@ -141,6 +141,7 @@ async fn every_query_of_sqlite_uses_its_index() {
         (q::ACKNOWLEDGE, "SEARCH heads USING PRIMARY KEY"),
         (q::OPEN, "SEARCH cursors USING PRIMARY KEY"),
         (q::NOTE, "journal_numbers"),
+        (q::NOTE_UNNUMBERED, "journal_ids"),
         (q::END, "waiting_ids"),
         (q::DIGESTED, "waiting_users"),
         (q::BACKLOG, "waiting_users"),

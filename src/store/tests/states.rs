@@ -1,6 +1,6 @@
 //! What every engine promises of what waits, of what is taken back, and of the journal. Each test runs on all of them.
 
-use std::{sync::Arc, time::Duration};
+use std::{slice::from_ref, sync::Arc, time::Duration};
 
 use super::{
     contract::{acknowledge, append, entering, event, events, shape, user},
@@ -315,11 +315,11 @@ async fn what_happened_is_read_in_order_and_what_ended_is_told_of_by_its_ids() {
         let name = place.name();
         engine.log.append(&events("u", ["1", "2", "3", "4", "5"])).await.unwrap();
         let handed = Step { at: unix_millis_now() - 2, ..step("u", (1, 4), &[], State::Active) };
-        engine.log.acknowledge(&[], &[handed.clone()]).await.unwrap();
+        engine.log.acknowledge(&[], from_ref(&handed)).await.unwrap();
         cancel(&engine, "u", "2").await;
         let acknowledged = Acknowledgement { user: user("u"), device: handed.device.clone(), seq: 3 };
         let sent = Step { at: unix_millis_now() + 2, ..step("u", (1, 3), &[], State::Sent) };
-        engine.log.acknowledge(std::slice::from_ref(&acknowledged), &[sent.clone()]).await.unwrap();
+        engine.log.acknowledge(from_ref(&acknowledged), from_ref(&sent)).await.unwrap();
         assert_eq!(engine.log.open(&user("u"), None).await.unwrap().acknowledged, 3, "{name}");
         let named = step("u", (4, 5), &["4", "5"], State::Sent);
         let unnumbered = Step { reason: Some(Reason::Away), ..step("u", (0, 0), &["x", "y"], State::Failed) };
