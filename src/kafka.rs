@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use rdkafka::{
-    ClientConfig, ClientContext, client::Client, config::RDKafkaLogLevel, consumer::ConsumerContext, error::KafkaError,
-    producer::FutureProducer,
+    ClientConfig, ClientContext,
+    client::Client,
+    config::RDKafkaLogLevel,
+    consumer::ConsumerContext,
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    producer::{FutureProducer, future_producer::DeliveryFuture},
 };
 
 use crate::config;
@@ -48,6 +52,34 @@ pub async fn failure(producer: &Producer) -> String {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// Does the work of a producer until it is done, or the producer is of no use any more, which is reported. Cancel safe if
+/// the work is.
+pub async fn work(producer: &Producer, fatal: &Fatal, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        failure = failure(producer) => drop(fatal.send(failure)),
+    }
+}
+
+/// Waits for Kafka's word on a record that was handed over. Cancel safe.
+///
+/// # Errors
+/// When the record was not taken, or is not in its topic as far as is known.
+pub async fn confirmed(attempt: KafkaResult<DeliveryFuture>) -> KafkaResult<()> {
+    match attempt?.await {
+        Ok(report) => report.map(drop).map_err(|(error, _)| error),
+        // The producer is gone.
+        Err(_) => Err(KafkaError::Canceled),
+    }
+}
+
+/// Whether the topic does not take that record, or the batch that it was in, now and later.
+#[must_use]
+pub fn is_refused(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{InvalidMessageSize, InvalidRecord, MessageSizeTooLarge};
+    matches!(error.rdkafka_error_code(), Some(MessageSizeTooLarge | InvalidMessageSize | InvalidRecord))
 }
 
 /// For contexts with more to do than [`Log`].

@@ -42,6 +42,7 @@ pub mod router;
 pub mod admin;
 pub mod edge;
 pub mod ingest;
+pub mod receipts;
 
 // Over both of them: events in through the edge's port.
 pub mod api;

@@ -26,6 +26,7 @@ use crate::{
     ingest::{self, Ingest, ledger::Credits},
     kafka,
     receipt::{NoReceipts, Receipts},
+    receipts::{self, ReceiptWriter},
     session,
     shard::{self, Shards},
     store::{self, Engine, Store, writer::Writer},
@@ -42,6 +43,8 @@ pub use self::{dev::Dev, storage::store_config};
 
 /// How long the store may take to end in good order.
 const STORE_CLOSE: Duration = Duration::from_secs(5);
+/// How long what has ended may take to become receipts before the node ends. A durable store keeps the rest.
+const RECEIPTS_FINISH: Duration = Duration::from_secs(5);
 /// Shard actors of a node. They share the shards: enough to use every core, few enough that a message to one
 /// carries the events of many users.
 const SHARD_ACTORS: usize = 8;
@@ -74,6 +77,7 @@ pub struct Node {
     fatal: mpsc::UnboundedReceiver<String>,
     store: Arc<dyn Store>,
     store_lost: mpsc::UnboundedReceiver<store::Error>,
+    receipts: Option<Arc<ReceiptWriter>>,
     drain: config::Drain,
 }
 
@@ -130,8 +134,11 @@ impl Node {
         let watch = tokio::spawn(storage::watch(store.clone(), health.clone(), lost.clone()));
         let tidy = tokio::spawn(storage::tidy(store.clone()));
         let (log, kept) = (store.clone(), store.clone());
-        let user_config = user_config(config, store, writer, Arc::new(NoReceipts));
         let (fatal_sender, fatal) = mpsc::unbounded_channel();
+        let receipts = start_receipts(config, store.clone(), fatal_sender.clone()).context("kafka.properties")?;
+        let unkept: Arc<dyn Receipts> =
+            receipts.clone().map_or_else(|| Arc::new(NoReceipts) as _, |writer| writer as _);
+        let user_config = user_config(config, store, writer, unkept);
         let (root, root_ended, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
 
         let authenticator = Authenticator::start(&auth_config(config))?;
@@ -162,6 +169,7 @@ impl Node {
             fatal,
             store: kept,
             store_lost,
+            receipts,
             drain,
         })
     }
@@ -212,7 +220,7 @@ impl Node {
         Ok(())
     }
 
-    /// Not ready → Kafka settled and let go → clients told when to come back → closed.
+    /// Not ready → Kafka settled and let go → clients told when to come back → receipts written → closed.
     async fn drain(self) {
         let began = Instant::now();
         let deadline = began + self.drain.deadline;
@@ -228,6 +236,9 @@ impl Node {
             tracing::warn!("kafka did not confirm all events of services in time");
         }
         self.edge.drain(self.drain.goodbyes_per_second, deadline).await;
+        if let Some(receipts) = &self.receipts {
+            receipts.finish(deadline.min(Instant::now() + RECEIPTS_FINISH)).await;
+        }
         self.root.stop(None);
         self.tasks.iter().for_each(JoinHandle::abort);
         if tokio::time::timeout(STORE_CLOSE, self.store.close()).await.is_err() {
@@ -235,6 +246,20 @@ impl Node {
         }
         tracing::info!(seconds = began.elapsed().as_secs_f64(), "drained");
     }
+}
+
+/// Nobody writes them if there is no topic for them.
+fn start_receipts(
+    config: &Config,
+    journal: Arc<dyn Store>,
+    fatal: kafka::Fatal,
+) -> Result<Option<Arc<ReceiptWriter>>, rdkafka::error::KafkaError> {
+    let topic = config.kafka.receipts_topic.clone();
+    if topic.is_empty() {
+        return Ok(None);
+    }
+    let config = receipts::Config { producer: kafka::producer_config(&config.kafka), topic };
+    Ok(Some(Arc::new(ReceiptWriter::start(&config, journal, fatal)?)))
 }
 
 fn user_config(

@@ -112,8 +112,9 @@ fn command_name() -> String {
 
 async fn start_broker(config: &mut Config, listen: SocketAddr) -> anyhow::Result<EmbeddedBroker> {
     let kafka = &mut config.kafka;
-    let topics = [(&*kafka.topic, PARTITIONS), (&*kafka.dead_letter_topic, 1)];
-    let broker = EmbeddedBroker::start(listen, &topics).await?;
+    let topics = [(&*kafka.topic, PARTITIONS), (&*kafka.dead_letter_topic, 1), (&*kafka.receipts_topic, PARTITIONS)];
+    let named: Vec<_> = topics.into_iter().filter(|(topic, _)| !topic.is_empty()).collect();
+    let broker = EmbeddedBroker::start(listen, &named).await?;
     kafka.brokers = broker.bootstrap();
     Ok(broker)
 }

@@ -5,37 +5,23 @@ use serde_json::Value;
 
 use super::Config;
 
-/// A key, or all keys of a section.
-pub(super) struct NotYet {
-    key: &'static str,
-    /// What may be set all the same, besides the default.
-    pub(super) but: Option<&'static str>,
-}
+/// Keys, or all keys of a section.
+const NOT_YET: &[&str] = &["cluster"];
 
-const NOT_YET: &[NotYet] = &[
-    NotYet { key: "buffer", but: None },
-    NotYet { key: "cluster", but: None },
-    NotYet { key: "kafka.receipts_topic", but: Some("") },
-    NotYet { key: "limits.delivery", but: None },
-];
-
-/// The row of a key, or a section as a whole, that waits for its feature.
-pub(super) fn not_yet(key: &str) -> Option<&'static NotYet> {
-    let covers = |row: &&NotYet| key.strip_prefix(row.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    NOT_YET.iter().find(covers)
+/// Whether a key, or a section as a whole, waits for its feature.
+pub(super) fn not_yet(key: &str) -> bool {
+    let covers = |row: &&str| key.strip_prefix(*row).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    NOT_YET.iter().any(covers)
 }
 
 /// The first key that is set to what is not available, in alphabetical order.
 pub(super) fn first(config: &Config) -> Option<String> {
     let value = |config| serde_json::to_value(config).expect("a configuration is plain values");
-    differing("", &value(config), &value(&Config::default())).into_iter().find_map(|(key, value)| {
-        let row = not_yet(&key)?;
-        (row.but.is_none() || row.but != value.as_str()).then_some(key)
-    })
+    differing("", &value(config), &value(&Config::default())).into_iter().find(|key| not_yet(key))
 }
 
 /// The keys whose values differ, as dotted paths. Secrets are masked, but there or not.
-fn differing(key: &str, value: &Value, default: &Value) -> Vec<(String, Value)> {
+fn differing(key: &str, value: &Value, default: &Value) -> Vec<String> {
     match (value, default) {
         (Value::Object(table), Value::Object(defaults)) => table
             .iter()
@@ -45,7 +31,7 @@ fn differing(key: &str, value: &Value, default: &Value) -> Vec<(String, Value)> 
             })
             .collect(),
         _ if value == default => Vec::new(),
-        _ => vec![(key.to_owned(), value.clone())],
+        _ => vec![key.to_owned()],
     }
 }
 
@@ -57,8 +43,8 @@ mod tests {
     #[test]
     fn every_row_names_a_key() {
         for row in NOT_YET {
-            let shape = row.key.split('.').try_fold(Shape::config(), |shape, key| shape.get(key));
-            assert!(shape.is_some(), "{}", row.key);
+            let shape = row.split('.').try_fold(Shape::config(), |shape, key| shape.get(key));
+            assert!(shape.is_some(), "{row}");
         }
     }
 

@@ -4,11 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::{
-    Config,
-    not_yet::{NotYet, not_yet},
-    shape::Shape,
-};
+use super::{Config, not_yet::not_yet, shape::Shape};
 
 const INTRODUCTION: &str = "\
 # Configuration
@@ -84,11 +80,7 @@ fn table(page: &mut String, path: &str, heading: &str, shape: Shape, defaults: &
 }
 
 fn mark(key: &str) -> String {
-    match not_yet(key) {
-        None => String::new(),
-        Some(NotYet { but: None, .. }) => " *Not available yet.*".to_owned(),
-        Some(NotYet { but: Some(but), .. }) => format!(" *Not available yet: the default or `{but:?}` only.*"),
-    }
+    if not_yet(key) { " *Not available yet.*".to_owned() } else { String::new() }
 }
 
 /// Whether a key gets a section of its own: it has keys, or is a list of such.

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use rdkafka::{
     Message, Offset, Timestamp, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    error::KafkaResult,
     message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
     producer::{FutureRecord, future_producer::DeliveryFuture},
 };
@@ -104,10 +104,7 @@ pub(super) fn start(topic: &str, producer: Producer, fatal: Fatal) -> DeadLetter
                 });
             }
         };
-        tokio::select! {
-            () = delivering => {}
-            failure = kafka::failure(&producer) => drop(fatal.send(failure)),
-        }
+        kafka::work(&producer, &fatal, delivering).await;
     });
     DeadLetters(sender)
 }
@@ -128,15 +125,9 @@ impl DeadLetter {
         let mut with_value = true;
         let mut attempt = first;
         loop {
-            let result = match attempt {
-                Ok(delivery) => {
-                    delivery.await.map_or(Err(KafkaError::Canceled), |sent| sent.map_err(|(error, _)| error))
-                }
-                Err(error) => Err(error),
-            };
-            match result {
-                Ok(_) => break,
-                Err(error) if is_too_large(&error) && with_value => {
+            match kafka::confirmed(attempt).await {
+                Ok(()) => break,
+                Err(error) if kafka::is_refused(&error) && with_value => {
                     tracing::warn!(
                         partition,
                         offset,
@@ -181,17 +172,6 @@ impl DeadLetter {
             _ => headers,
         }
     }
-}
-
-fn is_too_large(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::MessageSizeTooLarge
-                | RDKafkaErrorCode::InvalidMessageSize
-                | RDKafkaErrorCode::InvalidRecord
-        )
-    )
 }
 
 /// Reads a poisonous event's record once more, as it was written, and hands it to the poll thread. On a thread

@@ -41,6 +41,7 @@ mod pending;
 mod protocols;
 mod proxies;
 mod rate_limits;
+mod receipts;
 mod sessions;
 mod sse;
 mod started;

@@ -84,13 +84,15 @@ fn harmless_settings_are_accepted() {
         format!("[kafka.properties]\nssl.ca.location = \"{ca}\""),
         "[kafka.properties]\nssl.ca.location = \"probe\"".to_owned(),
         "[kafka]\nreceipts_topic = \"\"".to_owned(),
+        "[kafka]\nreceipts_topic = \"receipts\"".to_owned(),
+        "[[limits.delivery]]\npriority = \"normal\"".to_owned(),
         "[log]\ndedup_window = \"1h\"".to_owned(),
         "[types.\"*\"]\ndurability = \"transient\"\npriority = \"low\"\nttl = \"1h\"".to_owned(),
         "[client]\nlisten = \"127.0.0.1:8002\"\n[admin]\nlisten = \"127.0.0.2:8002\"".to_owned(),
         "[client]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"".to_owned(),
         "[limits]\nconnections_max = 0\nconnects_per_second = 0\nconnections_per_address = 0".to_owned(),
         "[auth.jwt]\nalgorithms = [\"HS256\", \"RS256\"]\njwks_url = \"https://login.example/keys\"".to_owned(),
-        "[cluster]\nenabled = false\nshards = 1024\n[buffer]\nitems = 1000".to_owned(),
+        "[cluster]\nenabled = false\nshards = 1024\n[buffer]\nitems = 1".to_owned(),
         "[client]\nallowed_origins = [\"*\", \"http://localhost:3000\", \"https://app.example.com\"]".to_owned(),
     ] {
         if let Err(error) = from_file(&toml).expect(&toml).validate() {
@@ -110,9 +112,6 @@ fn features_that_come_later_are_refused() {
         ("cluster.secret", "[cluster]\nsecret = \"x\"".to_owned()),
         ("cluster.shards", "[cluster]\nshards = 16".to_owned()),
         ("cluster.tls_ca_file", format!("[cluster]\ntls_ca_file = \"{pem}\"")),
-        ("limits.delivery", "[[limits.delivery]]\npriority = \"normal\"".to_owned()),
-        ("buffer.items", "[buffer]\nitems = 1".to_owned()),
-        ("kafka.receipts_topic", "[kafka]\nreceipts_topic = \"receipts\"".to_owned()),
     ] {
         let error = from_file(&toml).expect(&toml).validate().expect_err(&toml);
         assert_says(&error, &[&format!("{key}: not available in this version"), "notifier.toml"]);
