@@ -105,7 +105,7 @@ impl Api {
         OpenApiRouter::new()
             .routes(routes!(events::publish))
             .routes(routes!(notifications::read))
-            .routes(routes!(notification::read, notification::cancel))
+            .routes(routes!(notification::account, notification::cancel))
             .with_state(self.0.clone())
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use metrics_exporter_prometheus::PrometheusHandle;
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::ActorRef;
 use tokio::{sync::mpsc, task::JoinHandle};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -22,13 +22,12 @@ use crate::{
     edge::{self, Edge, TrustedProxies, tls},
     event::{Options, Priority},
     health::Health,
-    ids::{LogEpoch, UserId},
+    ids::LogEpoch,
     ingest::{self, Ingest, ledger::Credits},
     kafka,
     receipt::{NoReceipts, Receipts},
     receipts::{self, ReceiptWriter},
     session,
-    shard::{self, Shards},
     store::{self, Engine, Store, writer::Writer},
     user::{
         self,
@@ -37,6 +36,7 @@ use crate::{
 };
 
 mod dev;
+mod root;
 mod storage;
 
 pub use self::{dev::Dev, storage::store_config};
@@ -139,7 +139,7 @@ impl Node {
         let unkept: Arc<dyn Receipts> =
             receipts.clone().map_or_else(|| Arc::new(NoReceipts) as _, |writer| writer as _);
         let user_config = user_config(config, store, writer, unkept);
-        let (root, root_ended, shards) = start_root(user_config, shard_count, fatal_sender.clone()).await?;
+        let (root, root_ended, shards) = root::start(user_config, shard_count, fatal_sender.clone()).await?;
 
         let authenticator = Authenticator::start(&auth_config(config))?;
         let api = Api::start(api_config(config), authenticator.clone(), (log, shards.clone()), fatal_sender.clone());
@@ -428,66 +428,6 @@ async fn runtime_heartbeat(health: Health) {
     loop {
         ticks.tick().await;
         progress.turn();
-    }
-}
-
-/// The root of all actors: a crashed shard actor gets a successor.
-struct Root;
-
-struct RootState {
-    config: Arc<user::Config>,
-    shards: Shards,
-    fatal: kafka::Fatal,
-}
-
-async fn start_root(
-    config: Arc<user::Config>,
-    shard_count: u16,
-    fatal: kafka::Fatal,
-) -> anyhow::Result<(ActorRef<()>, JoinHandle<()>, Shards)> {
-    let (sender, shards) = tokio::sync::oneshot::channel();
-    let (root, ended) = Actor::spawn(None, Root, (config, shard_count, fatal, sender)).await?;
-    Ok((root, ended, shards.await?))
-}
-
-impl Actor for Root {
-    type Msg = ();
-    type State = RootState;
-    type Arguments = (Arc<user::Config>, u16, kafka::Fatal, tokio::sync::oneshot::Sender<Shards>);
-
-    async fn pre_start(&self, myself: ActorRef<()>, args: Self::Arguments) -> Result<RootState, ActorProcessingErr> {
-        let (config, shard_count, fatal, started) = args;
-        let mut waiting = storage::users_waiting(&*config.store).await;
-        let mut actors = Vec::with_capacity(SHARD_ACTORS);
-        for index in 0..SHARD_ACTORS {
-            let is_here = |user: &mut UserId| shard::actor_of(user, shard_count, SHARD_ACTORS) == index;
-            let waiting = waiting.as_mut().map(|users| users.extract_if(.., is_here).collect());
-            actors.push(shard::spawn(shard::Args { config: config.clone(), waiting }, myself.get_cell()).await?);
-        }
-        let shards = Shards::new(actors, shard_count);
-        let _ = started.send(shards.clone());
-        Ok(RootState { config, shards, fatal })
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        myself: ActorRef<()>,
-        event: SupervisionEvent,
-        state: &mut RootState,
-    ) -> Result<(), ActorProcessingErr> {
-        let SupervisionEvent::ActorFailed(crashed, error) = event else { return Ok(()) };
-        let Some(index) = state.shards.index_of(crashed.get_id()) else { return Ok(()) };
-        user::metric::restarted("shard");
-        tracing::error!(index, %error, "shard actor crashed");
-        let mut waiting = storage::users_waiting(&*state.config.store).await;
-        if let Some(users) = &mut waiting {
-            users.retain(|user| state.shards.actor_of(user) == index);
-        }
-        match shard::spawn(shard::Args { config: state.config.clone(), waiting }, myself.get_cell()).await {
-            Ok(successor) => state.shards.replace(index, successor),
-            Err(error) => _ = state.fatal.send(format!("a shard actor could not be started again: {error}")),
-        }
-        Ok(())
     }
 }
 

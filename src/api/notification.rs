@@ -77,12 +77,12 @@ pub(super) struct Told {
     expires_at: String,
     /// What happened to it, oldest first. It may end on one session and be given to others: each device has its own
     /// cursor.
-    history: Vec<Event>,
+    history: Vec<Occurrence>,
 }
 
 /// One thing that happened.
 #[derive(Serialize, ToSchema)]
-struct Event {
+struct Occurrence {
     /// What it was from then on.
     state: state::State,
     /// When.
@@ -101,7 +101,7 @@ struct Event {
     reason: Option<Reason>,
 }
 
-impl Event {
+impl Occurrence {
     fn of(happened: &Happened) -> Self {
         Self {
             state: happened.state,
@@ -130,7 +130,7 @@ impl Told {
             state,
             reason,
             expires_at: timestamp_text(account.expires_at),
-            history: history.iter().map(Event::of).collect(),
+            history: history.iter().map(Occurrence::of).collect(),
         }
     }
 }
@@ -152,7 +152,7 @@ impl Told {
         Refusals,
     ),
 )]
-pub(super) async fn read(
+pub(super) async fn account(
     State(api): State<Arc<Inner>>,
     carrier: Option<Extension<Carrier>>,
     Path((user, id)): Path<(String, String)>,

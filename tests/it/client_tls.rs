@@ -177,7 +177,11 @@ async fn a_reader_that_stops_holds_the_sender_back_and_loses_nothing() {
     slow.send(opcode::TEXT, format!("{{\"ack\":{}}}", order.last_seq()).as_bytes()).await;
     slow.send(opcode::CLOSE, &1000_u16.to_be_bytes()).await;
     assert_eq!(slow.end().await, End::Code(1000));
-    assert_eq!(ws(&node, &dial, "101").open().await.hello().cursor, COUNT);
+    eventually("a stored cursor", async || {
+        let cursor = ws(&node, &dial, "101").open().await.hello().cursor;
+        (cursor == COUNT).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

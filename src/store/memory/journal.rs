@@ -146,10 +146,13 @@ impl MemoryStore {
         }
         let Some(seq) = log.ids.get(id).copied() else { return Cancelled::Unknown };
         let Some(event) = log.get(seq).cloned() else { return Cancelled::Unknown };
+        if log.removed.contains_key(&seq) {
+            return Cancelled::Ended(State::Deleted);
+        }
         if seq <= log.acknowledged() {
             return Cancelled::Ended(State::Sent);
         }
-        if log.removed.contains_key(&seq) || event.expires_at().is_some_and(|at| at <= now) {
+        if event.expires_at().is_some_and(|at| at <= now) {
             return Cancelled::Ended(State::Deleted);
         }
         log.removed.insert(seq, Reason::Cancelled);

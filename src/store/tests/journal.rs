@@ -130,7 +130,7 @@ async fn a_former_owner_changes_nothing_that_waits_or_was_given() {
 
 #[tokio::test]
 async fn a_cursor_that_passes_a_cancelled_number_does_not_send_it() {
-    for place in Place::durable().await {
+    for place in Place::all().await {
         let engine = place.open().await;
         engine.log.append(&events("u", ["a", "b"])).await.unwrap();
         assert_eq!(cancel(&engine, "u", "a").await, Cancelled::Done(Some(1)), "{}", place.name());

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    fakes::{Collector, Heard, Reports, durable, settled, user},
+    fakes::{self, Collector, Heard, Reports, durable, settled},
     settlement::Outcome,
     store::tests::{Call, FaultyStore},
 };
@@ -25,7 +25,7 @@ impl Setup {
     }
 
     fn append(&self, number: i64) {
-        let event = durable(&user(), &number.to_string());
+        let event = durable(&fakes::user(), &number.to_string());
         self.writer.append(self.reports.in_flight(number, event), true, self.reply.clone());
     }
 
@@ -77,10 +77,10 @@ async fn an_acknowledgement_that_the_store_did_not_take_is_repeated() {
     let setup = Setup::new().await;
     setup.append(1);
     setup.store.fail(Call::Acknowledge, 3);
-    setup.writer.acknowledge(Acknowledgement { user: user(), device: None, seq: 1 }, Vec::new());
+    setup.writer.acknowledge(Acknowledgement { user: fakes::user(), device: None, seq: 1 }, Vec::new());
     settled().await;
     tokio::time::sleep(Duration::from_secs(10)).await;
-    assert_eq!((setup.store.cursor(&user()).await, setup.store.made(Call::Acknowledge)), (1, 4));
+    assert_eq!((setup.store.cursor(&fakes::user()).await, setup.store.made(Call::Acknowledge)), (1, 4));
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +89,7 @@ async fn an_event_whose_actor_is_gone_is_reported_as_lost_and_not_as_crashed() {
     let (gone, _) = Collector::<Written>::spawn().await;
     gone.stop(None);
     settled().await;
-    let mut in_flight = setup.reports.in_flight(7, durable(&user(), "7"));
+    let mut in_flight = setup.reports.in_flight(7, durable(&fakes::user(), "7"));
     in_flight.permit.begin();
     setup.writer.append(in_flight, true, gone.get_derived());
     settled().await;
