@@ -36,6 +36,7 @@ use crate::{
 };
 
 mod dev;
+mod faults;
 mod root;
 mod storage;
 
@@ -151,9 +152,10 @@ impl Node {
         let ingest = ingest.context("kafka.properties")?;
         let ingest = Arc::new(ingest);
         let admin = Admin { health: health.clone(), metrics };
-        let (admin_address, admin) = admin::start(config.admin.listen, admin, faults(&ingest, &health))
-            .await
-            .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
+        let (admin_address, admin) =
+            admin::start(config.admin.listen, admin, faults::routes(&ingest, &health))
+                .await
+                .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
         health.ready(HEALTH_PART);
         let tasks = vec![admin, watch, tidy, tokio::spawn(runtime_heartbeat(health.clone()))];
         let drain = config.drain.clone();
@@ -429,64 +431,4 @@ async fn runtime_heartbeat(health: Health) {
         ticks.tick().await;
         progress.turn();
     }
-}
-
-/// Test builds only: `POST /faults/assignment` takes partitions away and gives them back, `POST /faults/stall`
-/// makes a loop that liveness watches stand still, `POST /faults/kafka` makes a client of no use any more.
-#[cfg(feature = "faults")]
-fn faults(ingest: &Arc<Ingest>, health: &Health) -> axum::Router {
-    use axum::{Json, http::StatusCode, routing::post};
-
-    use crate::ingest::Assignment;
-
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    enum Everything {
-        All,
-    }
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Wanted {
-        All(Everything),
-        Only(std::collections::BTreeSet<i32>),
-    }
-    #[derive(serde::Deserialize)]
-    struct Body {
-        partitions: Wanted,
-    }
-    let (ingest, failing) = (ingest.clone(), ingest.clone());
-    let assign = async move |Json(body): Json<Body>| {
-        ingest.assign(match body.partitions {
-            Wanted::All(Everything::All) => Assignment::All,
-            Wanted::Only(partitions) => Assignment::Only(partitions),
-        });
-        StatusCode::NO_CONTENT
-    };
-    #[derive(serde::Deserialize)]
-    struct Stall {
-        r#loop: String,
-        seconds: u64,
-    }
-    let health = health.clone();
-    let stall = async move |Json(Stall { r#loop, seconds }): Json<Stall>| {
-        let known = health.stall(&r#loop, Duration::from_secs(seconds));
-        if known { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND }
-    };
-    #[derive(serde::Deserialize)]
-    struct Fail {
-        consumer: bool,
-    }
-    let fail = async move |Json(Fail { consumer }): Json<Fail>| {
-        failing.fail(consumer);
-        StatusCode::NO_CONTENT
-    };
-    axum::Router::new()
-        .route("/faults/assignment", post(assign))
-        .route("/faults/stall", post(stall))
-        .route("/faults/kafka", post(fail))
-}
-
-#[cfg(not(feature = "faults"))]
-fn faults(_: &Arc<Ingest>, _: &Health) -> axum::Router {
-    axum::Router::new()
 }
