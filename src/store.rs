@@ -67,8 +67,16 @@ pub trait Store: Journal + Waiting {
     /// Whether that was an earlier life of this log, which ended because the store went back.
     fn was(&self, epoch: &str) -> bool;
 
-    /// Where a user's log ends and what a device has acknowledged.
-    fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened>;
+    /// Where users' logs end and what devices have acknowledged; the answer has one entry for each.
+    fn open_all<'a>(&'a self, opening: &'a [Opening]) -> Answer<'a, Vec<Opened>>;
+
+    /// The same of one.
+    fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened> {
+        Box::pin(async move {
+            let one = [Opening { user: user.clone(), device: device.cloned() }];
+            Ok(self.open_all(&one).await?.pop().unwrap_or_default())
+        })
+    }
 
     /// Appends events to their users' logs, in the order given; the answer has one entry for each.
     fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>>;
@@ -118,6 +126,15 @@ impl From<Arc<Event>> for Entering {
     fn from(event: Arc<Event>) -> Self {
         Self { event, waited: false }
     }
+}
+
+/// Whose log is opened, for which device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// The user.
+    pub user: UserId,
+    /// The device; none: the user's shared cursor.
+    pub device: Option<DeviceId>,
 }
 
 /// The marks of a user's log.

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use self::journal::{Told, Waited};
 use super::{
-    Acknowledgement, Answer, Appended, Entering, Entry, Opened, Page, PageLimit, Store,
+    Acknowledgement, Answer, Appended, Entering, Entry, Opened, Opening, Page, PageLimit, Store,
     journal::Step,
     positions::{Known, LogName, Positions},
 };
@@ -135,6 +135,18 @@ impl MemoryStore {
         stripe.forget_gone();
         stripe.enforce(&self.config, now, &self.told);
         Appended::Stored(seq)
+    }
+
+    fn open_one(&self, Opening { user, device }: &Opening) -> Opened {
+        let device = device.as_ref();
+        let mut stripe = self.stripe(user).lock();
+        // A device that was seen keeps the cursor it started with, even when the shared one moves on.
+        if device.is_some() {
+            stripe.users.entry(user.clone()).or_default().acknowledge(device, 0);
+        }
+        let marks =
+            |log: &Log| Opened { head: log.head(), cursor: log.cursor(device), acknowledged: log.acknowledged() };
+        stripe.users.get(user).map_or_else(Opened::default, marks)
     }
 
     fn read_page(&self, user: &str, after: Sequence, limit: PageLimit, now: UnixMillis) -> Page {
@@ -283,16 +295,8 @@ impl Store for MemoryStore {
         self.epoch.clone()
     }
 
-    fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened> {
-        let mut stripe = self.stripe(user).lock();
-        // A device that was seen keeps the cursor it started with, even when the shared one moves on.
-        if device.is_some() {
-            stripe.users.entry(user.clone()).or_default().acknowledge(device, 0);
-        }
-        let marks =
-            |log: &Log| Opened { head: log.head(), cursor: log.cursor(device), acknowledged: log.acknowledged() };
-        let opened = stripe.users.get(user).map_or_else(Opened::default, marks);
-        Box::pin(ready(Ok(opened)))
+    fn open_all<'a>(&'a self, opening: &'a [Opening]) -> Answer<'a, Vec<Opened>> {
+        Box::pin(ready(Ok(opening.iter().map(|one| self.open_one(one)).collect())))
     }
 
     fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {

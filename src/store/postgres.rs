@@ -20,8 +20,8 @@ use sqlx::{
 };
 
 use super::{
-    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Entering, Epochs, Error, Opened, Page, PageLimit,
-    Store,
+    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Entering, Epochs, Error, Opened, Opening, Page,
+    PageLimit, Store,
     journal::Step,
     metric::{Operation, counted},
     page::page,
@@ -240,16 +240,22 @@ impl PostgresStore {
         self.lives.compare(found.as_deref())
     }
 
-    async fn open_log(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Opened, Error> {
-        let (head, shared, own, highest): (i64, i64, Option<i64>, i64) = ask!(self.reads, |connection| {
-            sqlx::query_as(queries::OPEN).bind(&**user).bind(device.map_or("", |device| device)).fetch_one(connection)
+    async fn open_logs(&self, opening: &[Opening]) -> Result<Vec<Opened>, Error> {
+        let users: Vec<&str> = opening.iter().map(|one| &*one.user).collect();
+        let devices: Vec<&str> = opening.iter().map(|one| one.device.as_deref().unwrap_or_default()).collect();
+        let found: Vec<(i64, i64, Option<i64>, i64)> = ask!(self.reads, |connection| {
+            sqlx::query_as(queries::OPEN).bind(&users).bind(&devices).fetch_all(connection)
         })?;
-        let cursor = match (device, own) {
-            (None, _) => shared,
-            (Some(_), Some(own)) => own,
-            (Some(device), None) => self.new_device(user, device, shared).await?,
-        };
-        Ok(Opened { head: number(head), cursor: number(cursor), acknowledged: number(highest) })
+        let mut opened = Vec::with_capacity(found.len());
+        for (Opening { user, device }, (head, shared, own, highest)) in opening.iter().zip(found) {
+            let cursor = match (device, own) {
+                (None, _) => shared,
+                (Some(_), Some(own)) => own,
+                (Some(device), None) => self.new_device(user, device, shared).await?,
+            };
+            opened.push(Opened { head: number(head), cursor: number(cursor), acknowledged: number(highest) });
+        }
+        Ok(opened)
     }
 
     /// A device that was seen keeps the cursor it started with, even when the shared one moves on.
@@ -329,8 +335,8 @@ impl Store for PostgresStore {
         self.lives.was(epoch)
     }
 
-    fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened> {
-        counted(Operation::Open, self.open_log(user, device))
+    fn open_all<'a>(&'a self, opening: &'a [Opening]) -> Answer<'a, Vec<Opened>> {
+        counted(Operation::Open, self.open_logs(opening))
     }
 
     fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {

@@ -18,8 +18,8 @@ use sqlx::{
 };
 
 use super::{
-    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Entering, Epochs, Error, Opened, Page, PageLimit,
-    Store,
+    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Entering, Epochs, Error, Opened, Opening, Page,
+    PageLimit, Store,
     journal::Step,
     metric::{Operation, counted},
     page::page,
@@ -151,14 +151,21 @@ impl SqliteStore {
         Ok(transaction)
     }
 
-    async fn open_log(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Opened, Error> {
-        let asked = sqlx::query_as(queries::OPEN).bind(&**user).bind(device.map_or("", |device| device));
-        let (head, shared, own, highest): (i64, i64, Option<i64>, i64) =
-            asked.fetch_one(&self.reads).await.map_err(unavailable)?;
+    async fn open_logs(&self, opening: &[Opening]) -> Result<Vec<Opened>, Error> {
+        let mut opened = Vec::with_capacity(opening.len());
+        for one in opening {
+            opened.push(self.open_log(one).await.map_err(unavailable)?);
+        }
+        Ok(opened)
+    }
+
+    async fn open_log(&self, Opening { user, device }: &Opening) -> sqlx::Result<Opened> {
+        let asked = sqlx::query_as(queries::OPEN).bind(&**user).bind(device.as_deref().unwrap_or_default());
+        let (head, shared, own, highest): (i64, i64, Option<i64>, i64) = asked.fetch_one(&self.reads).await?;
         let cursor = match (device, own) {
             (None, _) => shared,
             (Some(_), Some(own)) => own,
-            (Some(device), None) => self.new_device(user, device, shared).await.map_err(unavailable)?,
+            (Some(device), None) => self.new_device(user, device, shared).await?,
         };
         Ok(Opened { head: number(head), cursor: number(cursor), acknowledged: number(highest) })
     }
@@ -227,8 +234,8 @@ impl Store for SqliteStore {
         self.lives.was(epoch)
     }
 
-    fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened> {
-        counted(Operation::Open, self.open_log(user, device))
+    fn open_all<'a>(&'a self, opening: &'a [Opening]) -> Answer<'a, Vec<Opened>> {
+        counted(Operation::Open, self.open_logs(opening))
     }
 
     fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {

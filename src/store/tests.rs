@@ -13,14 +13,14 @@ use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 
 use super::{
-    Acknowledgement, Answer, Appended, Entering, Error, Opened, Page, PageLimit, Store,
+    Acknowledgement, Answer, Appended, Entering, Error, Opened, Opening, Page, PageLimit, Store,
     journal::{Account, Cancelled, Journal, Mark, Step, Superseding},
     memory::{Config, MemoryStore},
     waiting::{Backlog, Ending, Held, Holding, Waiting},
 };
 use crate::{
     event::Event,
-    ids::{DeviceId, LogEpoch, NotificationId, Sequence, UserId},
+    ids::{LogEpoch, NotificationId, Sequence, UserId},
 };
 
 /// A call to a store.
@@ -114,8 +114,8 @@ impl Store for FaultyStore {
         self.memory.epoch()
     }
 
-    fn open<'a>(&'a self, user: &'a UserId, device: Option<&'a DeviceId>) -> Answer<'a, Opened> {
-        self.answer(Call::Open, move || self.memory.open(user, device))
+    fn open_all<'a>(&'a self, opening: &'a [Opening]) -> Answer<'a, Vec<Opened>> {
+        self.answer(Call::Open, move || self.memory.open_all(opening))
     }
 
     fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {

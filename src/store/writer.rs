@@ -11,7 +11,7 @@ use ractor::DerivedActorRef;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Acknowledgement, Appended, Entering, Error, Store,
+    Acknowledgement, Appended, Entering, Error, Opened, Opening, Store,
     journal::{Cancelled, Step, Superseding},
     metric,
     waiting::{Ending, Held, Holding},
@@ -53,6 +53,7 @@ enum Write {
     End(Ending),
     Digested(UserId, NotificationId),
     Raise(Option<Acknowledgement>, Vec<Step>),
+    Open(Opening, OnOpened),
     /// Behind everything before it.
     Cancel(UserId, NotificationId, oneshot::Sender<Cancelled>),
 }
@@ -64,6 +65,9 @@ enum Entrant {
     /// One that has waited, or a digest.
     Released(Entering),
 }
+
+/// What is done with the marks of a log that was opened.
+pub type OnOpened = Box<dyn FnOnce(Opened) + Send>;
 
 /// Who hears what became of writes.
 pub type Reply = DerivedActorRef<Written>;
@@ -149,6 +153,11 @@ impl Writer {
         self.send(&acknowledgement.user.clone(), Write::Raise(Some(acknowledgement), steps));
     }
 
+    /// Opens a log, behind the writes before this: many users' in one query. `answer` is dropped when that cannot be.
+    pub fn open(&self, opening: Opening, answer: OnOpened) {
+        self.send(&opening.user.clone(), Write::Open(opening, answer));
+    }
+
     /// Sees that a notification is not delivered, behind the writes before this and before those after it.
     pub fn cancel(&self, user: UserId, id: NotificationId, reply: oneshot::Sender<Cancelled>) {
         self.send(&user.clone(), Write::Cancel(user, id, reply));
@@ -191,6 +200,8 @@ struct Group {
     digests: Vec<(UserId, NotificationId)>,
     acknowledged: Vec<Acknowledgement>,
     steps: Vec<Step>,
+    opening: Vec<Opening>,
+    on_opened: Vec<OnOpened>,
 }
 
 impl Group {
@@ -204,6 +215,10 @@ impl Group {
             Write::Raise(acknowledgement, steps) => {
                 self.acknowledged.extend(acknowledgement);
                 self.steps.extend(steps);
+            }
+            Write::Open(opening, answer) => {
+                self.opening.push(opening);
+                self.on_opened.push(answer);
             }
             Write::Cancel(user, id, reply) => return Some((user, id, reply)),
         }
@@ -226,7 +241,8 @@ impl Lane {
         }
     }
 
-    async fn write(&self, Group { holds, appends, endings, digests, acknowledged, steps }: Group) {
+    async fn write(&self, group: Group) {
+        let Group { holds, appends, endings, digests, acknowledged, steps, opening, on_opened } = group;
         self.hold(holds).await;
         self.append(appends).await;
         if !endings.is_empty() {
@@ -238,6 +254,10 @@ impl Lane {
         if !acknowledged.is_empty() || !steps.is_empty() {
             let acknowledged = highest(acknowledged);
             self.until_done(|| self.store.acknowledge(&acknowledged, &steps)).await;
+        }
+        if !opening.is_empty() {
+            let opened = self.until_done(|| self.store.open_all(&opening)).await;
+            on_opened.into_iter().zip(opened).for_each(|(answer, opened)| answer(opened));
         }
     }
 
@@ -307,7 +327,7 @@ impl Lane {
                 }
                 Err(error @ Error::Unavailable { .. }) => {
                     failed = true;
-                    tracing::warn!(%error, "store write failed, trying again");
+                    tracing::warn!(%error, "a call to the store failed, trying again");
                     self.health.not_ready(HEALTH_PART, error.to_string());
                     tokio::time::sleep(backoff.next_wait()).await;
                 }

@@ -1,7 +1,5 @@
 //! How a connection gets a session: where it begins, from what the client says and what the log knows.
 
-use std::time::Duration;
-
 use ractor::ActorProcessingErr;
 use tokio::time::Instant;
 
@@ -9,12 +7,9 @@ use super::{Attached, Msg, State, UserRef};
 use crate::{
     ids::{DeviceId, Sequence, SessionId, Since, UserId},
     session::{self, Attachment, Start},
-    store::Opened,
+    store::{Opened, Opening},
     wire::{self, Close, CloseCode, Gap, GapReason},
 };
-
-/// How long to wait for a store that does not answer before asking again.
-pub(super) const OPEN_RETRY: Duration = Duration::from_millis(500);
 
 /// A connection's wish for a session.
 pub struct Attach {
@@ -51,17 +46,10 @@ impl State {
     pub(super) fn attach(&mut self, myself: &UserRef, attach: Box<Attach>) {
         self.last_activity = Instant::now();
         self.pending += 1;
-        let (store, myself, newest) = (self.config.store.clone(), myself.clone(), self.newest);
-        tokio::spawn(async move {
-            let opened = loop {
-                match store.open(&attach.user, attach.device.as_ref()).await {
-                    Ok(opened) => break opened,
-                    Err(error) => tracing::warn!(%error, "opening a log failed, trying again"),
-                }
-                tokio::time::sleep(OPEN_RETRY).await;
-            };
-            let _ = myself.cast(Msg::Opened(attach, opened, newest));
-        });
+        let (myself, newest) = (myself.clone(), self.newest);
+        let opening = Opening { user: attach.user.clone(), device: attach.device.clone() };
+        let answer = move |opened| _ = myself.cast(Msg::Opened(attach, opened, newest));
+        self.config.writer.open(opening, Box::new(answer));
     }
 
     pub(super) async fn opened(

@@ -160,14 +160,11 @@ async fn an_event_that_is_stored_while_a_session_opens_is_pushed_to_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_does_not_open_a_log_is_asked_again_every_half_second() {
+async fn a_store_that_does_not_open_a_log_is_asked_again_until_it_does() {
     let user = Running::new(8).await;
     user.store.fail(Call::Open, 2);
     let (outlet, _) = user.attach(Origin::Cursor);
-    tokio::time::sleep(Duration::from_millis(990)).await;
-    assert!(!outlet.is_attached());
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    assert!(outlet.is_attached());
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!((outlet.seen(), outlet.lost_count(), user.store.made(Call::Open)), (vec![Seen::Hello], 0, 3));
 }
 

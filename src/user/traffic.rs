@@ -1,13 +1,12 @@
 //! What a user's limits do to events: they go into the log at once, or wait in the buffer, or are counted in a digest.
 //! Whatever waits is stored first, and so settled; it gets its number when it is released.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
     Msg, State, UserRef,
-    attach::OPEN_RETRY,
     buffer::{self, Buffer, DIGEST_TYPE, Place},
     limiter::{Limiter, Limits},
     metric,
@@ -20,6 +19,9 @@ use crate::{
         waiting::{Backlog, Ending, Held},
     },
 };
+
+/// How long to wait for a store that does not answer before asking again.
+const BACKLOG_RETRY: Duration = Duration::from_millis(500);
 
 /// What one user's limits have let go, and what waits for them.
 #[derive(Debug, Default)]
@@ -193,7 +195,7 @@ impl State {
                     Ok(backlog) => break backlog,
                     Err(error) => tracing::warn!(%error, "reading what waits failed, trying again"),
                 }
-                tokio::time::sleep(OPEN_RETRY).await;
+                tokio::time::sleep(BACKLOG_RETRY).await;
             };
             let _ = myself.cast(Msg::Backlog(backlog));
         });

@@ -211,11 +211,14 @@ impl MemoryStore {
             (from, steps)
         };
         let next = steps.0 + steps.1.len() as u64;
-        for step in steps.1.iter_mut().filter(|step| step.ids.is_empty()) {
+        for step in steps.1.iter_mut().filter(|step| step.state == State::Sent) {
             let stripe = self.stripe(&step.user).lock();
             let Some(log) = stripe.users.get(&step.user) else { continue };
-            let of = |seq| log.get(seq).filter(|_| !log.removed.contains_key(&seq)).map(|event| event.id.clone());
-            step.ids = (step.first..=step.last).filter_map(of).collect();
+            if step.ids.is_empty() {
+                step.ids = (step.first..=step.last).filter_map(|seq| Some(log.get(seq)?.id.clone())).collect();
+            }
+            // What was taken back, or superseded, has ended already.
+            step.ids.retain(|id| log.ids.get(id).is_none_or(|seq| !log.removed.contains_key(seq)));
         }
         (steps.1, Mark(next.to_string()))
     }

@@ -384,12 +384,14 @@ pub(in crate::store) const RECEIPTED: &str = "
 select case when split_part(receipted, ':', 1)::xid8 <= pg_snapshot_xmax(pg_current_snapshot()) then receipted end
 from meta";
 
-/// A user's head, the shared cursor, a device's own, and the highest.
+/// Users' heads, the shared cursors, a device's own, and the highest.
 pub(in crate::store) const OPEN: &str = r"
-select coalesce((select head from heads where user_id = $1), 0),
-       coalesce((select cursor from cursors where user_id = $1 and device = ''), 0),
-       (select cursor from cursors where user_id = $1 and device = $2),
-       coalesce((select max(cursor) from cursors where user_id = $1), 0)";
+select coalesce((select head from heads where user_id = o.user_id), 0),
+       coalesce((select cursor from cursors where user_id = o.user_id and device = ''), 0),
+       (select cursor from cursors where user_id = o.user_id and device = o.device),
+       coalesce((select max(cursor) from cursors where user_id = o.user_id), 0)
+from unnest($1::text[], $2::text[]) with ordinality as o (user_id, device, nth)
+order by o.nth";
 
 /// Forgets the devices of a user that were not used for longest.
 pub(in crate::store) const FORGET_DEVICES: &str = r"

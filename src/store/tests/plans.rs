@@ -71,7 +71,7 @@ async fn every_query_of_postgres_uses_its_index() {
         ("hold", q::HOLD, group),
         ("read", q::READ, format!("'u1', 0, {now}, 64, 1000")),
         ("acknowledge", q::ACKNOWLEDGE, acknowledge),
-        ("open", q::OPEN, "'u1', 'phone'".to_owned()),
+        ("open", q::OPEN, "array['u1'], array['phone']".to_owned()),
         ("end", q::END, format!("{fence}, {of_users}, array[1], {now}")),
         ("digested", q::DIGESTED, format!("{fence}, {of_users}")),
         ("backlog", q::BACKLOG, "'u1'".to_owned()),
