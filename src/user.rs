@@ -167,8 +167,6 @@ struct State {
     traffic: Option<Box<Traffic>>,
     /// While the store is asked what waits since before a crash: what must not overtake it.
     recovering: Option<Box<Vec<InFlight>>>,
-    /// Whose cancellations the store has not noted yet.
-    cancelling: Vec<NotificationId>,
     /// Appends and openings under way.
     pending: usize,
     last_activity: Instant,
@@ -198,7 +196,6 @@ impl Actor for User {
             acknowledged: 0,
             traffic: limiter.map(|limiter| Box::new(Traffic::new(limiter))),
             recovering: None,
-            cancelling: Vec::new(),
             pending: 0,
             last_activity: Instant::now(),
             timer_armed: false,
@@ -288,15 +285,15 @@ impl State {
                 continue;
             }
             match &in_flight.event.session {
-                Some(session) => {
-                    self.push(std::mem::take(&mut for_all));
-                    self.push_to(session, &in_flight.event);
-                }
                 None if self.sessions.is_empty() => {
                     self.dropped(&in_flight.event, metric::Event::Away, Reason::Away);
                 }
-                None if !self.may_pass(&in_flight.event) => {
+                _ if !self.may_pass(&in_flight.event) => {
                     self.dropped(&in_flight.event, metric::Event::RateLimited, Reason::RateLimited);
+                }
+                Some(session) => {
+                    self.push(std::mem::take(&mut for_all));
+                    self.push_to(session, &in_flight.event);
                 }
                 None => {
                     metric::event(metric::Event::Delivered);

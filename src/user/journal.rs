@@ -9,6 +9,9 @@ use crate::{
     store::{Acknowledgement, journal::Step},
 };
 
+/// So many cancellations are remembered while sessions are open.
+const CANCELLED_MAX: usize = 1000;
+
 impl State {
     pub(super) fn session(&mut self, outcome: session::Outcome) {
         let session::Outcome { session, device, what } = outcome;
@@ -49,7 +52,8 @@ impl State {
             match ids {
                 None => steps.push(sent((news, seq))),
                 Some(mut ids) => {
-                    ids.retain(|(seq, id)| *seq >= news && !self.cancelling.contains(id));
+                    let cancelled = self.traffic.as_ref().map(|traffic| &traffic.cancelled);
+                    ids.retain(|(seq, id)| *seq >= news && !cancelled.is_some_and(|ids| ids.contains(id)));
                     // Between two runs are numbers that never came.
                     let runs = ids.chunk_by(|(one, _), (next, _)| one + 1 == *next);
                     steps.extend(runs.map(|run| Step {
@@ -87,19 +91,17 @@ impl State {
     /// Sees that a notification is not delivered, wherever it is by now. It goes the way of the writes, so that an
     /// acknowledgement is either before it or does not count.
     pub(super) fn cancel(&mut self, id: NotificationId, reply: CancelReply) {
-        if let Some(traffic) = &mut self.traffic {
+        let has_sessions = !self.sessions.is_empty();
+        if has_sessions || self.traffic.is_some() {
+            let traffic = self.traffic.get_or_insert_default();
             traffic.buffer.remove(&id);
-        }
-        // Bounded: one that was cancelled cannot be acknowledged by a session that begins later.
-        if self.cancelling.len() >= CANCELLING_MAX {
-            self.cancelling.remove(0);
-        }
-        if !self.sessions.is_empty() {
-            self.cancelling.push(id.clone());
+            if has_sessions {
+                traffic.cancelled.push_back(id.clone());
+                if traffic.cancelled.len() > CANCELLED_MAX {
+                    traffic.cancelled.pop_front();
+                }
+            }
         }
         self.config.writer.cancel(self.user.clone(), id, reply);
     }
 }
-
-/// So many cancellations are remembered while sessions are open.
-const CANCELLING_MAX: usize = 1000;

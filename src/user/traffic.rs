@@ -1,7 +1,7 @@
 //! What a user's limits do to events: they go into the log at once, or wait in the buffer, or are counted in a digest.
 //! Whatever waits is stored first, and so settled; it gets its number when it is released.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     event::{Event, InFlight, unix_millis_now},
+    ids::NotificationId,
     state::Reason,
     store::{
         Appended,
@@ -28,6 +29,8 @@ const BACKLOG_RETRY: Duration = Duration::from_millis(500);
 pub(super) struct Traffic {
     limiter: Limiter,
     pub(super) buffer: Buffer,
+    /// What was taken back while sessions are open, which may have been given it: they do not send it any more.
+    pub(super) cancelled: VecDeque<NotificationId>,
     /// When the timer for the next one fires.
     timer_at: Option<Instant>,
 }
@@ -132,8 +135,8 @@ impl State {
 
     /// Nobody is there any more whom it could be too much for.
     pub(super) fn release_all(&mut self, myself: &UserRef) {
-        self.cancelling = Vec::new();
         let Some(mut traffic) = self.traffic.take() else { return };
+        traffic.cancelled = VecDeque::new();
         while let Some(event) = traffic.buffer.take_any() {
             self.release_one(myself, event);
         }
