@@ -284,22 +284,7 @@ impl State {
                 self.enter(myself, in_flight);
                 continue;
             }
-            match &in_flight.event.session {
-                None if self.sessions.is_empty() => {
-                    self.dropped(&in_flight.event, metric::Event::Away, Reason::Away);
-                }
-                _ if !self.may_pass(&in_flight.event) => {
-                    self.dropped(&in_flight.event, metric::Event::RateLimited, Reason::RateLimited);
-                }
-                Some(session) => {
-                    self.push(std::mem::take(&mut for_all));
-                    self.push_to(session, &in_flight.event);
-                }
-                None => {
-                    metric::event(metric::Event::Delivered);
-                    for_all.push(encoded(None, &in_flight.event));
-                }
-            }
+            self.transient(&in_flight.event, &mut for_all);
             // Whatever comes after it in this message is not its fault.
             in_flight.permit.pause();
             handed.push(in_flight.permit);
@@ -314,14 +299,28 @@ impl State {
         self.config.receipts.hand_over(Receipt::unstored(event, Became::Deleted, reason));
     }
 
-    fn push_to(&self, session: &str, event: &Arc<Event>) {
-        let wanted = SessionId::parse(session);
-        match self.sessions.iter().find(|attached| Some(attached.id) == wanted) {
-            None => self.dropped(event, metric::Event::NoSession, Reason::NoSession),
-            Some(attached) => {
-                metric::event(metric::Event::Delivered);
-                let _ = attached.actor.cast(session::Msg::Deliver(smallvec![encoded(None, event)]));
-            }
+    /// Hands over one that is not stored: to the session that it names, or with others to all.
+    fn transient(&mut self, event: &Arc<Event>, for_all: &mut Batch) {
+        let named = event.session.as_deref().map(SessionId::parse);
+        let is_there = match named {
+            None => !self.sessions.is_empty(),
+            Some(named) => self.sessions.iter().any(|attached| Some(attached.id) == named),
+        };
+        if !is_there {
+            let (counted, reason) = match named {
+                None => (metric::Event::Away, Reason::Away),
+                Some(_) => (metric::Event::NoSession, Reason::NoSession),
+            };
+            return self.dropped(event, counted, reason);
+        }
+        if !self.may_pass(event) {
+            return self.dropped(event, metric::Event::RateLimited, Reason::RateLimited);
+        }
+        metric::event(metric::Event::Delivered);
+        let Some(named) = named else { return for_all.push(encoded(None, event)) };
+        self.push(std::mem::take(for_all));
+        for attached in self.sessions.iter().filter(|attached| Some(attached.id) == named) {
+            let _ = attached.actor.cast(session::Msg::Deliver(smallvec![encoded(None, event)]));
         }
     }
 
