@@ -165,8 +165,6 @@ struct State {
     acknowledged: Sequence,
     /// Limits, and what waits for them; none before the first event that they could hold back.
     traffic: Option<Box<Traffic>>,
-    /// While the store is asked what waits since before a crash: what must not overtake it.
-    recovering: Option<Box<Vec<InFlight>>>,
     /// Appends and openings under way.
     pending: usize,
     last_activity: Instant,
@@ -195,7 +193,6 @@ impl Actor for User {
             newest: 0,
             acknowledged: 0,
             traffic: limiter.map(|limiter| Box::new(Traffic::new(limiter))),
-            recovering: None,
             pending: 0,
             last_activity: Instant::now(),
             timer_armed: false,
@@ -404,7 +401,7 @@ impl State {
     }
 
     fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && self.pending == 0 && self.recovering.is_none()
+        self.sessions.is_empty() && self.pending == 0 && !self.is_recovering()
     }
 
     /// Keeps one timer going while there is no session.

@@ -33,6 +33,8 @@ pub(super) struct Traffic {
     pub(super) cancelled: VecDeque<NotificationId>,
     /// When the timer for the next one fires.
     timer_at: Option<Instant>,
+    /// While the store is asked what waits since before a crash: what must not overtake it.
+    recovering: Option<Vec<InFlight>>,
 }
 
 impl Traffic {
@@ -56,7 +58,7 @@ impl Traffic {
 impl State {
     /// One event that is stored: into the log at once, or behind those that wait.
     pub(super) fn enter(&mut self, myself: &UserRef, mut in_flight: InFlight) {
-        if let Some(behind) = &mut self.recovering {
+        if let Some(behind) = self.traffic.as_mut().and_then(|traffic| traffic.recovering.as_mut()) {
             in_flight.permit.pause();
             return behind.push(in_flight);
         }
@@ -188,9 +190,14 @@ impl State {
         (!limiter.is_rested(Instant::now())).then(|| limiter.clone())
     }
 
+    /// Whether the store has not said yet what waits since before a crash.
+    pub(super) fn is_recovering(&self) -> bool {
+        self.traffic.as_ref().is_some_and(|traffic| traffic.recovering.is_some())
+    }
+
     /// Asks the store what waits since before a crash; events that are stored stay behind it.
     pub(super) fn recover(&mut self, myself: &UserRef) {
-        self.recovering.get_or_insert_default();
+        self.traffic.get_or_insert_default().recovering = Some(Vec::new());
         let (store, user, myself) = (self.config.store.clone(), self.user.clone(), myself.clone());
         tokio::spawn(async move {
             let backlog = loop {
@@ -214,7 +221,8 @@ impl State {
         for folded in folded {
             self.release_one(myself, buffer::owed(&self.user, folded, unix_millis_now()));
         }
-        for in_flight in self.recovering.take().into_iter().flat_map(|behind| *behind) {
+        let behind = self.traffic.as_mut().and_then(|traffic| traffic.recovering.take());
+        for in_flight in behind.into_iter().flatten() {
             self.enter(myself, in_flight);
         }
     }
