@@ -151,6 +151,30 @@ impl fmt::Debug for SessionId {
     }
 }
 
+/// What is told of a session to others than its own client: enough to recognise it, and too little to act for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionTag(u32);
+
+impl SessionTag {
+    /// Reads the form that `Display` writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        (text.len() == 8).then(|| u32::from_str_radix(text, 16).ok().map(Self)).flatten()
+    }
+}
+
+impl From<SessionId> for SessionTag {
+    fn from(id: SessionId) -> Self {
+        Self(id.0.as_fields().0)
+    }
+}
+
+impl fmt::Display for SessionTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
 /// A durable notification's place in its user's order of delivery: 1, 2, 3 …; 0 stands before the first.
 pub type Sequence = u64;
 
@@ -224,6 +248,9 @@ mod tests {
         assert_eq!(SessionId::parse(&id.to_string().to_uppercase()), None);
         assert_eq!(SessionId::parse("nobody"), None);
         assert_eq!(format!("{id:?}"), format!("{}…", &id.to_string()[..8]), "logs do not hold it");
+        let tag = SessionTag::from(id);
+        assert_eq!(tag.to_string(), id.to_string()[..8], "nor does the journal");
+        assert_eq!((SessionTag::parse(&tag.to_string()), SessionTag::parse(&id.to_string())), (Some(tag), None));
     }
 
     #[test]

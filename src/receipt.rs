@@ -3,7 +3,7 @@
 
 use crate::{
     event::{Event, UnixMillis, unix_millis_now},
-    ids::{NotificationId, Sequence, SessionId, UserId},
+    ids::{NotificationId, Sequence, SessionTag, UserId},
     state::{Reason, State},
 };
 
@@ -15,7 +15,7 @@ pub struct Receipt {
     /// Which.
     pub id: NotificationId,
     /// On which session, if on one.
-    pub session: Option<SessionId>,
+    pub session: Option<SessionTag>,
     /// Its number, if it had one.
     pub seq: Option<Sequence>,
     /// How it ended.

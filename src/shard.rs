@@ -16,10 +16,12 @@ use crate::{
     event::InFlight,
     ids::{NotificationId, UserId},
     placement::shard,
-    store::journal::Cancelled,
-    user::{self, Attach, CancelReply, UserRef, limiter::Limiter},
+    store::{journal::Cancelled, writer::CancelReply},
+    user::{self, Attach, UserRef, limiter::Limiter},
 };
 
+/// So many users' actors ask at a time what waits since before a crash.
+const RECOVERING_AT_ONCE: usize = 32;
 /// With so many remembered limiters, those that do not matter any more are swept out.
 const LIMITERS_SWEPT_FROM: usize = 1024;
 
@@ -110,13 +112,13 @@ impl Actor for Shard {
             users: HashMap::new(),
             by_actor: HashMap::new(),
             refusing: HashSet::new(),
-            recover: waiting.iter().flatten().cloned().collect(),
             recover_all: waiting.is_none(),
+            recover: waiting.into_iter().flatten().collect(),
             limiters: HashMap::new(),
             limiters_swept_at: LIMITERS_SWEPT_FROM,
         };
-        for user in waiting.into_iter().flatten() {
-            state.start(&myself, user, std::iter::empty()).await?;
+        for _ in 0..RECOVERING_AT_ONCE {
+            state.recover_next(&myself).await?;
         }
         Ok(state)
     }
@@ -130,6 +132,7 @@ impl Actor for Shard {
             }
             Msg::Cancel(user, id, reply) => state.tell(&myself, user, user::Msg::Cancel(id, reply)).await?,
             Msg::User(user::Outcome::Idle { user, handled, limiter }) => state.idle(user, handled, limiter),
+            Msg::User(user::Outcome::Recovered) => state.recover_next(&myself).await?,
         }
         Ok(())
     }
@@ -215,6 +218,15 @@ impl State {
         self.by_actor.insert(actor.get_id(), user.clone());
         self.users.insert(user, Entry { actor, sent, phase: Phase::Running });
         Ok(())
+    }
+
+    /// Starts one more of those for whom something waits. One that crashed comes with its next message.
+    async fn recover_next(&mut self, myself: &ShardRef) -> Result<(), ActorProcessingErr> {
+        let next = self.recover.iter().find(|user| !self.users.contains_key(*user) && !self.refusing.contains(*user));
+        match next.cloned() {
+            Some(user) => Box::pin(self.start(myself, user, std::iter::empty())).await,
+            None => Ok(()),
+        }
     }
 
     /// A user may stop when it has handled all that was sent to it.

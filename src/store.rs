@@ -78,8 +78,9 @@ pub trait Store: Journal + Waiting {
         })
     }
 
-    /// Appends events to their users' logs, in the order given; the answer has one entry for each.
-    fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>>;
+    /// Appends events to their users' logs, in the order given; the answer has one entry for each. One that waits
+    /// ([`Waiting::hold`]) does so no more.
+    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>>;
 
     /// What follows `after` in a user's log, oldest first.
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page>;
@@ -113,21 +114,6 @@ pub struct Acknowledgement {
     pub seq: Sequence,
 }
 
-/// One event that enters its user's log.
-#[derive(Clone, Debug)]
-pub struct Entering {
-    /// The event.
-    pub event: Arc<Event>,
-    /// It has waited ([`Waiting::hold`]), and does no more from here on.
-    pub waited: bool,
-}
-
-impl From<Arc<Event>> for Entering {
-    fn from(event: Arc<Event>) -> Self {
-        Self { event, waited: false }
-    }
-}
-
 /// Whose log is opened, for which device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opening {
@@ -155,7 +141,7 @@ pub enum Appended {
     Stored(Sequence),
     /// An event with its id had this number already.
     Duplicate(Sequence),
-    /// An event with its id waits, or has ended while it waited; it got no number.
+    /// An event with its id has ended while it waited; it got no number.
     Known,
     /// Its time to live had ended before it came; it got no number.
     Expired,

@@ -21,9 +21,8 @@ use crate::{
     state::{Reason, State as Became},
     store::{
         Appended, Opened, Store,
-        journal::Cancelled,
-        waiting::Backlog,
-        writer::{Writer, Written},
+        waiting::{Backlog, Folded},
+        writer::{CancelReply, Writer, Written},
     },
     wire::Frame,
 };
@@ -75,6 +74,8 @@ pub enum Msg {
     Written(Written),
     /// The store says what has waited since before a crash.
     Backlog(Backlog),
+    /// The store says what digests have to tell of.
+    Folded(Vec<Folded>),
     /// One that waits may go by now.
     Release,
     /// A session has something to say.
@@ -82,9 +83,6 @@ pub enum Msg {
     /// The user may have nothing to do any more.
     CheckIdle,
 }
-
-/// Hears what became of a cancellation; it is dropped when the user's actor crashed meanwhile.
-pub type CancelReply = tokio::sync::oneshot::Sender<Cancelled>;
 
 impl From<Written> for Msg {
     fn from(written: Written) -> Self {
@@ -124,6 +122,8 @@ pub enum Outcome {
         /// What its successor has to know, if it comes soon.
         limiter: Option<Limiter>,
     },
+    /// What waited since before a crash goes on: somebody else may ask.
+    Recovered,
 }
 
 /// What a user is made of.
@@ -237,6 +237,10 @@ impl Actor for User {
             }
             Msg::Written(written) => state.written(&myself, written),
             Msg::Backlog(backlog) => state.recovered(&myself, backlog),
+            Msg::Folded(folded) => {
+                state.pending -= 1;
+                state.folded(&myself, folded);
+            }
             Msg::Release => state.release(&myself),
             Msg::Session(outcome) => state.session(outcome),
             Msg::CheckIdle => {
@@ -334,15 +338,16 @@ impl State {
         self.pending -= 1;
         self.last_activity = Instant::now();
         match written {
-            Written::Stored { in_flight, outcome } => self.stored(in_flight, outcome),
+            Written::Stored { in_flight, outcome } => self.stored(myself, in_flight, outcome),
             Written::Released { event, outcome } => self.released(&event, outcome),
             Written::Held { in_flight, outcome } => self.held(myself, in_flight, outcome),
         }
     }
 
-    fn stored(&mut self, mut in_flight: InFlight, outcome: Appended) {
+    fn stored(&mut self, myself: &UserRef, mut in_flight: InFlight, outcome: Appended) {
         in_flight.permit.begin();
         fault_stored(&in_flight.event);
+        self.arrived(&in_flight.event, matches!(outcome, Appended::Stored(_)));
         match outcome {
             Appended::Stored(seq) if seq <= self.newest => {
                 // Nobody is shown a number a second time. The event comes again, to whoever begins anew.
@@ -357,10 +362,16 @@ impl State {
                 metric::event(metric::Event::Duplicate);
                 self.grown(seq);
             }
-            Appended::Known => metric::event(metric::Event::Duplicate),
-            Appended::Expired => self.dropped(&in_flight.event, metric::Event::Expired, Reason::Expired),
+            Appended::Known => {
+                metric::event(metric::Event::Duplicate);
+                // It may have been held back by an actor that has crashed: a digest may be owed for it.
+                if !self.has_waiting() {
+                    self.recover(myself);
+                }
+            }
+            Appended::Expired => metric::event(metric::Event::Expired),
             Appended::Refused => {
-                self.refused(&in_flight.event);
+                metric::event(metric::Event::Refused);
                 return in_flight.permit.bury();
             }
         }
@@ -370,11 +381,6 @@ impl State {
     /// The log ends before a number that was given.
     fn went_back(&self, head: Sequence, newest: Sequence) {
         self.config.writer.went_back(format!("the log of a user ends at {head}, and {newest} was given"));
-    }
-
-    fn refused(&self, event: &Event) {
-        metric::event(metric::Event::Refused);
-        self.config.receipts.hand_over(Receipt::unstored(event, Became::Failed, Reason::Unstorable));
     }
 
     /// A row of an earlier attempt: whoever has not seen its number yet reads it from the log.

@@ -22,7 +22,7 @@ use crate::{
     receipt::Receipts as _,
     state::{Reason, State},
     store::{
-        Acknowledgement, Entering, Error, Store as _,
+        Acknowledgement, Error, Store as _,
         journal::{Account, Cancelled, Mark, Superseding},
         memory::{self, MemoryStore},
     },
@@ -65,7 +65,7 @@ impl Scripted {
     /// These are in the log and acknowledged, in one entry.
     async fn sent(&self, user: &str, ids: &[&str]) -> SessionId {
         let user = UserId::new(user).unwrap();
-        let entering: Vec<Entering> = ids.iter().map(|id| durable(&user, id).into()).collect();
+        let entering: Vec<_> = ids.iter().map(|id| durable(&user, id)).collect();
         self.memory.append(&entering).await.unwrap();
         let last = self.memory.open(&user, None).await.unwrap().head;
         let session = SessionId::random();
@@ -76,7 +76,7 @@ impl Scripted {
             ids: Vec::new(),
             state: State::Sent,
             reason: None,
-            session: Some(session),
+            session: Some(session.into()),
             device: None,
             handed_at: None,
             at: unix_millis_now(),

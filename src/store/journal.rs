@@ -4,7 +4,7 @@
 use super::Answer;
 use crate::{
     event::{Event, UnixMillis},
-    ids::{DeviceId, NotificationId, Sequence, SessionId, UserId},
+    ids::{DeviceId, NotificationId, Sequence, SessionTag, UserId},
     state::{Reason, State},
 };
 
@@ -25,7 +25,7 @@ pub struct Step {
     /// Why, where there is a reason.
     pub reason: Option<Reason>,
     /// On which session.
-    pub session: Option<SessionId>,
+    pub session: Option<SessionTag>,
     /// On which device.
     pub device: Option<DeviceId>,
     /// When that session was given the first of them, where this says that they were acknowledged.
@@ -68,6 +68,8 @@ pub struct Account {
     pub stored_at: UnixMillis,
     /// When it must not be delivered any more.
     pub expires_at: UnixMillis,
+    /// How it was ended, as long as that is remembered beside the journal, and when.
+    pub ended: Option<(Reason, UnixMillis)>,
     /// Whether some device has acknowledged its number.
     pub acknowledged: bool,
     /// Whether the cap of the user's log took it.
@@ -84,7 +86,7 @@ pub struct Happened {
     /// Why, where there is a reason.
     pub reason: Option<Reason>,
     /// On which session.
-    pub session: Option<SessionId>,
+    pub session: Option<SessionTag>,
     /// On which device.
     pub device: Option<DeviceId>,
     /// When.
@@ -115,7 +117,9 @@ impl Account {
             history.push(alone(State::Stale, None, sessions_since));
         }
         let ended = history.iter().any(|happened| happened.state.is_end());
-        if !ended && self.acknowledged {
+        if let (false, Some((reason, at))) = (ended, self.ended) {
+            history.push(alone(State::Deleted, Some(reason), at));
+        } else if !ended && self.acknowledged {
             // The journal keeps less than the log.
             history.push(alone(State::Sent, None, last_given.unwrap_or(self.stored_at)));
         } else if !ended && self.evicted {
@@ -159,6 +163,9 @@ pub struct Superseding {
     pub collapse_key: Box<str>,
     /// Its number: older is what stands below.
     pub seq: Sequence,
+    /// From this number on those with the key came together: there may be many. Of what is older, all but the last few
+    /// are superseded already.
+    pub together_from: Sequence,
 }
 
 /// Keeps what happened. Entries of [`super::Store::acknowledge`] are written together with the cursors that they belong to.

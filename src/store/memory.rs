@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use self::journal::{Told, Waited};
 use super::{
-    Acknowledgement, Answer, Appended, Entering, Entry, Opened, Opening, Page, PageLimit, Store,
+    Acknowledgement, Answer, Appended, Entry, Opened, Opening, Page, PageLimit, Store,
     journal::Step,
     positions::{Known, LogName, Positions},
 };
@@ -105,8 +105,7 @@ impl MemoryStore {
         log.ids.retain(|_, seq| *seq <= kept);
     }
 
-    fn append_one(&self, entering: &Entering, now: UnixMillis) -> Appended {
-        let Entering { event, waited } = entering;
+    fn append_one(&self, event: &Arc<Event>, now: UnixMillis) -> Appended {
         if event.expires_at().is_some_and(|at| at <= now) {
             return Appended::Expired;
         }
@@ -117,7 +116,7 @@ impl MemoryStore {
             return Appended::Duplicate(seq);
         }
         if let Some(at) = log.waiting.iter().position(|one| one.event.id == event.id) {
-            if !waited || log.waiting[at].ended.is_some() {
+            if log.waiting[at].ended.is_some() {
                 return Appended::Known;
             }
             log.waiting.remove(at);
@@ -299,9 +298,9 @@ impl Store for MemoryStore {
         Box::pin(ready(Ok(opening.iter().map(|one| self.open_one(one)).collect())))
     }
 
-    fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {
+    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>> {
         let now = unix_millis_now();
-        Box::pin(ready(Ok(entering.iter().map(|one| self.append_one(one, now)).collect())))
+        Box::pin(ready(Ok(events.iter().map(|one| self.append_one(one, now)).collect())))
     }
 
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page> {

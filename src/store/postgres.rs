@@ -10,7 +10,12 @@ pub(in crate::store) mod queries;
 mod sessions;
 mod waiting;
 
-use std::{collections::HashSet, path::PathBuf, sync::atomic::AtomicBool, time::Duration};
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use futures_util::TryFutureExt as _;
 use parking_lot::Mutex;
@@ -20,8 +25,8 @@ use sqlx::{
 };
 
 use super::{
-    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Entering, Epochs, Error, Opened, Opening, Page,
-    PageLimit, Store,
+    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Opened, Opening, Page, PageLimit,
+    Store,
     journal::Step,
     metric::{Operation, counted},
     page::page,
@@ -30,7 +35,7 @@ use super::{
     schema::{POSTGRES, SchemaError, reason},
 };
 use crate::{
-    event::{UnixMillis, unix_millis_now},
+    event::{Event, UnixMillis, unix_millis_now},
     ids::{DeviceId, LogEpoch, Sequence, UserId},
     placement::ShardId,
 };
@@ -339,8 +344,8 @@ impl Store for PostgresStore {
         counted(Operation::Open, self.open_logs(opening))
     }
 
-    fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {
-        counted(Operation::Write, self.append_group(entering))
+    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>> {
+        counted(Operation::Write, self.append_group(events))
     }
 
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page> {

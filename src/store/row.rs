@@ -1,10 +1,10 @@
 //! What durable engines share, and decide without a database: where a row belongs and how long it is kept, which
 //! events of a group need a row at all, and which numbers stand for what.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
-    Appended, Entering,
+    Appended,
     waiting::{Held, Holding},
 };
 use crate::{
@@ -121,9 +121,9 @@ pub(super) struct Wish<'a> {
     digest: Option<&'a NotificationId>,
 }
 
-impl<'a> From<&'a Entering> for Wish<'a> {
-    fn from(entering: &'a Entering) -> Self {
-        Self { event: &entering.event, waited: entering.waited, digest: None }
+impl<'a> From<&'a Arc<Event>> for Wish<'a> {
+    fn from(event: &'a Arc<Event>) -> Self {
+        Self { event, waited: true, digest: None }
     }
 }
 
@@ -172,10 +172,7 @@ impl Outcome for Held {
     const REFUSED: Self = Self::Refused;
 
     fn again(self) -> Self {
-        match self {
-            Self::Waiting => Self::Known,
-            other => other,
-        }
+        self
     }
 }
 
@@ -210,14 +207,7 @@ impl<'a> Group<'a> {
             let next = rows.len();
             let first = seen.entry((&event.user, &event.id)).or_insert(next);
             if *first < next && rows[*first].event.recorded_at >= place.known_since {
-                let mut fate = Fate::Again(*first);
-                if waited && !rows[*first].waited {
-                    // The one that has waited is who the row belongs to; what came before it is the copy.
-                    rows[*first].waited = true;
-                    let copy = fates.iter_mut().find(|fate| **fate == Fate::Row(*first));
-                    std::mem::swap(copy.expect("every row has its event"), &mut fate);
-                }
-                fates.push(fate);
+                fates.push(Fate::Again(*first));
                 continue;
             }
             *first = next;

@@ -8,7 +8,7 @@ pub(in crate::store) mod queries;
 mod sessions;
 mod waiting;
 
-use std::{path::Path, str::FromStr as _, time::Duration};
+use std::{path::Path, str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
     ConnectOptions as _, Sqlite, SqliteConnection, Transaction,
@@ -18,8 +18,8 @@ use sqlx::{
 };
 
 use super::{
-    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Entering, Epochs, Error, Opened, Opening, Page,
-    PageLimit, Store,
+    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Opened, Opening, Page, PageLimit,
+    Store,
     journal::Step,
     metric::{Operation, counted},
     page::page,
@@ -28,7 +28,7 @@ use super::{
     schema::{SQLITE, SchemaError, reason},
 };
 use crate::{
-    event::{UnixMillis, unix_millis_now},
+    event::{Event, UnixMillis, unix_millis_now},
     ids::{DeviceId, LogEpoch, Sequence, UserId},
 };
 
@@ -238,8 +238,8 @@ impl Store for SqliteStore {
         counted(Operation::Open, self.open_logs(opening))
     }
 
-    fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {
-        counted(Operation::Write, self.append_group(entering))
+    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>> {
+        counted(Operation::Write, self.append_group(events))
     }
 
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page> {

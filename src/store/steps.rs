@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     event::UnixMillis,
-    ids::{DeviceId, NotificationId, Sequence, SessionId, UserId},
+    ids::{DeviceId, NotificationId, Sequence, SessionTag, UserId},
     state::State,
 };
 
@@ -58,7 +58,7 @@ impl Step {
             ids: ids.collect(),
             state,
             reason: row.cell::<Option<i16>>(from + 5)?.and_then(reason_of),
-            session: row.cell::<Option<String>>(from + 6)?.and_then(|session| SessionId::parse(&session)),
+            session: row.cell::<Option<String>>(from + 6)?.and_then(|session| SessionTag::parse(&session)),
             device: row.cell::<Option<String>>(from + 7)?.and_then(|device| DeviceId::new(device).ok()),
             handed_at: row.cell(from + 8)?,
             at: row.cell(from + 9)?,
@@ -127,6 +127,7 @@ pub(super) fn account(user: &UserId, row: &impl Cells) -> sqlx::Result<Option<Ac
     let floor: i64 = row.cell(rest + 3)?;
     let acknowledged: i64 = row.cell(rest + 4)?;
     Ok(Some(Account {
+        ended: None,
         event,
         seq,
         stored_at: row.cell(rest)?,

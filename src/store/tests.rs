@@ -13,7 +13,7 @@ use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 
 use super::{
-    Acknowledgement, Answer, Appended, Entering, Error, Opened, Opening, Page, PageLimit, Store,
+    Acknowledgement, Answer, Appended, Error, Opened, Opening, Page, PageLimit, Store,
     journal::{Account, Cancelled, Journal, Mark, Step, Superseding},
     memory::{Config, MemoryStore},
     waiting::{Backlog, Ending, Held, Holding, Waiting},
@@ -75,8 +75,7 @@ impl FaultyStore {
 
     /// Appends without a fault.
     pub(crate) async fn fill(&self, events: &[Arc<Event>]) {
-        let entering: Vec<Entering> = events.iter().cloned().map(Into::into).collect();
-        self.memory.append(&entering).await.unwrap();
+        self.memory.append(events).await.unwrap();
     }
 
     /// User 101's log is as it was when it had so many.
@@ -118,8 +117,8 @@ impl Store for FaultyStore {
         self.answer(Call::Open, move || self.memory.open_all(opening))
     }
 
-    fn append<'a>(&'a self, entering: &'a [Entering]) -> Answer<'a, Vec<Appended>> {
-        self.answer(Call::Append, move || self.memory.append(entering))
+    fn append<'a>(&'a self, events: &'a [Arc<Event>]) -> Answer<'a, Vec<Appended>> {
+        self.answer(Call::Append, move || self.memory.append(events))
     }
 
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page> {

@@ -1,5 +1,5 @@
 //! Notifications that wait for a user's rate limit: stored, and so settled, but without a number. Releasing one is
-//! appending it ([`super::Entering::waited`]). What ends while it waits stays readable until it expires.
+//! appending it. What ends while it waits stays readable until it expires.
 
 use std::sync::Arc;
 

@@ -3,6 +3,7 @@
 //! user stay in order, and a slow store makes larger groups instead of longer queues.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,17 +12,18 @@ use ractor::DerivedActorRef;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Acknowledgement, Appended, Entering, Error, Opened, Opening, Store,
+    Acknowledgement, Appended, Error, Opened, Opening, Store,
     journal::{Cancelled, Step, Superseding},
     metric,
-    waiting::{Ending, Held, Holding},
+    waiting::{Backlog, Ending, Held, Holding},
 };
 use crate::{
     backoff::Backoff,
-    event::{Event, InFlight},
+    event::{Event, InFlight, unix_millis_now},
     health::Health,
     ids::{NotificationId, UserId},
     placement::shard,
+    state::{Reason, State},
 };
 
 /// The most rows of one call to the store.
@@ -54,20 +56,34 @@ enum Write {
     Digested(UserId, NotificationId),
     Raise(Option<Acknowledgement>, Vec<Step>),
     Open(Opening, OnOpened),
+    Backlog(UserId, OnBacklog),
     /// Behind everything before it.
-    Cancel(UserId, NotificationId, oneshot::Sender<Cancelled>),
+    Cancel(Cancelling),
 }
+
+/// A cancellation under way.
+struct Cancelling {
+    user: UserId,
+    id: NotificationId,
+    reply: CancelReply,
+}
+
+/// Hears what became of a cancellation; it is dropped when that cannot be said.
+pub type CancelReply = oneshot::Sender<Cancelled>;
 
 /// What enters the log.
 enum Entrant {
     /// An event of a producer's. `alone`: nobody has a session open, so that it may supersede what nobody was given.
     New { in_flight: InFlight, alone: bool },
     /// One that has waited, or a digest.
-    Released(Entering),
+    Released(Arc<Event>),
 }
 
 /// What is done with the marks of a log that was opened.
 pub type OnOpened = Box<dyn FnOnce(Opened) + Send>;
+
+/// What is done with what waits for a user.
+pub type OnBacklog = Box<dyn FnOnce(Backlog) + Send>;
 
 /// Who hears what became of writes.
 pub type Reply = DerivedActorRef<Written>;
@@ -128,7 +144,7 @@ impl Writer {
     /// Gives a number to one that has waited, or to a digest of such.
     pub fn release(&self, event: Arc<Event>, reply: Reply) {
         let user = event.user.clone();
-        self.send(&user, Write::Append { entrant: Entrant::Released(Entering { event, waited: true }), reply });
+        self.send(&user, Write::Append { entrant: Entrant::Released(event), reply });
     }
 
     /// Stores an event without a number, until it is released; with a digest, only to be counted in it.
@@ -159,8 +175,13 @@ impl Writer {
     }
 
     /// Sees that a notification is not delivered, behind the writes before this and before those after it.
-    pub fn cancel(&self, user: UserId, id: NotificationId, reply: oneshot::Sender<Cancelled>) {
-        self.send(&user.clone(), Write::Cancel(user, id, reply));
+    pub fn cancel(&self, user: UserId, id: NotificationId, reply: CancelReply) {
+        self.send(&user.clone(), Write::Cancel(Cancelling { user, id, reply }));
+    }
+
+    /// Asks what waits for a user, behind the writes before this. `answer` is dropped when that cannot be.
+    pub fn backlog(&self, user: UserId, answer: OnBacklog) {
+        self.send(&user.clone(), Write::Backlog(user, answer));
     }
 
     /// The log lacks what somebody has seen in it: it gets another epoch, and this process has to begin anew.
@@ -200,13 +221,15 @@ struct Group {
     digests: Vec<(UserId, NotificationId)>,
     acknowledged: Vec<Acknowledgement>,
     steps: Vec<Step>,
+    superseding: HashMap<(UserId, Box<str>), Superseding>,
     opening: Vec<Opening>,
     on_opened: Vec<OnOpened>,
+    backlogs: Vec<(UserId, OnBacklog)>,
 }
 
 impl Group {
     /// Takes a write; one that has to be alone comes back.
-    fn add(&mut self, write: Write) -> Option<(UserId, NotificationId, oneshot::Sender<Cancelled>)> {
+    fn add(&mut self, write: Write) -> Option<Cancelling> {
         match write {
             Write::Hold { in_flight, digest, reply } => self.holds.push((in_flight, digest, reply)),
             Write::Append { entrant, reply } => self.appends.push((entrant, reply)),
@@ -220,9 +243,24 @@ impl Group {
                 self.opening.push(opening);
                 self.on_opened.push(answer);
             }
-            Write::Cancel(user, id, reply) => return Some((user, id, reply)),
+            Write::Backlog(user, answer) => self.backlogs.push((user, answer)),
+            Write::Cancel(cancelling) => return Some(cancelling),
         }
         None
+    }
+}
+
+impl Group {
+    /// Notes whose place a new row takes, if it takes any: of those that came together, the last one counts.
+    fn supersede(&mut self, event: &Event, outcome: Appended) {
+        let (Appended::Stored(seq), Some(key)) = (outcome, &event.options.collapse_key) else { return };
+        let superseding = self.superseding.entry((event.user.clone(), key.clone())).or_insert_with(|| Superseding {
+            user: event.user.clone(),
+            collapse_key: key.clone(),
+            seq,
+            together_from: seq,
+        });
+        superseding.seq = superseding.seq.max(seq);
     }
 }
 
@@ -232,7 +270,7 @@ impl Lane {
         while queue.recv_many(&mut writes, GROUP_MAX).await > 0 {
             let mut group = Group::default();
             for write in writes.drain(..) {
-                if let Some((user, id, reply)) = group.add(write) {
+                if let Some(Cancelling { user, id, reply }) = group.add(write).filter(|one| !one.reply.is_closed()) {
                     self.write(std::mem::take(&mut group)).await;
                     let _ = reply.send(self.until_done(|| self.store.cancel(&user, &id)).await);
                 }
@@ -241,10 +279,10 @@ impl Lane {
         }
     }
 
-    async fn write(&self, group: Group) {
-        let Group { holds, appends, endings, digests, acknowledged, steps, opening, on_opened } = group;
-        self.hold(holds).await;
-        self.append(appends).await;
+    async fn write(&self, mut group: Group) {
+        self.hold(std::mem::take(&mut group.holds)).await;
+        self.append(&mut group).await;
+        let Group { endings, digests, acknowledged, steps, superseding, opening, on_opened, backlogs, .. } = group;
         if !endings.is_empty() {
             self.until_done(|| self.store.end(&endings)).await;
         }
@@ -254,6 +292,16 @@ impl Lane {
         if !acknowledged.is_empty() || !steps.is_empty() {
             let acknowledged = highest(acknowledged);
             self.until_done(|| self.store.acknowledge(&acknowledged, &steps)).await;
+        }
+        if !superseding.is_empty() {
+            // Behind the acknowledgements: what somebody has stays. Left undone, an older one comes beside the newer.
+            let superseding: Vec<_> = superseding.into_values().collect();
+            if let Err(error) = self.store.supersede(&superseding).await {
+                tracing::warn!(%error, "older notifications with the same key stay");
+            }
+        }
+        for (user, answer) in backlogs {
+            answer(self.until_done(|| self.store.backlog(&user)).await);
         }
         if !opening.is_empty() {
             let opened = self.until_done(|| self.store.open_all(&opening)).await;
@@ -273,37 +321,63 @@ impl Lane {
         let began = Instant::now();
         let outcomes = self.until_done(|| self.store.hold(&holding)).await;
         metric::wrote(holding.len(), began.elapsed());
+        let events: Vec<_> = holding.into_iter().map(|one| one.event).collect();
+        let ends = |held: &Held| match held {
+            Held::Expired => Appended::Expired,
+            Held::Refused => Appended::Refused,
+            _ => Appended::Known,
+        };
+        self.note_ends(&events, &outcomes.iter().map(ends).collect::<Vec<_>>()).await;
         for ((in_flight, _, reply), outcome) in holds.into_iter().zip(outcomes) {
             let _ = reply.send_message(Written::Held { in_flight, outcome });
         }
     }
 
-    async fn append(&self, appends: Vec<(Entrant, Reply)>) {
+    async fn append(&self, group: &mut Group) {
+        let appends = std::mem::take(&mut group.appends);
         if appends.is_empty() {
             return;
         }
-        let entering = |(one, _): &(Entrant, _)| match one {
-            Entrant::New { in_flight, .. } => in_flight.event.clone().into(),
-            Entrant::Released(entering) => entering.clone(),
+        let event = |(entrant, _): &(Entrant, _)| match entrant {
+            Entrant::New { in_flight, .. } => in_flight.event.clone(),
+            Entrant::Released(event) => event.clone(),
         };
-        let entering: Vec<Entering> = appends.iter().map(entering).collect();
+        let events: Vec<_> = appends.iter().map(event).collect();
         let began = Instant::now();
-        let outcomes = self.until_done(|| self.store.append(&entering)).await;
-        metric::wrote(entering.len(), began.elapsed());
-        let mut superseding = Vec::new();
-        for ((one, reply), outcome) in appends.into_iter().zip(outcomes) {
-            let written = match one {
+        let outcomes = self.until_done(|| self.store.append(&events)).await;
+        metric::wrote(events.len(), began.elapsed());
+        self.note_ends(&events, &outcomes).await;
+        for ((entrant, reply), outcome) in appends.into_iter().zip(outcomes) {
+            let written = match entrant {
                 Entrant::New { in_flight, alone } => {
-                    superseding.extend(supersedes(&in_flight.event, outcome).filter(|_| alone));
+                    if alone {
+                        group.supersede(&in_flight.event, outcome);
+                    }
                     Written::Stored { in_flight, outcome }
                 }
-                Entrant::Released(Entering { event, .. }) => Written::Released { event, outcome },
+                Entrant::Released(event) => Written::Released { event, outcome },
             };
             // An actor that is gone leaves the permit to its Drop: the event comes again and finds its row.
             let _ = reply.send_message(written);
         }
-        if !superseding.is_empty() {
-            self.until_done(|| self.store.supersede(&superseding)).await;
+    }
+
+    /// Says in the journal what has ended without a row, before it counts as settled. A copy of one that has a row, or
+    /// has had one, has not ended with it.
+    async fn note_ends(&self, events: &[Arc<Event>], outcomes: &[Appended]) {
+        let mut steps = Vec::new();
+        for (event, outcome) in events.iter().zip(outcomes) {
+            let (state, reason) = match outcome {
+                Appended::Expired => (State::Deleted, Reason::Expired),
+                Appended::Refused => (State::Failed, Reason::Unstorable),
+                _ => continue,
+            };
+            if self.until_done(|| self.store.account(&event.user, &event.id)).await.is_none() {
+                steps.push(Step { state, ..Step::ended(event, 0, reason, unix_millis_now()) });
+            }
+        }
+        if !steps.is_empty() {
+            self.until_done(|| self.store.acknowledge(&[], &steps)).await;
         }
     }
 
@@ -334,13 +408,6 @@ impl Lane {
             }
         }
     }
-}
-
-/// Whose place a new row takes, if it takes any.
-fn supersedes(event: &Event, outcome: Appended) -> Option<Superseding> {
-    let Appended::Stored(seq) = outcome else { return None };
-    let collapse_key = event.options.collapse_key.clone()?;
-    Some(Superseding { user: event.user.clone(), collapse_key, seq })
 }
 
 /// Each cursor once, with the highest number that was acknowledged.

@@ -9,7 +9,6 @@ use std::{
 
 use serde::Serialize;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::{
     limiter::{Limiter, Limits},
@@ -52,18 +51,18 @@ pub enum Place {
 #[derive(Debug, Default)]
 pub struct Buffer {
     /// For each priority in the order of arrival.
-    queues: [VecDeque<Arc<Event>>; Priority::COUNT],
+    queues: [VecDeque<Item>; Priority::COUNT],
     items: usize,
     bytes: usize,
-    digest: Option<Digest>,
+    /// The one that will tell of those for which there was no room.
+    digest: Option<NotificationId>,
 }
 
 #[derive(Debug)]
-struct Digest {
-    id: NotificationId,
-    counts: BTreeMap<Box<str>, u64>,
-    from: UnixMillis,
-    to: UnixMillis,
+struct Item {
+    event: Arc<Event>,
+    /// A newer one with its key is on its way into the store, and takes its place when it is there.
+    overtaken: bool,
 }
 
 impl Buffer {
@@ -79,58 +78,67 @@ impl Buffer {
         !self.queues[priority as usize].is_empty()
     }
 
-    /// The one with this id.
-    #[must_use]
-    pub fn find(&self, id: &str) -> Option<&Arc<Event>> {
-        self.queues.iter().flatten().find(|event| *event.id == *id)
+    fn events(&self) -> impl Iterator<Item = &Arc<Event>> {
+        self.queues.iter().flatten().map(|item| &item.event)
     }
 
-    /// Takes out the one that a newer one with the same key overtakes.
-    pub fn superseded_by(&mut self, newer: &Event) -> Option<Arc<Event>> {
+    /// The one whose place a newer one with the same key takes, if that gets into the store.
+    pub fn overtaken_by(&mut self, newer: &Event) -> Option<Arc<Event>> {
         let key = newer.options.collapse_key.as_ref()?;
-        let is_older = |event: &Arc<Event>| event.options.collapse_key.as_ref() == Some(key) && event.id != newer.id;
-        let id = self.queues.iter().flatten().find(|event| is_older(event))?.id.clone();
-        self.remove(&id)
+        let is_older = |item: &&mut Item| {
+            !item.overtaken && item.event.options.collapse_key.as_ref() == Some(key) && item.event.id != newer.id
+        };
+        let older = self.queues.iter_mut().flatten().find(is_older)?;
+        older.overtaken = true;
+        Some(older.event.clone())
     }
 
-    /// Finds a place for an event that is over its limit.
-    pub fn insert(&mut self, event: &Arc<Event>, bounds: Bounds) -> Place {
-        if self.find(&event.id).is_some() {
+    /// It did not: the older one stays.
+    pub fn stays(&mut self, older: &Arc<Event>) {
+        let same = |item: &&mut Item| Arc::ptr_eq(&item.event, older);
+        if let Some(item) = self.queues.iter_mut().flatten().find(same) {
+            item.overtaken = false;
+        }
+    }
+
+    /// Finds a place for an event that is over its limit. `replaces`: another one goes for it.
+    pub fn insert(&mut self, event: &Arc<Event>, bounds: Bounds, replaces: bool) -> Place {
+        if self.events().any(|waiting| waiting.id == event.id) {
             return Place::Known;
         }
         let bytes = event.size_bytes();
-        // Once a burst is folded, the rest of it is: nobody could tell which of them are in the digest.
-        if self.digest.is_some() || self.items >= bounds.items || self.bytes + bytes > bounds.bytes {
-            return Place::Folded(self.fold(event));
+        let has_room = self.digest.is_none() && self.items < bounds.items && self.bytes + bytes <= bounds.bytes;
+        // Once a burst is folded, the rest of it is: a digest tells of all that came until those before it are gone.
+        if !has_room && !replaces {
+            return Place::Folded(self.digest.get_or_insert_with(NotificationId::time_ordered).clone());
         }
         self.items += 1;
         self.bytes += bytes;
         let priority = event.options.priority;
         metric::buffered(priority, 1);
-        self.queues[priority as usize].push_back(event.clone());
+        self.queues[priority as usize].push_back(Item { event: event.clone(), overtaken: false });
         Place::Waits
-    }
-
-    fn fold(&mut self, event: &Event) -> NotificationId {
-        let digest = self.digest.get_or_insert_with(|| Digest {
-            id: digest_id(event),
-            counts: BTreeMap::new(),
-            from: event.recorded_at,
-            to: event.recorded_at,
-        });
-        digest.count(&event.notification_type, 1);
-        digest.from = digest.from.min(event.recorded_at);
-        digest.to = digest.to.max(event.recorded_at);
-        digest.id.clone()
     }
 
     /// Takes one out, whatever its place.
     pub fn remove(&mut self, id: &str) -> Option<Arc<Event>> {
-        let queue = self.queues.iter_mut().find(|queue| queue.iter().any(|event| *event.id == *id))?;
-        let at = queue.iter().position(|event| *event.id == *id)?;
-        let event = queue.remove(at)?;
-        self.forget(&event);
-        Some(event)
+        self.take_out(|event| *event.id == *id)
+    }
+
+    /// Takes out this very one, and no copy of it.
+    pub fn remove_same(&mut self, one: &Arc<Event>) -> Option<Arc<Event>> {
+        self.take_out(|event| Arc::ptr_eq(event, one))
+    }
+
+    fn take_out(&mut self, is_it: impl Fn(&Arc<Event>) -> bool) -> Option<Arc<Event>> {
+        for queue in &mut self.queues {
+            if let Some(at) = queue.iter().position(|item| is_it(&item.event)) {
+                let Item { event, .. } = queue.remove(at)?;
+                self.forget(&event);
+                return Some(event);
+            }
+        }
+        None
     }
 
     fn forget(&mut self, event: &Event) {
@@ -142,8 +150,8 @@ impl Buffer {
     /// Takes out what may not be delivered any more.
     pub fn expired(&mut self, now: UnixMillis) -> Vec<Arc<Event>> {
         let is_over = |event: &&Arc<Event>| event.expires_at().is_some_and(|at| at <= now);
-        let over: Vec<_> = self.queues.iter().flatten().filter(is_over).map(|event| event.id.clone()).collect();
-        over.iter().filter_map(|id| self.remove(id)).collect()
+        let over: Vec<_> = self.events().filter(is_over).cloned().collect();
+        over.iter().filter_map(|event| self.remove_same(event)).collect()
     }
 
     /// Takes out the next one that a limiter lets go: the highest priority first, in one the oldest.
@@ -160,7 +168,7 @@ impl Buffer {
     }
 
     fn take(&mut self, priority: Priority) -> Option<Arc<Event>> {
-        let event = self.queues[priority as usize].pop_front()?;
+        let Item { event, .. } = self.queues[priority as usize].pop_front()?;
         self.forget(&event);
         Some(event)
     }
@@ -172,36 +180,24 @@ impl Buffer {
         waiting.map(|priority| limiter.next(limits, priority, now).unwrap_or(now)).min()
     }
 
-    /// The digest that is owed, when all that came before it is gone.
-    pub fn digest(&mut self, user: &UserId, now: UnixMillis) -> Option<Arc<Event>> {
-        if self.items > 0 {
-            return None;
-        }
-        let Digest { id, counts, from, to } = self.digest.take()?;
-        Some(digest(user, id, counts, (from, to), now))
+    /// Whether this digest may still grow.
+    #[must_use]
+    pub fn is_open(&self, digest: &NotificationId) -> bool {
+        self.digest.as_ref() == Some(digest)
+    }
+
+    /// Closes the digest when all that came before it is gone; whether there was one.
+    pub fn close_digest(&mut self) -> bool {
+        self.items == 0 && self.digest.take().is_some()
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        for event in self.queues.iter().flatten() {
+        for event in self.events() {
             metric::buffered(event.options.priority, -1);
         }
     }
-}
-
-impl Digest {
-    fn count(&mut self, of_type: &str, count: u64) {
-        let known = self.counts.len() < DIGEST_TYPES_MAX || self.counts.contains_key(of_type);
-        let name = if known { of_type } else { OTHER_TYPES };
-        *self.counts.entry(name.into()).or_default() += count;
-    }
-}
-
-/// The same burst has the same digest, whoever makes it: a digest that was made twice is delivered once.
-fn digest_id(first: &Event) -> NotificationId {
-    let name = format!("{}\u{1f}{}", first.user, first.id);
-    NotificationId::of_uuid(Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()))
 }
 
 /// What a digest says.
@@ -210,21 +206,23 @@ struct Payload<'a> {
     /// How many there are.
     count: u64,
     /// How many of each type.
-    types: &'a BTreeMap<Box<str>, u64>,
+    types: BTreeMap<&'a str, u64>,
     /// The first record's timestamp, in milliseconds since 1970.
     from: UnixMillis,
     /// The last record's timestamp.
     to: UnixMillis,
 }
 
-fn digest(
-    user: &UserId,
-    id: NotificationId,
-    counts: BTreeMap<Box<str>, u64>,
-    (from, to): (UnixMillis, UnixMillis),
-    now: UnixMillis,
-) -> Arc<Event> {
-    let payload = Payload { count: counts.values().sum(), types: &counts, from, to };
+/// The digest that tells of these.
+#[must_use]
+pub fn digest(user: &UserId, folded: Folded, now: UnixMillis) -> Arc<Event> {
+    let Folded { digest: id, counts, from, to } = folded;
+    let mut types: BTreeMap<&str, u64> = BTreeMap::new();
+    for (of_type, count) in &counts {
+        let is_named = types.len() < DIGEST_TYPES_MAX || types.contains_key(&**of_type);
+        *types.entry(if is_named { of_type } else { OTHER_TYPES }).or_default() += count;
+    }
+    let payload = Payload { count: types.values().sum(), types, from, to };
     Arc::new(Event {
         user: user.clone(),
         session: None,
@@ -235,15 +233,6 @@ fn digest(
         created_at: now,
         recorded_at: now,
     })
-}
-
-/// A digest that is owed since before a crash.
-#[must_use]
-pub fn owed(user: &UserId, folded: Folded, now: UnixMillis) -> Arc<Event> {
-    let Folded { digest: id, counts, from, to } = folded;
-    let mut made = Digest { id, counts: BTreeMap::new(), from, to };
-    counts.iter().for_each(|(of_type, count)| made.count(of_type, *count));
-    digest(user, made.id, made.counts, (from, to), now)
 }
 
 #[cfg(test)]

@@ -1,16 +1,13 @@
 //! What a user's actor says in the journal: who was given what, who has acknowledged it, what was taken back.
 
-use super::{CancelReply, State};
+use super::State;
 use crate::{
     event::unix_millis_now,
     ids::{DeviceId, NotificationId, Sequence, SessionId},
     session::{self, Handed, What},
     state::State as Became,
-    store::{Acknowledgement, journal::Step},
+    store::{Acknowledgement, journal::Step, writer::CancelReply},
 };
-
-/// So many cancellations are remembered while sessions are open.
-const CANCELLED_MAX: usize = 1000;
 
 impl State {
     pub(super) fn session(&mut self, outcome: session::Outcome) {
@@ -52,8 +49,7 @@ impl State {
             match ids {
                 None => steps.push(sent((news, seq))),
                 Some(mut ids) => {
-                    let cancelled = self.traffic.as_ref().map(|traffic| &traffic.cancelled);
-                    ids.retain(|(seq, id)| *seq >= news && !cancelled.is_some_and(|ids| ids.contains(id)));
+                    ids.retain(|(seq, _)| *seq >= news);
                     // Between two runs are numbers that never came.
                     let runs = ids.chunk_by(|(one, _), (next, _)| one + 1 == *next);
                     steps.extend(runs.map(|run| Step {
@@ -81,7 +77,7 @@ impl State {
             ids: Vec::new(),
             state,
             reason: None,
-            session: Some(session),
+            session: Some(session.into()),
             device,
             handed_at: None,
             at: unix_millis_now(),
@@ -91,16 +87,8 @@ impl State {
     /// Sees that a notification is not delivered, wherever it is by now. It goes the way of the writes, so that an
     /// acknowledgement is either before it or does not count.
     pub(super) fn cancel(&mut self, id: NotificationId, reply: CancelReply) {
-        let has_sessions = !self.sessions.is_empty();
-        if has_sessions || self.traffic.is_some() {
-            let traffic = self.traffic.get_or_insert_default();
+        if let Some(traffic) = &mut self.traffic {
             traffic.buffer.remove(&id);
-            if has_sessions {
-                traffic.cancelled.push_back(id.clone());
-                if traffic.cancelled.len() > CANCELLED_MAX {
-                    traffic.cancelled.pop_front();
-                }
-            }
         }
         self.config.writer.cancel(self.user.clone(), id, reply);
     }

@@ -1,36 +1,32 @@
 //! What a user's limits do to events: they go into the log at once, or wait in the buffer, or are counted in a digest.
 //! Whatever waits is stored first, and so settled; it gets its number when it is released.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::{
-    Msg, State, UserRef,
+    Msg, Outcome, State, UserRef,
     buffer::{self, Buffer, DIGEST_TYPE, Place},
     limiter::{Limiter, Limits},
     metric,
 };
 use crate::{
     event::{Event, InFlight, unix_millis_now},
-    ids::NotificationId,
     state::Reason,
     store::{
         Appended,
-        waiting::{Backlog, Ending, Held},
+        waiting::{Backlog, Ending, Folded, Held},
     },
 };
-
-/// How long to wait for a store that does not answer before asking again.
-const BACKLOG_RETRY: Duration = Duration::from_millis(500);
 
 /// What one user's limits have let go, and what waits for them.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
     limiter: Limiter,
     pub(super) buffer: Buffer,
-    /// What was taken back while sessions are open, which may have been given it: they do not send it any more.
-    pub(super) cancelled: VecDeque<NotificationId>,
+    /// Newer ones on their way into the store, each with the one that waits and whose place it takes then.
+    overtaking: Vec<(Arc<Event>, Arc<Event>)>,
     /// When the timer for the next one fires.
     timer_at: Option<Instant>,
     /// While the store is asked what waits since before a crash: what must not overtake it.
@@ -42,16 +38,26 @@ impl Traffic {
         Self { limiter, ..Self::default() }
     }
 
-    /// Whether an event may go now; takes its token. `queues`: it could wait, and must not overtake those that do.
-    fn passes(&mut self, limits: &Limits, event: &Event, queues: bool) -> bool {
+    /// Whether an event may go now; takes its token. None overtakes those of its priority that wait.
+    fn passes(&mut self, limits: &Limits, event: &Event) -> bool {
         let priority = event.options.priority;
         let Some(limit) = limits.of(priority) else { return true };
-        let overtakes = queues && self.buffer.has(priority);
-        if !overtakes && self.limiter.try_take(limits, priority, Instant::now()) {
+        if !self.buffer.has(priority) && self.limiter.try_take(limits, priority, Instant::now()) {
             return true;
         }
         metric::rate_limited(priority, limit.dry_run);
         limit.dry_run
+    }
+
+    /// An event is in the store, or not: the one whose place it takes, if it is and takes any.
+    fn arrived(&mut self, newer: &Arc<Event>, is_stored: bool) -> Option<Arc<Event>> {
+        let at = self.overtaking.iter().position(|(one, _)| Arc::ptr_eq(one, newer))?;
+        let (_, older) = self.overtaking.swap_remove(at);
+        if !is_stored {
+            self.buffer.stays(&older);
+            return None;
+        }
+        self.buffer.remove_same(&older)
     }
 }
 
@@ -68,25 +74,32 @@ impl State {
         }
         let traffic = self.traffic.get_or_insert_default();
         let event = in_flight.event.clone();
-        let superseded = traffic.buffer.superseded_by(&event);
-        if traffic.passes(&self.config.limits, &event, true) {
+        let older = traffic.buffer.overtaken_by(&event);
+        if traffic.passes(&self.config.limits, &event) {
+            // An earlier copy that waits gets its number with this one.
+            traffic.buffer.remove(&event.id);
             self.config.writer.append(in_flight, false, myself.get_derived());
         } else {
-            let digest = match traffic.buffer.insert(&event, self.config.buffer) {
+            let digest = match traffic.buffer.insert(&event, self.config.buffer, older.is_some()) {
                 Place::Waits | Place::Known => None,
                 Place::Folded(digest) => Some(digest),
             };
             self.config.writer.hold(in_flight, digest, myself.get_derived());
         }
-        if let Some(older) = superseded {
+        traffic.overtaking.extend(older.map(|older| (event, older)));
+        self.watch_buffer(myself);
+    }
+
+    /// An event is in the store, or not: an older one that waits goes for it if it is.
+    pub(super) fn arrived(&mut self, event: &Arc<Event>, is_stored: bool) {
+        if let Some(older) = self.traffic.as_mut().and_then(|traffic| traffic.arrived(event, is_stored)) {
             self.end_waiting(&older, Reason::Superseded);
         }
-        self.watch_buffer(myself);
     }
 
     /// Whether a transient event is within the limits; it never waits.
     pub(super) fn may_pass(&mut self, event: &Event) -> bool {
-        self.traffic.get_or_insert_default().passes(&self.config.limits, event, false)
+        self.traffic.get_or_insert_default().passes(&self.config.limits, event)
     }
 
     fn end_waiting(&self, event: &Event, reason: Reason) {
@@ -100,12 +113,13 @@ impl State {
     /// The store has, or has not, taken one that waits.
     pub(super) fn held(&mut self, myself: &UserRef, mut in_flight: InFlight, outcome: Held) {
         in_flight.permit.begin();
+        self.arrived(&in_flight.event, outcome == Held::Waiting);
         if outcome == Held::Waiting {
             metric::event(metric::Event::Buffered);
             return in_flight.permit.settle();
         }
         if let Some(traffic) = &mut self.traffic {
-            traffic.buffer.remove(&in_flight.event.id);
+            traffic.buffer.remove_same(&in_flight.event);
         }
         match outcome {
             Held::Duplicate(seq) => {
@@ -113,8 +127,8 @@ impl State {
                 self.grown(seq);
             }
             Held::Waiting | Held::Known => metric::event(metric::Event::Duplicate),
-            Held::Expired => self.dropped(&in_flight.event, metric::Event::Expired, Reason::Expired),
-            Held::Refused => self.refused(&in_flight.event),
+            Held::Expired => metric::event(metric::Event::Expired),
+            Held::Refused => metric::event(metric::Event::Refused),
         }
         self.watch_buffer(myself);
         if outcome == Held::Refused { in_flight.permit.bury() } else { in_flight.permit.settle() }
@@ -138,7 +152,6 @@ impl State {
     /// Nobody is there any more whom it could be too much for.
     pub(super) fn release_all(&mut self, myself: &UserRef) {
         let Some(mut traffic) = self.traffic.take() else { return };
-        traffic.cancelled = VecDeque::new();
         while let Some(event) = traffic.buffer.take_any() {
             self.release_one(myself, event);
         }
@@ -154,9 +167,12 @@ impl State {
     /// Sends the digest when all that was before it is gone, and keeps one timer going while something waits.
     fn watch_buffer(&mut self, myself: &UserRef) {
         let Some(traffic) = &mut self.traffic else { return };
-        if let Some(digest) = traffic.buffer.digest(&self.user, unix_millis_now()) {
-            metric::waited(metric::Waited::Digest);
-            return self.release_one(myself, digest);
+        if traffic.buffer.close_digest() {
+            // The store knows what it has to tell of: copies, and what was refused, do not count.
+            self.pending += 1;
+            let myself = myself.clone();
+            let answer = move |backlog: Backlog| _ = myself.cast(Msg::Folded(backlog.folded));
+            return self.config.writer.backlog(self.user.clone(), Box::new(answer));
         }
         let now = Instant::now();
         let Some(at) = traffic.buffer.next(&traffic.limiter, &self.config.limits, now) else { return };
@@ -190,6 +206,11 @@ impl State {
         (!limiter.is_rested(Instant::now())).then(|| limiter.clone())
     }
 
+    /// Whether this actor knows of something that waits, or asks what does.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.traffic.as_ref().is_some_and(|traffic| traffic.recovering.is_some() || !traffic.buffer.is_empty())
+    }
+
     /// Whether the store has not said yet what waits since before a crash.
     pub(super) fn is_recovering(&self) -> bool {
         self.traffic.as_ref().is_some_and(|traffic| traffic.recovering.is_some())
@@ -198,17 +219,19 @@ impl State {
     /// Asks the store what waits since before a crash; events that are stored stay behind it.
     pub(super) fn recover(&mut self, myself: &UserRef) {
         self.traffic.get_or_insert_default().recovering = Some(Vec::new());
-        let (store, user, myself) = (self.config.store.clone(), self.user.clone(), myself.clone());
-        tokio::spawn(async move {
-            let backlog = loop {
-                match store.backlog(&user).await {
-                    Ok(backlog) => break backlog,
-                    Err(error) => tracing::warn!(%error, "reading what waits failed, trying again"),
-                }
-                tokio::time::sleep(BACKLOG_RETRY).await;
-            };
-            let _ = myself.cast(Msg::Backlog(backlog));
-        });
+        let myself = myself.clone();
+        let answer = move |backlog| _ = myself.cast(Msg::Backlog(backlog));
+        self.config.writer.backlog(self.user.clone(), Box::new(answer));
+    }
+
+    /// Sends digests; one that may still grow comes later.
+    pub(super) fn folded(&mut self, myself: &UserRef, folded: Vec<Folded>) {
+        let buffer = self.traffic.as_ref().map(|traffic| &traffic.buffer);
+        let is_whole = |folded: &Folded| !buffer.is_some_and(|buffer| buffer.is_open(&folded.digest));
+        for folded in folded.into_iter().filter(is_whole).collect::<Vec<_>>() {
+            metric::waited(metric::Waited::Digest);
+            self.release_one(myself, buffer::digest(&self.user, folded, unix_millis_now()));
+        }
     }
 
     /// Gives a number to everything that waited, in the order that it would have had.
@@ -218,12 +241,11 @@ impl State {
         for event in events {
             self.release_one(myself, event);
         }
-        for folded in folded {
-            self.release_one(myself, buffer::owed(&self.user, folded, unix_millis_now()));
-        }
+        self.folded(myself, folded);
         let behind = self.traffic.as_mut().and_then(|traffic| traffic.recovering.take());
         for in_flight in behind.into_iter().flatten() {
             self.enter(myself, in_flight);
         }
+        let _ = self.outcomes.send_message(Outcome::Recovered);
     }
 }

@@ -75,7 +75,7 @@ impl Setup {
             ids: Vec::new(),
             state,
             reason: None,
-            session: Some(session),
+            session: Some(session.into()),
             device: device.clone(),
             handed_at: (state == Became::Sent).then_some(at),
             at: at + 5,

@@ -181,12 +181,16 @@ impl MemoryStore {
             stored_at,
             expires_at: event.expires_at().unwrap_or(event.recorded_at.saturating_add(retention)),
             acknowledged: seq.is_some_and(|seq| seq <= log.acknowledged()),
+            ended: seq
+                .and_then(|seq| log.removed.get(&seq).copied())
+                .or_else(|| log.waiting[log.waits(id)?].ended)
+                .map(|reason| (reason, stored_at)),
             evicted: false,
             steps: log.steps.iter().filter(covers).cloned().collect(),
         })
     }
 
-    fn supersede_one(&self, Superseding { user, collapse_key, seq }: &Superseding, now: UnixMillis) {
+    fn supersede_one(&self, Superseding { user, collapse_key, seq, .. }: &Superseding, now: UnixMillis) {
         let mut stripe = self.stripe(user).lock();
         let Some(log) = stripe.users.get_mut(user) else { return };
         let after = log.acknowledged().max(log.handed).max(log.lost);

@@ -12,7 +12,7 @@ fn store(per_user_max: usize, bytes_max: usize) -> MemoryStore {
     MemoryStore::new(Config { retention: 7 * day, per_user_max, dedup_window: day, bytes_max })
 }
 
-fn event(user: &str, id: &str, ttl: Option<Duration>) -> Entering {
+fn event(user: &str, id: &str, ttl: Option<Duration>) -> Arc<Event> {
     let now = unix_millis_now();
     let event = Event {
         user: UserId::new(user).unwrap(),
@@ -24,7 +24,7 @@ fn event(user: &str, id: &str, ttl: Option<Duration>) -> Entering {
         created_at: now,
         recorded_at: now,
     };
-    Arc::new(event).into()
+    Arc::new(event)
 }
 
 fn append(store: &MemoryStore, id: &str) -> Appended {
@@ -104,7 +104,7 @@ fn retention_takes_the_oldest_and_the_head_stays() {
 
 #[test]
 fn the_bytes_of_all_users_are_bounded_oldest_first() {
-    let one = event("u", "00", None).event.size_bytes();
+    let one = event("u", "00", None).size_bytes();
     let store = store(1000, (one * 3 + one / 2) * usize::from(STRIPES));
     (10..20).for_each(|i| _ = append(&store, &i.to_string()));
     assert_eq!(shape(&store.read_page("u", 0, ALL, unix_millis_now())), ["1-7 Evicted", "8", "9", "10"]);

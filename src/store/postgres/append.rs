@@ -1,6 +1,6 @@
 //! Appending and holding back: one statement for many users, under the fence. Appending, it numbers its rows itself.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use sqlx::{Row as _, postgres::PgConnection};
 
@@ -10,10 +10,10 @@ use super::{
     queries::{APPEND, HOLD},
 };
 use crate::{
-    event::unix_millis_now,
+    event::{Event, unix_millis_now},
     ids::Sequence,
     store::{
-        Appended, Entering, Error,
+        Appended, Error,
         poison::{self, Attempt},
         row::{self, Group, Outcome, Row, day, durability_number, number, priority_number, signed},
         waiting::{Held, Holding},
@@ -57,8 +57,8 @@ impl Written for Held {
 }
 
 impl PostgresStore {
-    pub(super) async fn append_group(&self, entering: &[Entering]) -> Result<Vec<Appended>, Error> {
-        self.write_group(&Group::new(entering, &self.keeping, unix_millis_now())).await
+    pub(super) async fn append_group(&self, events: &[Arc<Event>]) -> Result<Vec<Appended>, Error> {
+        self.write_group(&Group::new(events, &self.keeping, unix_millis_now())).await
     }
 
     pub(super) async fn hold_group(&self, holding: &[Holding]) -> Result<Vec<Held>, Error> {

@@ -1,18 +1,18 @@
 //! Appending and holding back: a few statements for the whole group in one transaction, which nobody else can write
 //! beside.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, Transaction};
 
 use super::{SqliteStore, journal::note, queries, unavailable};
 use crate::{
-    event::{UnixMillis, unix_millis_now},
+    event::{Event, UnixMillis, unix_millis_now},
     ids::{NotificationId, Sequence},
     placement::shard,
     state::Reason,
     store::{
-        Appended, Entering, Error,
+        Appended, Error,
         journal::Step,
         poison::{self, Attempt},
         row::{self, Group, Row, durability_number, number, priority_number, reason_number, signed},
@@ -53,8 +53,8 @@ async fn finish<T>(transaction: Transaction<'_, Sqlite>, done: sqlx::Result<Vec<
 }
 
 impl SqliteStore {
-    pub(super) async fn append_group(&self, entering: &[Entering]) -> Result<Vec<Appended>, Error> {
-        let group = Group::new(entering, &self.keeping, unix_millis_now());
+    pub(super) async fn append_group(&self, events: &[Arc<Event>]) -> Result<Vec<Appended>, Error> {
+        let group = Group::new(events, &self.keeping, unix_millis_now());
         let of_rows = poison::isolate(&group.rows, |rows| self.attempt_append(rows), Row::name).await?;
         Ok(group.outcomes(&of_rows))
     }

@@ -155,7 +155,7 @@ impl SqliteStore {
     }
 
     async fn supersede_one(&self, connection: &mut SqliteConnection, superseding: &Superseding) -> sqlx::Result<()> {
-        let (Superseding { user, collapse_key, seq }, now) = (superseding, unix_millis_now());
+        let (Superseding { user, collapse_key, seq, .. }, now) = (superseding, unix_millis_now());
         let find = sqlx::query_as(queries::SUPERSEDED).bind(&**user).bind(&**collapse_key).bind(signed(*seq)).bind(now);
         let older: Vec<(i64, String)> = find.fetch_all(&mut *connection).await?;
         for (seq, id) in older {

@@ -45,7 +45,6 @@ async fn through_the_engine(place: &Place, round: &str) {
         let log = log.clone();
         tokio::spawn(async move {
             for group in groups {
-                let group: Vec<Entering> = group.into_iter().map(Into::into).collect();
                 log.append(&group).await.unwrap();
             }
         })

@@ -32,7 +32,7 @@ pub(super) fn step(user_name: &str, (first, last): (Sequence, Sequence), ids: &[
         ids: ids.iter().map(|text| id(text)).collect(),
         state,
         reason: None,
-        session: Some(SessionId::random()),
+        session: Some(SessionId::random().into()),
         device: Some(DeviceId::new("phone").unwrap()),
         handed_at: Some(5),
         at: unix_millis_now(),
