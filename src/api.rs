@@ -14,6 +14,7 @@ mod trace_context;
 use std::{sync::Arc, time::Duration};
 
 use rdkafka::{ClientConfig, error::KafkaError};
+use tokio::sync::Semaphore;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::publish::{InFlight, Publisher};
@@ -61,6 +62,8 @@ struct Inner {
     shards: Shards,
     /// Sessions from before are lost.
     started_at: UnixMillis,
+    /// Cancellations under way. Each stands alone among the writes of its user's lane, and must not hold them up.
+    cancellations: Semaphore,
 }
 
 impl Api {
@@ -96,6 +99,7 @@ impl Api {
             store,
             shards,
             started_at: unix_millis_now(),
+            cancellations: Semaphore::new(notification::CANCELLATIONS_MAX),
         })))
     }
 

@@ -306,6 +306,7 @@ impl State {
         let taken = self.push(&outgoing);
         if taken {
             self.sent = self.sent.max(covers);
+            self.window.on_gap(gap);
         }
         taken
     }
@@ -356,9 +357,9 @@ impl State {
 
     fn acknowledged(&mut self, myself: &SessionRef, seq: Sequence) {
         // The connection has checked that the number was sent.
-        if let Some(window::Taken { ids }) = self.window.on_acknowledged(seq) {
+        if let Some(window::Taken { ids, gaps }) = self.window.on_acknowledged(seq) {
             let handed = self.untold(seq);
-            self.tell(What::Acknowledged { seq, ids, handed });
+            self.tell(What::Acknowledged { seq, ids, gaps, handed });
             self.progress(myself);
         }
     }

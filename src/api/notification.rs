@@ -24,6 +24,8 @@ use crate::{
     wire::timestamp_text,
 };
 
+/// So many are under way at a time, over all users.
+pub(super) const CANCELLATIONS_MAX: usize = 4;
 /// How long a cancellation may wait for the store. It may still happen afterwards.
 const CANCEL: Duration = Duration::from_secs(5);
 
@@ -192,6 +194,13 @@ pub(super) async fn cancel(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let (user, id) = api.named(&headers, carrier, (user, id), Scope::Sessions).await?;
+    if api.store.account(&user, &id).await.map_err(away)?.is_none() {
+        return Err(unknown());
+    }
+    let Ok(_under_way) = api.cancellations.try_acquire() else {
+        let detail = "too many cancellations are under way";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1));
+    };
     let cancelled = tokio::time::timeout(CANCEL, api.shards.cancel(&user, id)).await;
     match cancelled.ok().flatten() {
         Some(Cancelled::Done(_)) => Ok(StatusCode::NO_CONTENT),

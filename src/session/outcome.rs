@@ -3,6 +3,7 @@
 use crate::{
     event::UnixMillis,
     ids::{DeviceId, NotificationId, Sequence, SessionId},
+    wire::Gap,
 };
 
 /// Numbers that a session was given.
@@ -36,6 +37,8 @@ pub enum What {
         seq: Sequence,
         /// The numbers and ids, when all of them are known.
         ids: Option<Vec<(Sequence, NotificationId)>>,
+        /// The numbers among them that the client was told will not come.
+        gaps: Vec<Gap>,
         /// Those of them that were not told of.
         handed: Option<Handed>,
     },

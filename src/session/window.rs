@@ -4,7 +4,13 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use crate::ids::{NotificationId, Sequence};
+use crate::{
+    ids::{NotificationId, Sequence},
+    wire::Gap,
+};
+
+/// So many gaps are remembered until they are acknowledged.
+const GAPS_MAX: usize = 256;
 
 /// The window's size.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +30,7 @@ pub struct Window {
     acknowledged: Sequence,
     bytes: usize,
     unacknowledged: VecDeque<Sent>,
+    gaps: VecDeque<Gap>,
 }
 
 #[derive(Clone, Debug)]
@@ -38,15 +45,17 @@ struct Sent {
 /// What an acknowledgement is about.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// The numbers and ids, when all of them are known.
+    /// The numbers and ids of what was sent, when all of them are known.
     pub ids: Option<Vec<(Sequence, NotificationId)>>,
+    /// The numbers among them that the client was told will not come.
+    pub gaps: Vec<Gap>,
 }
 
 impl Window {
     /// An empty window.
     #[must_use]
     pub fn new(limits: Limits, counts: bool) -> Self {
-        Self { limits, counts, acknowledged: 0, bytes: 0, unacknowledged: VecDeque::new() }
+        Self { limits, counts, acknowledged: 0, bytes: 0, unacknowledged: VecDeque::new(), gaps: VecDeque::new() }
     }
 
     /// Takes over from an earlier session on the same connection: `sent` was passed on, `acknowledged` of it
@@ -72,6 +81,13 @@ impl Window {
         }
     }
 
+    /// The client was told that these numbers will not come.
+    pub fn on_gap(&mut self, gap: Gap) {
+        if self.gaps.len() < GAPS_MAX {
+            self.gaps.push_back(gap);
+        }
+    }
+
     /// The client took everything up to `seq`; what that is, if it is news.
     pub fn on_acknowledged(&mut self, seq: Sequence) -> Option<Taken> {
         if seq <= self.acknowledged {
@@ -93,7 +109,12 @@ impl Window {
         }
         // An earlier session's tail that was acknowledged in part only counts as one, with the number at its end.
         let tail_begun = self.unacknowledged.front().is_some_and(|sent| sent.id.is_none());
-        Some(Taken { ids: ids.filter(|_| !tail_begun) })
+        let taken = self.gaps.partition_point(|gap| gap.to <= seq);
+        let gaps = self.gaps.drain(..taken).collect();
+        if self.gaps.is_empty() {
+            self.gaps = VecDeque::new();
+        }
+        Some(Taken { ids: ids.filter(|_| !tail_begun), gaps })
     }
 
     /// Everything up to this number is acknowledged.
@@ -122,10 +143,10 @@ mod tests {
     }
 
     fn ids(seqs: impl IntoIterator<Item = Sequence>) -> Option<Taken> {
-        Some(Taken { ids: Some(seqs.into_iter().map(|seq| (seq, id(seq))).collect()) })
+        Some(Taken { ids: Some(seqs.into_iter().map(|seq| (seq, id(seq))).collect()), gaps: Vec::new() })
     }
 
-    const UNKNOWN: Option<Taken> = Some(Taken { ids: None });
+    const UNKNOWN: Option<Taken> = Some(Taken { ids: None, gaps: Vec::new() });
 
     fn filled(sizes: &[usize]) -> Window {
         let mut window = Window::new(LIMITS, true);
@@ -157,6 +178,20 @@ mod tests {
         (1..50).for_each(|seq| window.on_sent(seq, &id(seq), 1000, Instant::now()));
         assert!(window.has_room() && window.oldest_unacknowledged().is_none());
         assert_eq!(window.on_acknowledged(7), UNKNOWN);
+    }
+
+    #[test]
+    fn gaps_are_told_of_when_they_are_acknowledged_and_bounded() {
+        let gap = |from, to| Gap { from, to, reason: crate::wire::GapReason::Expired };
+        let mut window = Window::new(LIMITS, true);
+        window.on_gap(gap(1, 3));
+        window.on_sent(4, &id(4), 1, Instant::now());
+        window.on_gap(gap(5, 9));
+        let taken = window.on_acknowledged(4).unwrap();
+        assert_eq!((taken.ids, taken.gaps), (Some(vec![(4, id(4))]), vec![gap(1, 3)]));
+        assert_eq!(window.on_acknowledged(9).unwrap().gaps, [gap(5, 9)]);
+        (0..1000).for_each(|n| window.on_gap(gap(10 + n, 10 + n)));
+        assert_eq!(window.gaps.len(), GAPS_MAX);
     }
 
     #[test]

@@ -4,16 +4,19 @@ use super::State;
 use crate::{
     event::unix_millis_now,
     ids::{DeviceId, NotificationId, Sequence, SessionId},
-    session::{self, Handed, What},
-    state::State as Became,
+    session::{self, Handed, What, window::Taken},
+    state::{Reason, State as Became},
     store::{Acknowledgement, journal::Step, writer::CancelReply},
+    wire::{Gap, GapReason},
 };
 
 impl State {
     pub(super) fn session(&mut self, outcome: session::Outcome) {
         let session::Outcome { session, device, what } = outcome;
         match what {
-            What::Acknowledged { seq, ids, handed } => self.acknowledged(session, device, seq, ids, handed),
+            What::Acknowledged { seq, ids, gaps, handed } => {
+                self.acknowledged(session, device, seq, Some(Taken { ids, gaps }), handed);
+            }
             What::Handed(handed) => {
                 let step = self.step(Became::Active, (handed.first, handed.last), session, device);
                 self.config.writer.note(Step { at: handed.at, ..step });
@@ -27,13 +30,14 @@ impl State {
         }
     }
 
-    /// Raises the device's cursor. What no other device had acknowledged is sent from here on.
+    /// Raises the device's cursor. What no other device had acknowledged is sent from here on, and what the client was
+    /// told will not come has ended with that.
     pub(super) fn acknowledged(
         &mut self,
         session: SessionId,
         device: Option<DeviceId>,
         seq: Sequence,
-        ids: Option<Vec<(Sequence, NotificationId)>>,
+        taken: Option<Taken>,
         handed: Option<Handed>,
     ) {
         let mut steps = Vec::new();
@@ -45,9 +49,12 @@ impl State {
         }
         if seq >= news {
             let handed_at = handed.filter(|handed| handed.last >= news).map(|handed| handed.at);
+            let Taken { ids, gaps } = taken.unwrap_or(Taken { ids: None, gaps: Vec::new() });
+            let gaps = gaps.into_iter().filter(|gap| gap.to >= news && gap.from <= seq);
+            let gaps: Vec<Gap> = gaps.map(|gap| Gap { from: gap.from.max(news), to: gap.to.min(seq), ..gap }).collect();
             let sent = |numbers| Step { handed_at, ..self.step(Became::Sent, numbers, session, device.clone()) };
             match ids {
-                None => steps.push(sent((news, seq))),
+                None => steps.extend(between(&gaps, (news, seq)).map(sent)),
                 Some(mut ids) => {
                     ids.retain(|(seq, _)| *seq >= news);
                     // Between two runs are numbers that never came.
@@ -57,6 +64,16 @@ impl State {
                         ..sent((run[0].0, run[run.len() - 1].0))
                     }));
                 }
+            }
+            for gap in gaps {
+                let reason = match gap.reason {
+                    GapReason::Expired => Reason::Expired,
+                    GapReason::Evicted => Reason::Evicted,
+                    // Noted when it was taken back; or nothing is known of these numbers.
+                    GapReason::Cancelled | GapReason::Epoch | GapReason::Restored => continue,
+                };
+                let step = self.step(Became::Deleted, (gap.from, gap.to), session, device.clone());
+                steps.push(Step { reason: Some(reason), ..step });
             }
             self.acknowledged = seq;
         }
@@ -91,5 +108,27 @@ impl State {
             traffic.buffer.remove(&id);
         }
         self.config.writer.cancel(self.user.clone(), id, reply);
+    }
+}
+
+/// The stretches of numbers that are in no gap. Gaps are in order.
+fn between(gaps: &[Gap], (first, last): (Sequence, Sequence)) -> impl Iterator<Item = (Sequence, Sequence)> {
+    let starts = std::iter::once(first).chain(gaps.iter().map(|gap| gap.to + 1));
+    let ends = gaps.iter().map(|gap| gap.from - 1).chain(std::iter::once(last));
+    starts.zip(ends).filter(|(from, to)| from <= to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stretches_between_gaps_leave_out_every_number_of_a_gap_and_no_other() {
+        let gap = |from, to| Gap { from, to, reason: GapReason::Expired };
+        let of = |gaps: &[Gap]| between(gaps, (3, 9)).collect::<Vec<_>>();
+        assert_eq!(of(&[]), [(3, 9)]);
+        assert_eq!(of(&[gap(3, 3), gap(5, 6)]), [(4, 4), (7, 9)]);
+        assert_eq!(of(&[gap(4, 5), gap(6, 9)]), [(3, 3)]);
+        assert_eq!(of(&[gap(3, 9)]), []);
     }
 }

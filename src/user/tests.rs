@@ -45,6 +45,7 @@ pub(crate) fn config(store: &Arc<FaultyStore>, sessions_max: usize) -> Arc<Confi
 struct Running {
     actor: UserRef,
     store: Arc<FaultyStore>,
+    writer: Writer,
     reports: Arc<Reports>,
     asks: Heard<Outcome>,
     next: std::cell::Cell<i64>,
@@ -58,9 +59,10 @@ impl Running {
 
     async fn with(store: Arc<FaultyStore>, config: Arc<Config>) -> Self {
         let (shard, asks) = Collector::<Outcome>::spawn().await;
+        let writer = config.writer.clone();
         let args = Args { user: fakes::user(), config, outcomes: shard.get_derived(), limiter: None, recover: false };
         let actor = spawn(args, shard.get_cell()).await.unwrap();
-        Self { actor, store, reports: Reports::new(), asks, next: 0.into() }
+        Self { actor, store, writer, reports: Reports::new(), asks, next: 0.into() }
     }
 
     /// Sends one event, as the shard does.

@@ -26,7 +26,7 @@ const STEPS_MAX: usize = 200;
 /// Entries that wait for their receipts, over all users; the oldest go first.
 const ENDED_MAX: usize = 100_000;
 /// Ended ones of a user that stay readable; the oldest go first.
-const ENDED_OF_USER_MAX: usize = 1_000;
+const ENDED_OF_USER_MAX: usize = 100;
 
 /// What has ended, in order, for receipts.
 #[derive(Default)]
@@ -215,7 +215,7 @@ impl MemoryStore {
             (from, steps)
         };
         let next = steps.0 + steps.1.len() as u64;
-        for step in steps.1.iter_mut().filter(|step| step.state == State::Sent) {
+        for step in steps.1.iter_mut().filter(|step| step.ids.is_empty() || step.state == State::Sent) {
             let stripe = self.stripe(&step.user).lock();
             let Some(log) = stripe.users.get(&step.user) else { continue };
             if step.ids.is_empty() {

@@ -32,9 +32,9 @@ fn the_highest_priority_goes_first_and_in_one_the_oldest() {
     for (id, priority) in
         [("l1", Priority::Low), ("n1", Priority::Normal), ("h1", Priority::High), ("n2", Priority::Normal)]
     {
-        assert_eq!(buffer.insert(&event(id, priority), bounds), Place::Waits);
+        assert_eq!(buffer.insert(&event(id, priority), bounds, false), Place::Waits);
     }
-    assert_eq!(buffer.insert(&event("n1", Priority::Normal), bounds), Place::Known);
+    assert_eq!(buffer.insert(&event("n1", Priority::Normal), bounds, false), Place::Known);
     assert_eq!(all(&mut buffer), ["h1", "n1", "n2", "l1"]);
     assert!(buffer.is_empty());
 }
@@ -48,7 +48,7 @@ fn each_priority_goes_as_its_own_limit_lets_it() {
     for (id, priority) in [("l1", Priority::Low), ("l2", Priority::Low), ("h1", Priority::High), ("h2", Priority::High)]
     {
         limiter.take(&limits, priority, start);
-        buffer.insert(&event(id, priority), bounds);
+        buffer.insert(&event(id, priority), bounds, false);
     }
     let mut released = Vec::new();
     for _ in 0..4 {
@@ -62,60 +62,59 @@ fn each_priority_goes_as_its_own_limit_lets_it() {
 }
 
 #[test]
-fn a_newer_one_with_the_same_key_takes_the_place_of_an_older_one() {
+fn an_older_one_with_the_same_key_goes_when_the_newer_one_is_in_the_store() {
     let keyed = |id: &str, key: &str| with(id, |options| options.collapse_key = Some(key.into()));
     let mut buffer = Buffer::default();
     for event in [keyed("a", "k"), keyed("b", "other"), keyed("c", "k2")] {
-        buffer.insert(&event, BOUNDS);
+        buffer.insert(&event, BOUNDS, false);
     }
     let newer = keyed("d", "k");
-    assert_eq!(&*buffer.superseded_by(&newer).unwrap().id, "a");
-    assert!(buffer.superseded_by(&newer).is_none() && buffer.superseded_by(&event("e", Priority::Low)).is_none());
-    assert_eq!(buffer.insert(&newer, BOUNDS), Place::Waits, "there is room again");
-    assert!(buffer.superseded_by(&newer).is_none(), "not its own place");
+    let older = buffer.overtaken_by(&newer).unwrap();
+    assert_eq!(&*older.id, "a");
+    assert!(buffer.overtaken_by(&keyed("e", "k")).is_none(), "one is on its way already");
+    buffer.stays(&older);
+    assert!(buffer.overtaken_by(&newer).is_some(), "it did not get into the store");
+    assert_eq!(buffer.insert(&newer, BOUNDS, true), Place::Waits, "the older one makes room");
+    assert_eq!(&*buffer.overtaken_by(&keyed("e", "k")).unwrap().id, "d", "not what is overtaken already");
+    assert!(buffer.remove_same(&older).is_some() && buffer.remove_same(&older).is_none());
+    assert!(buffer.remove_same(&keyed("b", "other")).is_none(), "a copy is another one");
     assert_eq!(all(&mut buffer), ["b", "c", "d"]);
 }
 
 #[test]
-fn what_has_no_room_is_counted_in_one_digest_until_all_is_gone() {
+fn what_has_no_room_goes_into_one_digest_until_all_before_it_is_gone() {
     let mut buffer = Buffer::default();
-    let now = unix_millis_now();
-    let typed = |id: &str, of_type: &str, at| {
-        let mut event = (*event(id, Priority::Normal)).clone();
-        (event.notification_type, event.recorded_at) = (of_type.into(), at);
-        Arc::new(event)
-    };
-    (0..3).for_each(|n| _ = buffer.insert(&event(&n.to_string(), Priority::Normal), BOUNDS));
-    let Place::Folded(digest) = buffer.insert(&typed("x", "chat", 50), BOUNDS) else { panic!("there was room") };
+    (0..3).for_each(|n| _ = buffer.insert(&event(&n.to_string(), Priority::Normal), BOUNDS, false));
+    let Place::Folded(digest) = buffer.insert(&event("x", Priority::Normal), BOUNDS, false) else { panic!("it waits") };
     buffer.take_any();
-    for (id, of_type, at) in [("y", "chat", 40), ("z", "mail", 70)] {
-        assert_eq!(
-            buffer.insert(&typed(id, of_type, at), BOUNDS),
-            Place::Folded(digest.clone()),
-            "the rest of the burst"
-        );
+    for id in ["y", "z"] {
+        let place = buffer.insert(&event(id, Priority::Normal), BOUNDS, false);
+        assert_eq!(place, Place::Folded(digest.clone()), "the rest of the burst");
     }
-    assert!(buffer.digest(&fakes::user(), now).is_none(), "not before those that wait");
+    assert!(buffer.is_open(&digest) && !buffer.close_digest(), "not before those that wait");
     assert_eq!(all(&mut buffer), ["1", "2"]);
     assert!(!buffer.is_empty(), "the digest is owed");
-    let made = buffer.digest(&fakes::user(), now).unwrap();
-    assert_eq!((&made.id, &*made.notification_type), (&digest, DIGEST_TYPE));
+    assert!(buffer.close_digest() && !buffer.is_open(&digest));
+    assert!(buffer.is_empty() && !buffer.close_digest());
+    (0..3).for_each(|n| _ = buffer.insert(&event(&n.to_string(), Priority::Normal), BOUNDS, false));
+    assert_ne!(buffer.insert(&event("x", Priority::Normal), BOUNDS, false), Place::Folded(digest), "another burst");
+}
+
+#[test]
+fn a_digest_says_how_many_there_are_of_each_type() {
+    let id = NotificationId::new("d").unwrap();
+    let folded = Folded { digest: id.clone(), counts: vec![("chat".into(), 2), ("mail".into(), 1)], from: 40, to: 70 };
+    let made = digest(&fakes::user(), folded, 5);
+    assert_eq!((&made.id, &*made.notification_type), (&id, DIGEST_TYPE));
     let payload: serde_json::Value = serde_json::from_str(&made.payload).unwrap();
     assert_eq!(payload, serde_json::json!({"count": 3, "types": {"chat": 2, "mail": 1}, "from": 40, "to": 70}));
-    assert!(buffer.is_empty() && buffer.digest(&fakes::user(), now).is_none());
-
-    let folded =
-        Folded { digest: digest.clone(), counts: vec![("chat".into(), 2), ("mail".into(), 1)], from: 40, to: 70 };
-    assert_eq!(*owed(&fakes::user(), folded, now), *made, "the same after a crash");
-    (0..3).for_each(|n| _ = buffer.insert(&event(&n.to_string(), Priority::Normal), BOUNDS));
-    assert_ne!(buffer.insert(&typed("w", "chat", 50), BOUNDS), Place::Folded(digest), "another burst");
 }
 
 #[test]
 fn a_digest_names_so_many_types_and_counts_the_others_together() {
     let counts = (0..200).map(|n| (format!("type{n:03}").into(), 1)).collect();
     let id = NotificationId::new("d").unwrap();
-    let made = owed(&fakes::user(), Folded { digest: id, counts, from: 0, to: 0 }, 0);
+    let made = digest(&fakes::user(), Folded { digest: id, counts, from: 0, to: 0 }, 0);
     let payload: serde_json::Value = serde_json::from_str(&made.payload).unwrap();
     assert_eq!((&payload["count"], &payload["types"][OTHER_TYPES]), (&200.into(), &150.into()));
 }
@@ -125,9 +124,9 @@ fn bytes_are_bounded_too() {
     let mut buffer = Buffer::default();
     let one = event("a", Priority::Normal);
     let bounds = Bounds { items: 100, bytes: one.size_bytes() * 2 };
-    assert_eq!(buffer.insert(&one, bounds), Place::Waits);
-    assert_eq!(buffer.insert(&event("b", Priority::Low), bounds), Place::Waits);
-    assert!(matches!(buffer.insert(&event("c", Priority::High), bounds), Place::Folded(_)));
+    assert_eq!(buffer.insert(&one, bounds, false), Place::Waits);
+    assert_eq!(buffer.insert(&event("b", Priority::Low), bounds, false), Place::Waits);
+    assert!(matches!(buffer.insert(&event("c", Priority::High), bounds, false), Place::Folded(_)));
 }
 
 #[test]
@@ -136,7 +135,7 @@ fn what_has_expired_goes_wherever_it_stands() {
     let short = |id| with(id, |options| options.ttl = Some(Duration::from_secs(5)));
     let mut buffer = Buffer::default();
     for event in [event("a", Priority::Normal), short("b"), event("c", Priority::Normal)] {
-        buffer.insert(&event, BOUNDS);
+        buffer.insert(&event, BOUNDS, false);
     }
     assert!(buffer.expired(now).is_empty());
     assert_eq!(ids(buffer.expired(now + 6000)), ["b"]);
@@ -146,23 +145,17 @@ fn what_has_expired_goes_wherever_it_stands() {
 proptest! {
     /// Whatever comes and goes: nothing is in it twice or too much, and nothing vanishes.
     #[test]
-    fn everything_waits_or_is_counted_and_bounds_hold(
-        steps in prop::collection::vec((0usize..4, 0u8..4, any::<bool>()), 1..200), items in 1usize..10,
+    fn everything_waits_or_is_folded_and_bounds_hold(
+        steps in prop::collection::vec((0usize..4, any::<bool>()), 1..200), items in 1usize..10,
     ) {
         let bounds = Bounds { items, bytes: 1 << 20 };
-        let (mut buffer, mut waiting, mut folded, mut told) = (Buffer::default(), Vec::new(), 0, 0);
-        for (n, (priority, key, insert)) in steps.into_iter().enumerate() {
+        let (mut buffer, mut waiting, mut is_folding) = (Buffer::default(), Vec::new(), false);
+        for (n, (priority, insert)) in steps.into_iter().enumerate() {
             if insert {
-                let event = with(&n.to_string(), |options| {
-                    options.priority = Priority::ALL[priority];
-                    options.collapse_key = (key > 0).then(|| key.to_string().into());
-                });
-                if let Some(older) = buffer.superseded_by(&event) {
-                    waiting.retain(|(id, _)| *id != older.id);
-                }
-                match buffer.insert(&event, bounds) {
+                let event = event(&n.to_string(), Priority::ALL[priority]);
+                match buffer.insert(&event, bounds, false) {
                     Place::Waits => waiting.push((event.id.clone(), event.options.priority)),
-                    Place::Folded(_) => folded += 1,
+                    Place::Folded(_) => is_folding = true,
                     Place::Known => prop_assert!(false, "every id is new"),
                 }
             } else if let Some(event) = buffer.take_any() {
@@ -170,11 +163,8 @@ proptest! {
                 let at = waiting.iter().position(|(_, priority)| *priority == highest).unwrap();
                 prop_assert_eq!(waiting.remove(at).0, event.id.clone());
             }
-            if let Some(digest) = buffer.digest(&fakes::user(), 0) {
-                prop_assert!(waiting.is_empty());
-                let payload: serde_json::Value = serde_json::from_str(&digest.payload).unwrap();
-                told += payload["count"].as_u64().unwrap();
-                prop_assert_eq!(told, folded);
+            if buffer.close_digest() {
+                prop_assert!(waiting.is_empty() && std::mem::take(&mut is_folding));
             }
             prop_assert_eq!(buffer.items, waiting.len());
             prop_assert!(buffer.items <= items);

@@ -7,7 +7,7 @@ use crate::{
     event::{Options, Priority},
     state::State as Became,
     store::{
-        journal::{Journal as _, Mark, standing},
+        journal::{Cancelled, Journal as _, Mark, standing},
         waiting::Waiting as _,
     },
     user::{buffer::DIGEST_TYPE, limiter::Limit},
@@ -354,4 +354,154 @@ async fn the_journal_tells_who_had_what_and_who_acknowledged_first() {
     of_2.sort_by_key(|(state, session)| (*state as u8, *session));
     assert_eq!(of_2, [(Became::Active, 1), (Became::Active, 2), (Became::Stale, 1), (Became::Sent, 2)]);
     assert_eq!(user.stands("2").await.0, Became::Sent, "an end is not left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_of_one_that_waits_change_nothing() {
+    let user = running(|_| ()).await;
+    let (outlet, _) = user.attach(Origin::Cursor);
+    settled().await;
+    user.send(&["1", "2", "3", "3", "3"]);
+    settled().await;
+    assert_eq!(user.settled_now(), 5);
+    assert_eq!(user.waiting().await, ["3"]);
+    // Sent again as one that passes: it gets its number with that, once.
+    user.event(event("3", |options| options.priority = Priority::Critical));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!((ids(&outlet), outlet.numbers()), (["1", "2", "3"].map(String::from).into(), vec![1, 2, 3]));
+    assert_eq!(user.store.made(Call::BeginEpoch), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_released_and_sent_again_in_the_same_moment_comes_once() {
+    let user = running(|_| ()).await;
+    let (outlet, _) = user.attach(Origin::Cursor);
+    settled().await;
+    user.send(&["1", "2", "3", "4"]);
+    settled().await;
+    user.store.delay(Call::Append, Duration::from_secs(5));
+    user.send(&["busy"]);
+    user.event(event("3", |options| options.priority = Priority::Critical));
+    outlet.session().stop(None);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let (again, _) = user.attach(Origin::Cursor);
+    settled().await;
+    assert_eq!(ids(&again), ["1", "2", "3", "4", "busy"]);
+    assert_eq!(user.store.made(Call::BeginEpoch), 0, "no number was given twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_with_writes_under_way_loses_nothing_that_waits_and_owes_its_digest() {
+    let user = running(|_| ()).await;
+    let (_outlet, _) = user.attach(Origin::Cursor);
+    settled().await;
+    user.send(&["1", "2"]);
+    settled().await;
+    assert_eq!(user.settled_now(), 2);
+    user.store.delay(Call::Hold, Duration::from_secs(3));
+    user.send(&["3", "4", "5", "6", "7"]);
+    settled().await;
+    user.actor.kill();
+    let (shard, _) = Collector::<Outcome>::spawn().await;
+    let config = Arc::new(Config { writer: user.writer.clone(), ..limited(&user.store) });
+    let args = Args { user: fakes::user(), config, outcomes: shard.get_derived(), limiter: None, recover: true };
+    let next = Running { actor: spawn(args, shard.get_cell()).await.unwrap(), ..user };
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    // What was under way comes again: its permits were lost with the actor.
+    let mut lost: Vec<_> = next.reports.take().into_iter().map(|(_, outcome)| outcome).collect();
+    lost.dedup();
+    assert_eq!(lost, [Settlement::Lost]);
+    next.send(&["3", "4", "5", "6", "7"]);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(next.settled_now(), 5);
+    let (again, _) = next.attach(Origin::Cursor);
+    settled().await;
+    assert_eq!(ids(&again)[..5], ["1", "2", "3", "4", "5"]);
+    let digest = again.events().pop().unwrap();
+    let payload: serde_json::Value = serde_json::from_str(&digest.payload).unwrap();
+    assert_eq!((&*digest.notification_type, &payload["count"]), (DIGEST_TYPE, &2.into()));
+    assert!(next.store.users_waiting().await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn transient_ones_do_not_take_the_tokens_of_those_that_wait() {
+    let user = running(|_| ()).await;
+    let (outlet, _) = user.attach(Origin::Cursor);
+    settled().await;
+    user.send(&["1", "2", "3"]);
+    for n in 0..400 {
+        user.event(transient(&fakes::user(), &format!("t{n}")));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(ids(&outlet).contains(&"3".to_owned()), "after two seconds: {:?}", ids(&outlet));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_of_an_old_one_takes_nobodys_place() {
+    let user = running(|_| ()).await;
+    let keyed = |id: &str| event(id, |options| options.collapse_key = Some("score".into()));
+    let (outlet, _) = user.attach(Origin::Cursor);
+    settled().await;
+    user.event(keyed("old"));
+    user.send(&["1"]);
+    user.event(keyed("new"));
+    settled().await;
+    user.event(keyed("old"));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(ids(&outlet), ["old", "1", "new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_had_expired_when_the_client_came_ends_as_that_and_not_as_sent() {
+    let user = running(|_| ()).await;
+    let short = event("1", |options| options.ttl = Some(Duration::from_millis(200)));
+    user.event(short);
+    user.send(&["2"]);
+    settled().await;
+    std::thread::sleep(Duration::from_millis(250));
+    let (outlet, _) = user.attach(Origin::Cursor);
+    settled().await;
+    assert_eq!(outlet.seen()[1..], [Seen::Gap(1, 1, "expired".into()), Seen::Numbered(2)]);
+    outlet.session().cast(session::Msg::Acknowledged(2)).unwrap();
+    settled().await;
+    assert_eq!(user.stands("1").await, (Became::Deleted, Some(Reason::Expired)));
+    assert_eq!(user.stands("2").await, (Became::Sent, None));
+    let (steps, _) = user.store.ended_after(&Mark::default(), 100).await.unwrap();
+    let ended: Vec<_> = steps.iter().flat_map(|step| step.ids.iter().map(|id| (id.to_string(), step.state))).collect();
+    assert_eq!(ended, [("2".to_owned(), Became::Sent), ("1".to_owned(), Became::Deleted)], "each once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_copy_of_what_was_delivered_is_no_second_end() {
+    let user = running(|_| ()).await;
+    let (outlet, _) = user.attach(Origin::Cursor);
+    settled().await;
+    user.event(event("1", |options| options.ttl = Some(Duration::from_millis(200))));
+    settled().await;
+    outlet.session().cast(session::Msg::Acknowledged(1)).unwrap();
+    settled().await;
+    let mut copy = (*event("1", |options| options.ttl = Some(Duration::from_millis(1)))).clone();
+    copy.recorded_at -= 1000;
+    user.event(Arc::new(copy.clone()));
+    copy.id = NotificationId::new("never").unwrap();
+    user.event(Arc::new(copy));
+    settled().await;
+    assert_eq!(user.settled_now(), 3);
+    let (steps, _) = user.store.ended_after(&Mark::default(), 100).await.unwrap();
+    let ended: Vec<_> = steps.iter().flat_map(|step| step.ids.iter().map(|id| (id.to_string(), step.state))).collect();
+    assert_eq!(ended, [("1".to_owned(), Became::Sent), ("never".to_owned(), Became::Deleted)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_of_what_is_not_known_yet_changes_nothing_for_it() {
+    let user = running(|_| ()).await;
+    let (outlet, _) = user.attach(Origin::Cursor);
+    settled().await;
+    assert_eq!(user.cancel("1").await.unwrap(), Cancelled::Unknown);
+    user.send(&["1"]);
+    settled().await;
+    outlet.session().cast(session::Msg::Acknowledged(1)).unwrap();
+    settled().await;
+    let (steps, _) = user.store.ended_after(&Mark::default(), 100).await.unwrap();
+    assert_eq!(steps[0].ids, [NotificationId::new("1").unwrap()]);
 }
