@@ -17,7 +17,7 @@ use crate::{
     embedded_broker::EmbeddedBroker,
     event::Event,
     fakes::{durable, transient},
-    ids::{NotificationId, SessionId, UserId},
+    ids::{NotificationId, SessionId, SessionTag, UserId},
     proto::{NotificationDelivered, NotificationState},
     receipt::Receipts as _,
     state::{Reason, State},
@@ -63,12 +63,12 @@ impl Scripted {
     }
 
     /// These are in the log and acknowledged, in one entry.
-    async fn sent(&self, user: &str, ids: &[&str]) -> SessionId {
+    async fn sent(&self, user: &str, ids: &[&str]) -> SessionTag {
         let user = UserId::new(user).unwrap();
         let entering: Vec<_> = ids.iter().map(|id| durable(&user, id)).collect();
         self.memory.append(&entering).await.unwrap();
         let last = self.memory.open(&user, None).await.unwrap().head;
-        let session = SessionId::random();
+        let session = SessionTag::from(SessionId::random());
         let step = Step {
             user: user.clone(),
             first: last + 1 - ids.len() as Sequence,
@@ -76,7 +76,7 @@ impl Scripted {
             ids: Vec::new(),
             state: State::Sent,
             reason: None,
-            session: Some(session.into()),
+            session: Some(session),
             device: None,
             handed_at: None,
             at: unix_millis_now(),

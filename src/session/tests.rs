@@ -327,7 +327,7 @@ async fn superseded_numbers_are_passed_over_even_at_the_end() {
         event.options.collapse_key = Some(key.into());
         setup.store.fill(&[Arc::new(event)]).await;
     }
-    let older = |key: &str, seq| Superseding { user: user(), collapse_key: key.into(), seq };
+    let older = |key: &str, seq| Superseding { user: user(), collapse_key: key.into(), seq, together_from: 1 };
     setup.store.supersede(&[older("a", 4), older("b", 3), older("c", 6)]).await.unwrap();
     let session = setup.start(5).await;
     settled().await;

@@ -347,22 +347,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn of_two_with_one_id_the_row_is_that_of_the_one_that_has_waited() {
-        let event = Arc::new(event(unix_millis_now(), None));
-        for (first, second) in [(false, true), (true, false)] {
-            let group = [first, second].map(|waited| Entering { event: event.clone(), waited });
-            let group = Group::new(&group, &KEEPING, unix_millis_now());
-            assert!(group.rows.len() == 1 && group.rows[0].waited);
-            let outcomes = group.outcomes(&[Appended::Stored(7)]);
-            let expected = [first, second].map(|waited| match waited {
-                true => Appended::Stored(7),
-                false => Appended::Duplicate(7),
-            });
-            assert_eq!(outcomes, expected);
-        }
-    }
-
     proptest! {
         /// Whatever a record says of its time, its row stands in a partition that exists until the row has expired,
         /// and is looked for where it stands when the record is read again.

@@ -15,7 +15,7 @@ use crate::{
         tests::{READ_KEY, SECRET, SESSIONS_KEY, start_with},
     },
     auth, fakes,
-    ids::{DeviceId, SessionId},
+    ids::{DeviceId, SessionId, SessionTag},
     shard::{self, Shards},
     state::State as Became,
     store::{
@@ -65,8 +65,8 @@ impl Setup {
     }
 
     /// A session on the phone was given everything up to this number, and has acknowledged it or not.
-    async fn step(&self, state: Became, last: Sequence, at: UnixMillis) -> SessionId {
-        let session = SessionId::random();
+    async fn step(&self, state: Became, last: Sequence, at: UnixMillis) -> SessionTag {
+        let session = SessionTag::from(SessionId::random());
         let device = Some(DeviceId::new("phone").unwrap());
         let step = Step {
             user: fakes::user(),
@@ -75,7 +75,7 @@ impl Setup {
             ids: Vec::new(),
             state,
             reason: None,
-            session: Some(session.into()),
+            session: Some(session),
             device: device.clone(),
             handed_at: (state == Became::Sent).then_some(at),
             at: at + 5,

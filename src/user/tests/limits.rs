@@ -5,6 +5,7 @@ use std::sync::Mutex as StdMutex;
 use super::*;
 use crate::{
     event::{Options, Priority},
+    ids::SessionTag,
     state::State as Became,
     store::{
         journal::{Cancelled, Journal as _, Mark, standing},
@@ -343,8 +344,9 @@ async fn the_journal_tells_who_had_what_and_who_acknowledged_first() {
         async move { store.account(&fakes::user(), &id).await.unwrap().unwrap() }
     };
     let told = |steps: &[crate::store::journal::Step]| {
-        let of = |session: Option<SessionId>| if session == Some(first_id) { 1 } else { 2 };
-        assert!(steps.iter().all(|step| [Some(first_id), Some(second_id)].contains(&step.session)));
+        let [first, second] = [first_id, second_id].map(|id| Some(SessionTag::from(id)));
+        let of = |session: Option<SessionTag>| if session == first { 1 } else { 2 };
+        assert!(steps.iter().all(|step| [first, second].contains(&step.session)));
         steps.iter().map(|step| (step.state, of(step.session))).collect::<Vec<_>>()
     };
     let mut of_1 = told(&account("1").await.steps);
