@@ -11,7 +11,7 @@ mod waiting;
 use std::{path::Path, str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _, Sqlite, SqliteConnection, Transaction,
+    ConnectOptions as _, Connection as _, Sqlite, SqliteConnection, Transaction,
     sqlite::{
         SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
     },
@@ -90,6 +90,14 @@ pub(super) async fn migrate(config: &Config) -> Result<usize, SchemaError> {
     SQLITE.establish(&mut options(config)?.connect().await?, true).await
 }
 
+/// Whether a connection that is given back has no transaction left. Without room, or after an error of the disk, SQLite
+/// takes a transaction back by itself: taking it back once more fails, and the connection counts as within one for ever.
+async fn is_reusable(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
+    // The end of a transaction that was dropped is queued before this.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
+}
+
 /// Who owns the file, and which life of its log it holds.
 async fn owner_of(connection: &mut SqliteConnection) -> sqlx::Result<Option<(String, Option<String>, i64)>> {
     match sqlx::query_as("select epoch, owner, claim from meta").fetch_optional(connection).await {
@@ -107,7 +115,9 @@ impl SqliteStore {
         let options = options(config)?;
         create_private(options.get_filename());
         let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(BUSY * 2);
-        let writes = pool(1).idle_timeout(None).max_lifetime(None).connect_lazy_with(options.clone());
+        let writes = pool(1).idle_timeout(None).max_lifetime(None);
+        let writes = writes.after_release(|connection, _| Box::pin(is_reusable(connection)));
+        let writes = writes.connect_lazy_with(options.clone());
         let reads = pool(READS_MAX).connect_lazy_with(options);
         let mut connection = writes.acquire().await?;
         let applied = SQLITE.establish(&mut *connection, config.may_migrate).await?;
@@ -132,6 +142,13 @@ impl SqliteStore {
         drop(connection);
         let partitions = HeldPartitions::default();
         Ok(Self { keeping: config.keeping(), shards: config.shards, lives, owner, claim, writes, reads, partitions })
+    }
+
+    /// The file gets no larger than so many pages, or than it is.
+    #[cfg(test)]
+    pub(in crate::store) async fn bound(&self, pages: u32) {
+        let pragma = sqlx::AssertSqlSafe(format!("pragma max_page_count = {pages}"));
+        sqlx::query(pragma).execute(&self.writes).await.unwrap();
     }
 
     /// Fails when the file is another process's, or another file.

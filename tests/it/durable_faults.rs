@@ -37,10 +37,15 @@ async fn connections_to_the_store_that_are_cut_cost_nothing() {
     let node = store.of(Node::builder(&feed)).start().await;
     let mut crowd = crate::harness::check::Crowd::connect(&node, 4).await;
     let load = crowd.load(&feed, 150, std::time::Duration::from_millis(5));
+    let mut cuts = 0;
     while !load.is_finished() {
         store.cut().await;
-        crowd.take(std::time::Duration::from_millis(30)).await;
+        cuts += 1;
+        // Waiting for more than what is there would go on to the end of the load.
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        crowd.take(std::time::Duration::ZERO).await;
     }
+    assert!(cuts > 3, "cut {cuts} times");
     load.await.expect("the load is written");
     crowd.complete(&feed).await;
     node.ready().await;

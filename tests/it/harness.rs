@@ -21,6 +21,7 @@ pub mod kafka;
 pub mod keys;
 pub mod metrics;
 pub mod node;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod raw;

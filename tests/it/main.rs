@@ -26,6 +26,8 @@ mod drain;
 mod drain_late;
 mod durable;
 mod durable_faults;
+mod durable_many;
+mod durable_server;
 mod edges;
 mod examples;
 mod forms;

@@ -193,6 +193,22 @@ async fn expired_ones_are_announced_and_those_that_come_expired_get_no_number() 
 }
 
 #[tokio::test]
+async fn a_log_that_has_expired_as_a_whole_goes_on_with_its_numbers() {
+    for place in Place::all().await {
+        let engine = place.open().await;
+        let options = Options { ttl: Some(Duration::from_millis(100)), ..Options::default() };
+        let group = ["a", "b", "c"].map(|id| entering(Event { options: options.clone(), ..event("u", id) }));
+        engine.log.append(&group).await.unwrap();
+        crate::store::tests::faults::until(async || shape(&engine, "u", 0, ALL).await == ["1-3 Expired"]).await;
+        engine.log.tidy().await.unwrap();
+        assert_eq!(shape(&engine, "u", 0, ALL).await, ["1-3 Expired"], "{}", place.name());
+        assert_eq!(engine.log.open(&user("u"), None).await.unwrap().head, 3, "{}", place.name());
+        assert_eq!(append(&engine, event("u", "next")).await, Appended::Stored(4), "{}", place.name());
+        assert_eq!(shape(&engine, "u", 0, ALL).await, ["1-3 Expired", "4"], "{}", place.name());
+    }
+}
+
+#[tokio::test]
 async fn cursors_rise_only_and_a_new_device_starts_at_the_shared_one() {
     for place in Place::all().await {
         let engine = place.open().await;

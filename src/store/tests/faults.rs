@@ -15,6 +15,7 @@ use crate::{
         positions::{Known, LogName},
         postgres::PostgresStore,
         schema::SchemaError,
+        sqlite::SqliteStore,
     },
 };
 
@@ -207,6 +208,24 @@ async fn partitions_that_are_over_are_dropped_whole_and_numbers_go_on() {
     let engine = Engine::of(Arc::new(store));
     assert_eq!(engine.log.append(&events("u", ["next"])).await.unwrap(), [Appended::Stored(4)]);
     assert_eq!(shape(&engine, "u", 0, ALL).await, ["1-3 Expired", "4"]);
+}
+
+#[tokio::test]
+async fn a_file_without_room_takes_what_it_refused_when_there_is_some() {
+    let place = Place::file();
+    let store = Arc::new(SqliteStore::open(&place.config()).await.unwrap());
+    let engine = Engine::of(store.clone());
+    engine.log.append(&events("u", ["a"])).await.unwrap();
+    store.bound(1).await;
+    let group: Vec<_> =
+        (0..500).map(|n| entering(Event { payload: "x".repeat(1000).into(), ..event("u", &n.to_string()) })).collect();
+    let failed = engine.log.append(&group).await;
+    let full = |reason: &str| reason.contains("full");
+    assert!(matches!(&failed, Err(Error::Unavailable { reason }) if full(reason)), "{failed:?}");
+    store.bound(1_000_000).await;
+    let numbers: Vec<_> = (2..=501).map(Appended::Stored).collect();
+    assert_eq!(engine.log.append(&group).await.unwrap(), numbers);
+    assert_eq!(shape(&engine, "u", 500, ALL).await, ["501"]);
 }
 
 #[cfg(unix)]

@@ -61,6 +61,7 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
 pub struct Builder {
     config: Table,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
     client: SocketAddr,
     grpc: SocketAddr,
     admin: SocketAddr,
@@ -119,6 +120,12 @@ impl Builder {
         self
     }
 
+    /// Starts the program by another one, which gets the whole command behind its own arguments.
+    pub fn wrapped(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// The environment variables set so far.
     pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
         self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str()))
@@ -140,8 +147,8 @@ impl Builder {
     pub fn start_unready(self) -> Node {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config_path = self.write(dir.path());
-        let Self { environment, client, grpc, admin, .. } = self;
-        let mut node = Node { client, grpc, admin, config_path, environment, _dir: dir, process: None };
+        let Self { environment, wrapper, client, grpc, admin, .. } = self;
+        let mut node = Node { client, grpc, admin, config_path, environment, wrapper, _dir: dir, process: None };
         node.start_again();
         node
     }
@@ -169,6 +176,7 @@ pub struct Node {
     admin: SocketAddr,
     config_path: PathBuf,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
     _dir: TempDir,
     process: Option<Process>,
 }
@@ -177,7 +185,8 @@ impl Node {
     /// A node on that feed with the tests' defaults.
     pub fn builder(feed: &Feed) -> Builder {
         let [client, grpc, admin] = free_ports().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let builder = Builder { config: Table::new(), environment: Vec::new(), client, grpc, admin };
+        let builder =
+            Builder { config: Table::new(), environment: Vec::new(), wrapper: Vec::new(), client, grpc, admin };
         builder
             .set("node.id", "test")
             .set("client.listen", client.to_string())
@@ -201,8 +210,9 @@ impl Node {
     /// Starts the process (again) with the same configuration.
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "the node runs already");
-        let mut command = command(NOTIFIER);
-        command.args(["serve", "--config"]).arg(&self.config_path);
+        let mut words = self.wrapper.iter().map(String::as_str).chain([NOTIFIER]);
+        let mut command = command(words.next().expect("the program"));
+        command.args(words).args(["serve", "--config"]).arg(&self.config_path);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.process = Some(Process::spawn("notifier serve", command));
     }

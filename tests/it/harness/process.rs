@@ -53,6 +53,13 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     }
 }
 
+/// Has `prlimit` bound the size of files that a process writes, as a full disk does; `None`: any size.
+pub fn files_max(mut prlimit: Command, id: u32, bytes: Option<u64>) -> bool {
+    let size = bytes.map_or("unlimited".into(), |bytes| bytes.to_string());
+    prlimit.args(["--pid", &id.to_string(), &format!("--fsize={size}:unlimited")]).stderr(Stdio::null());
+    prlimit.status().expect("prlimit (util-linux) can be run").success()
+}
+
 /// What a finished process left.
 #[derive(Debug)]
 pub struct Finished {
@@ -130,6 +137,11 @@ impl Process {
         let status =
             Command::new("sh").args(["-c", &format!("kill -{signal} {} 2>/dev/null || true", self.id())]).status();
         assert!(status.is_ok_and(|status| status.success()), "cannot run sh");
+    }
+
+    /// No file that it writes may grow beyond so many bytes; `None`: any size.
+    pub fn files_max(&self, bytes: Option<u64>) {
+        assert!(files_max(Command::new("prlimit"), self.id(), bytes), "prlimit says no");
     }
 
     /// Whether it still runs.

@@ -4,14 +4,14 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, copy_bidirectional},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, copy},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinHandle,
@@ -22,6 +22,7 @@ pub struct Proxy {
     addr: SocketAddr,
     accepted: Arc<AtomicUsize>,
     cut: watch::Sender<()>,
+    mute: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
 }
 
@@ -41,14 +42,15 @@ impl Proxy {
         let addr = listener.local_addr().expect("a bound socket");
         let (cut, _) = watch::channel(());
         let accepted = Arc::new(AtomicUsize::new(0));
-        let (counter, cuts) = (accepted.clone(), cut.clone());
+        let mute = Arc::new(AtomicBool::new(false));
+        let (counter, cuts, muted) = (accepted.clone(), cut.clone(), mute.clone());
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 counter.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(pass(client, target, path.clone(), cuts.subscribe()));
+                tokio::spawn(pass(client, target, path.clone(), cuts.subscribe(), muted.clone()));
             }
         });
-        Self { addr, accepted, cut, accepting }
+        Self { addr, accepted, cut, mute, accepting }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -58,6 +60,11 @@ impl Proxy {
     /// How many connections clients have made so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Whether what the server says is thrown away from here on.
+    pub fn mute(&self, on: bool) {
+        self.mute.store(on, Ordering::Relaxed);
     }
 
     /// Resets every connection; new ones are let through.
@@ -73,7 +80,13 @@ impl Drop for Proxy {
     }
 }
 
-async fn pass(mut client: TcpStream, target: SocketAddr, path: Option<Arc<str>>, mut cut: watch::Receiver<()>) {
+async fn pass(
+    mut client: TcpStream,
+    target: SocketAddr,
+    path: Option<Arc<str>>,
+    mut cut: watch::Receiver<()>,
+    mute: Arc<AtomicBool>,
+) {
     // A node that is down: the client sees its connection end.
     let Ok(mut server) = TcpStream::connect(target).await else { return };
     for socket in [&client, &server] {
@@ -85,7 +98,7 @@ async fn pass(mut client: TcpStream, target: SocketAddr, path: Option<Arc<str>>,
         return;
     }
     tokio::select! {
-        _ = copy_bidirectional(&mut client, &mut server) => {}
+        _ = both_ways(&mut client, &mut server, &mute) => {}
         _ = cut.changed() => {
             for socket in [&client, &server] {
                 // Without a time to linger, closing resets.
@@ -93,6 +106,29 @@ async fn pass(mut client: TcpStream, target: SocketAddr, path: Option<Arc<str>>,
             }
         }
     }
+}
+
+/// Passes bytes on until both sides have said their last.
+async fn both_ways(client: &mut TcpStream, server: &mut TcpStream, mute: &AtomicBool) -> std::io::Result<()> {
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
+    let up = async {
+        copy(&mut from_client, &mut to_server).await?;
+        to_server.shutdown().await
+    };
+    let down = async {
+        let mut chunk = vec![0; 16 << 10];
+        loop {
+            let count = from_server.read(&mut chunk).await?;
+            if count == 0 {
+                return to_client.shutdown().await;
+            }
+            if !mute.load(Ordering::Relaxed) {
+                to_client.write_all(&chunk[..count]).await?;
+            }
+        }
+    };
+    tokio::try_join!(up, down).map(drop)
 }
 
 /// Passes on the request's first line with another path, and what was read behind it.

@@ -24,7 +24,11 @@ impl Store {
     }
 
     pub async fn postgres() -> Self {
-        let server = required("NOTIFIER_TEST_POSTGRES");
+        Self::on(required("NOTIFIER_TEST_POSTGRES")).await
+    }
+
+    /// A database of its own on that server, which is a URL without one.
+    pub async fn on(server: String) -> Self {
         let name = format!("it{}", uuid::Uuid::new_v4().simple());
         let store = Self::Postgres { server, name: name.clone() };
         store.on_server(format!("create database {name}")).await;
@@ -118,6 +122,37 @@ impl Store {
             }
         };
         done.expect("the statement is good");
+    }
+
+    /// Another session holds every row of a table until the answer is dropped.
+    pub async fn lock(&self, table: &str) -> PgConnection {
+        let mut connection = self.session().await;
+        let lock = format!("begin; select * from {table} for update");
+        sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut connection).await.expect("the rows are free in time");
+        connection
+    }
+
+    /// Waits until a statement waits for a lock.
+    pub async fn hangs(&self) {
+        let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' \
+                       and datname = current_database()";
+        let mut connection = self.session().await;
+        super::eventually("a statement that waits", async || {
+            let waiting = sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut connection).await.expect("an answer");
+            (waiting > 0).then_some(())
+        })
+        .await;
+    }
+
+    /// How many rows a table has.
+    pub async fn count(&self, table: &str) -> i64 {
+        let count = AssertSqlSafe(format!("select count(*) from {table}"));
+        sqlx::query_scalar(count).fetch_one(&mut self.session().await).await.expect("an answer")
+    }
+
+    async fn session(&self) -> PgConnection {
+        assert!(matches!(self, Self::Postgres { .. }), "of PostgreSQL");
+        PgConnection::connect(&self.url()).await.expect("the database lets us in")
     }
 
     async fn on_server(&self, sql: String) {
