@@ -29,6 +29,8 @@ const POSTGRES: &str = "postgres";
 const REPLAYS: [(&str, u64); 2] = [("replay of 1,000", 1_000), ("replay of 10,000", 10_000)];
 /// The users who get as many events as the cold ones together.
 const FEW: usize = 10;
+/// How many times as many others follow the cold ones.
+const OTHERS: usize = 3;
 /// The highest number of events that wait for one of the few: the default of `log.per_user_max`.
 const PER_USER_MAX: u64 = 10_000;
 
@@ -129,7 +131,8 @@ fn wait_for_some(args: &Args, server: &Server, topic: &Topic) -> Result<Vec<Stor
     Ok(stored)
 }
 
-/// The users behind them: a few who get many events, and many who get one.
+/// The users behind them: a few who get many events, many who get one, and others who do. What the last of those add to
+/// the memory is theirs: the allocator and the store's caches have all they want by then.
 fn wait_for_many(args: &Args, server: &Server, store: &mut Store, topic: &Topic, sample: &mut Sample) -> Result<()> {
     let process = server.process();
     let mut stored = |first, count| {
@@ -137,10 +140,16 @@ fn wait_for_many(args: &Args, server: &Server, store: &mut Store, topic: &Topic,
         store.watch(&process, || away::run(&process, server.admin(), &load, args.cold_users))
     };
     let few = stored(REPLAYS.len(), FEW)?;
-    let mut cold = stored(REPLAYS.len() + FEW, args.cold_users as usize)?;
+    let (first, count) = (REPLAYS.len() + FEW, args.cold_users as usize);
+    let mut cold = stored(first, count)?;
     activation(&few, &mut cold);
+    for batch in 1..OTHERS {
+        stored(first + batch * count, count)?;
+    }
+    let others = stored(first + OTHERS * count, count)?;
     sample.add("few", few);
     sample.add("cold", cold);
+    sample.add("others", others);
     Ok(())
 }
 

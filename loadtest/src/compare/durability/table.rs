@@ -37,6 +37,7 @@ const DELIVERY_CPU: &str = "server_cpu_us_per_delivery";
 const P50: Figure = ("steady", "latency_from_due_p50_ms");
 const P99: Figure = ("steady", "latency_from_due_p99_ms");
 const ACTIVE_AFTERWARDS: Figure = ("cold", "users_active_afterwards");
+const WAITING_RSS: &str = "rss_bytes_per_waiting_user";
 const SMALL: &str = REPLAYS[0].0;
 const LARGE: &str = REPLAYS[1].0;
 
@@ -74,7 +75,12 @@ const ROWS: &[Row] = &[
     row("activating a user: PostgreSQL's CPU, µs", ("cold", "store_cpu_us_per_activation"), Alone),
     row("cold users: most actors seen at one time", ("cold", "users_active_highest"), Alone),
     row("cold users: actors after the idle time", ACTIVE_AFTERWARDS, Alone),
-    row("cold users: RSS more after the idle time, bytes a user", ("cold", "rss_bytes_per_waiting_user"), Alone),
+    row("cold users: RSS more after the idle time, bytes a user", ("cold", WAITING_RSS), Alone),
+    row(
+        "others, after three times as many: RSS more after the idle time, bytes a user",
+        ("others", WAITING_RSS),
+        Alone,
+    ),
     row("replay of 1,000: from connect to the last, ms", (SMALL, "replay_ms"), Ratio),
     row("replay of 1,000: connect alone, ms", (SMALL, "connect_ms"), Ratio),
     row("replay of 1,000: the node's CPU, µs a delivery", (SMALL, DELIVERY_CPU), Ratio),
