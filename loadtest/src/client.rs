@@ -142,6 +142,7 @@ impl Fleet {
         tokens: &[String],
         concurrency: usize,
         limit: Duration,
+        sink: &mut impl Sink,
     ) -> Result<()> {
         let deadline = Instant::now() + limit;
         let (first, goal) = (self.conns.len(), self.conns.len() + tokens.len());
@@ -151,7 +152,7 @@ impl Fleet {
                 let request = endpoint.request(&tokens[self.conns.len() - first]);
                 self.start(endpoint.address, request)?;
             }
-            self.turn(Duration::from_millis(100), &mut Ignore)?;
+            self.turn(Duration::from_millis(100), sink)?;
             if let Some(failure) = self.failures.front() {
                 bail!("a connection failed while {} of {} were open: {failure}", self.open, tokens.len());
             }

@@ -12,6 +12,7 @@ mod schedule;
 mod websocket;
 mod workload;
 
+mod admin;
 mod client;
 mod kafka;
 
@@ -48,14 +49,17 @@ enum Command {
     #[command(subcommand)]
     Measure(measure::Scenario),
     /// Measures the bare server and the product in turns and prints their ratios
-    CompareFloor(compare::Args),
+    CompareFloor(compare::floor::Args),
+    /// Measures what keeping events costs: SQLite and PostgreSQL beside transient events, in turns
+    CompareDurability(compare::durability::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Floor(args) => floor::run(&args),
         Command::Measure(scenario) => interrupt::watch().and_then(|()| scenario.run()),
-        Command::CompareFloor(args) => interrupt::watch().and_then(|()| compare::run(&args)),
+        Command::CompareFloor(args) => interrupt::watch().and_then(|()| compare::floor::run(&args)),
+        Command::CompareDurability(args) => interrupt::watch().and_then(|()| compare::durability::run(&args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

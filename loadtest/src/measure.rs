@@ -1,14 +1,18 @@
 //! Drives a server that runs on this machine and measures it from outside.
 //!
-//! Knows the server's URL, its process and its Kafka topic; not what is inside.
+//! Knows the server's URL, its process and its Kafka topic, and for users who are away what it says on its
+//! admin port; not what is inside.
 
+pub mod away;
 pub mod backlog;
 pub mod connect;
 pub mod idle;
+pub mod replay;
 pub mod steady;
 
 mod receiver;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -20,7 +24,7 @@ use crate::event::Durability;
 use crate::kafka::Topic;
 use crate::process::Process;
 use crate::report::{self, Report};
-use crate::workload::user_name;
+use crate::workload::{Users, user_name};
 
 /// How long a token made here is valid.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -142,7 +146,7 @@ pub struct IdleArgs {
 #[derive(Debug, Clone)]
 pub struct Load {
     pub topic: Topic,
-    pub users: usize,
+    pub users: Users,
     pub bytes: usize,
     pub durability: Durability,
     pub acknowledge: bool,
@@ -153,7 +157,7 @@ impl LoadArgs {
     fn load(&self, users: usize) -> Load {
         Load {
             topic: Topic { brokers: self.brokers.clone(), name: self.topic.clone() },
-            users,
+            users: Users::at_random(users),
             bytes: self.bytes,
             durability: self.durability,
             acknowledge: !self.no_ack && (self.ack || self.durability == Durability::Durable),
@@ -177,7 +181,7 @@ impl Scenario {
         let process = Process::new(server.pid)?;
         let endpoint = Endpoint::parse(&server.url)?;
         check_descriptors(&process, server.users)?;
-        let tokens = tokens(&server.secret, server.users)?;
+        let tokens = tokens(&server.secret, 0..server.users)?;
         let (mut fleet, connected) = connect::run(&process, &endpoint, &tokens, server.concurrency)?;
         let report = match self {
             Self::Connect { .. } => connected,
@@ -212,8 +216,8 @@ pub fn check_descriptors(server: &Process, sessions: usize) -> Result<()> {
     server.check_descriptors("the server", sessions)
 }
 
-/// One HS256 token per user.
-pub fn tokens(secret: &str, users: usize) -> Result<Vec<String>> {
+/// One HS256 token for each of the users with these indexes.
+pub fn tokens(secret: &str, users: Range<usize>) -> Result<Vec<String>> {
     #[derive(serde::Serialize)]
     struct Claims {
         sub: String,
@@ -222,7 +226,7 @@ pub fn tokens(secret: &str, users: usize) -> Result<Vec<String>> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is before 1970")?;
     let exp = (now + TOKEN_TTL).as_secs();
     let (header, key) = (Header::new(Algorithm::HS256), EncodingKey::from_secret(secret.as_bytes()));
-    (0..users)
+    users
         .map(|user| {
             let sub = user_name(user);
             jsonwebtoken::encode(&header, &Claims { sub, exp }, &key).context("signing a token")

@@ -45,6 +45,40 @@ impl Process {
             .context("unexpected form of /proc/PID/stat")
     }
 
+    /// CPU of this process and of all the children that it has or had: what a PostgreSQL server has cost.
+    pub fn cpu_with_children(&self) -> Result<Duration> {
+        let ticks = rustix::param::clock_ticks_per_second();
+        let unexpected = "unexpected form of /proc/PID/stat";
+        let mut total = cpu_with_ended_children_of_stat(&self.read("stat")?, ticks).context(unexpected)?;
+        for entry in fs::read_dir("/proc").context("/proc")?.flatten() {
+            // What has no number is no process; what cannot be read has just ended.
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            let Some(stat) = pid.and_then(|pid| Self { pid }.read("stat").ok()) else { continue };
+            if parent_of_stat(&stat) == Some(self.pid) {
+                total += cpu_of_stat(&stat, ticks).context(unexpected)?;
+            }
+        }
+        Ok(total)
+    }
+
+    /// The process that started it.
+    pub fn parent(&self) -> Result<Self> {
+        let pid = parent_of_stat(&self.read("stat")?).context("a process without a parent")?;
+        Ok(Self { pid })
+    }
+
+    /// The name of its program, cut to 15 bytes.
+    pub fn name(&self) -> Result<String> {
+        Ok(self.read("comm")?.trim_end().to_owned())
+    }
+
+    /// Bytes that it has caused to be written to a disk, once for each time that a page became dirty.
+    pub fn written(&self) -> Result<u64> {
+        let io = self.read("io")?;
+        let line = io.lines().find_map(|line| line.strip_prefix("write_bytes:"));
+        line.and_then(|rest| rest.trim().parse().ok()).context("no write_bytes in /proc/PID/io")
+    }
+
     /// Resident memory now, in bytes.
     pub fn rss(&self) -> Result<u64> {
         self.kilobytes("status", "VmRSS:")
@@ -176,11 +210,23 @@ fn state_of_stat(stat: &str) -> Option<char> {
     after_name(stat)?.next()?.chars().next()
 }
 
+fn parent_of_stat(stat: &str) -> Option<Pid> {
+    Pid::from_raw(after_name(stat)?.nth(1)?.parse().ok()?)
+}
+
 fn cpu_of_stat(stat: &str, ticks_per_second: u64) -> Option<Duration> {
-    let mut fields = after_name(stat)?.skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(Duration::from_secs_f64((user + system) as f64 / ticks_per_second as f64))
+    ticks_of_stat(stat, 2, ticks_per_second)
+}
+
+fn cpu_with_ended_children_of_stat(stat: &str, ticks_per_second: u64) -> Option<Duration> {
+    ticks_of_stat(stat, 4, ticks_per_second)
+}
+
+/// User and system time, and behind them those of children that have ended and were waited for.
+fn ticks_of_stat(stat: &str, count: usize, ticks_per_second: u64) -> Option<Duration> {
+    let ticks: Option<Vec<u64>> = after_name(stat)?.skip(11).take(count).map(|field| field.parse().ok()).collect();
+    let ticks = ticks.filter(|ticks| ticks.len() == count)?;
+    Some(Duration::from_secs_f64(ticks.iter().sum::<u64>() as f64 / ticks_per_second as f64))
 }
 
 fn kilobytes(text: &str, key: &str) -> Option<u64> {
@@ -195,9 +241,12 @@ mod tests {
 
     #[test]
     fn a_name_with_brackets_does_not_shift_the_fields() {
-        let stat = "77 (a) b (c) T 1 2 3 4 5 6 7 8 9 10 250 150 0 0";
+        let stat = "77 (a) b (c) T 1 2 3 4 5 6 7 8 9 10 250 150 500 200";
         assert_eq!(cpu_of_stat(stat, 100), Some(Duration::from_secs(4)));
+        assert_eq!(cpu_with_ended_children_of_stat(stat, 100), Some(Duration::from_secs(11)));
         assert_eq!(state_of_stat(stat), Some('T'));
+        assert_eq!(parent_of_stat(stat), Pid::from_raw(1));
+        assert_eq!(cpu_of_stat("77 (a) T 1 2 3", 100), None);
     }
 
     #[test]
@@ -218,6 +267,25 @@ mod tests {
         while process.cpu().unwrap() < before + Duration::from_millis(20) {
             assert!(started.elapsed() < Duration::from_secs(20));
         }
+    }
+
+    #[test]
+    fn a_child_s_cpu_counts_while_it_runs_and_after_its_end() {
+        let process = Process::current();
+        let before = process.cpu_with_children().unwrap();
+        let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let of_child = Process::new(child.id()).unwrap();
+        assert_eq!(of_child.parent().unwrap().pid, process.pid);
+        let started = Instant::now();
+        while of_child.cpu().unwrap() < Duration::from_millis(50) {
+            assert!(started.elapsed() < Duration::from_secs(20));
+        }
+        let (own, all) = (process.cpu().unwrap(), process.cpu_with_children().unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(all >= own + Duration::from_millis(50), "{all:?}, {own:?}");
+        assert!(process.cpu_with_children().unwrap() >= before + Duration::from_millis(50));
+        assert!(process.written().is_ok());
     }
 
     #[test]

@@ -80,12 +80,30 @@ fn decimal(digits: &[u8]) -> Option<u64> {
     Some(digits.iter().fold(0, |value, digit| value * 10 + u64::from(digit - b'0')))
 }
 
-/// Makes the events of one run: users at random (uniform), running numbers, one reused buffer.
+/// Whom the events of a run are for.
+#[derive(Debug, Clone, Copy)]
+pub struct Users {
+    /// The index of the first in its name; in stamps and in figures they begin at 0.
+    pub first: usize,
+    pub count: usize,
+    /// One after the other, instead of uniformly at random.
+    pub in_turn: bool,
+}
+
+impl Users {
+    pub fn at_random(count: usize) -> Self {
+        Self { first: 0, count, in_turn: false }
+    }
+}
+
+/// Makes the events of one run: their users, running numbers, one reused buffer.
 #[derive(Debug)]
 pub struct Generator {
     run: u32,
     random: u64,
     users: Vec<String>,
+    /// Whose turn it is; `None`: nobody's, users are drawn.
+    turn: Option<usize>,
     sent: Vec<u32>,
     data_bytes: usize,
     durability: Durability,
@@ -95,12 +113,13 @@ pub struct Generator {
 
 impl Generator {
     /// `data_bytes`: size of the payload's JSON text. The same `run` gives the same users.
-    pub fn new(run: u32, users: usize, data_bytes: usize, durability: Durability) -> Self {
+    pub fn new(run: u32, users: Users, data_bytes: usize, durability: Durability) -> Self {
         Self {
             run,
             random: (u64::from(run) << 32) | 0x9E37_79B9,
-            users: (0..users).map(user_name).collect(),
-            sent: vec![0; users],
+            users: (users.first..users.first + users.count).map(user_name).collect(),
+            turn: users.in_turn.then_some(0),
+            sent: vec![0; users.count],
             data_bytes,
             durability,
             data: String::new(),
@@ -111,7 +130,7 @@ impl Generator {
     /// The next event as (key, value) of a Kafka record; both times on the clock of [`micros`].
     pub fn next(&mut self, due: u64, sent: u64) -> (&str, &[u8]) {
         use std::fmt::Write;
-        let user = self.random_user();
+        let user = self.next_user();
         let number = self.sent[user];
         self.sent[user] += 1;
         self.data.clear();
@@ -132,6 +151,17 @@ impl Generator {
         self.sent
     }
 
+    fn next_user(&mut self) -> usize {
+        match &mut self.turn {
+            Some(turn) => {
+                let user = *turn;
+                *turn = (user + 1) % self.users.len();
+                user
+            }
+            None => self.random_user(),
+        }
+    }
+
     /// xorshift64* (Vigna 2016): good enough to spread users, and no dependency.
     fn random_user(&mut self) -> usize {
         self.random ^= self.random >> 12;
@@ -148,7 +178,7 @@ mod tests {
 
     #[test]
     fn an_event_is_known_again_in_a_frame_whatever_the_order_of_keys() {
-        let mut generator = Generator::new(9, 100, 512, Durability::Durable);
+        let mut generator = Generator::new(9, Users::at_random(100), 512, Durability::Durable);
         let (key, value) = generator.next(1_234, 5_678);
         let event = event::decode(value).expect("an event");
         assert_eq!(event.user, key);
@@ -179,7 +209,7 @@ mod tests {
 
     #[test]
     fn users_are_spread_and_their_numbers_have_no_gaps() {
-        let mut generator = Generator::new(1, 50, 100, Durability::Transient);
+        let mut generator = Generator::new(1, Users::at_random(50), 100, Durability::Transient);
         let mut checker = crate::order::Checker::new(50);
         for _ in 0..5_000 {
             let (_, value) = generator.next(0, 0);
@@ -191,5 +221,13 @@ mod tests {
         assert!(sent.iter().all(|&n| (50..160).contains(&n)), "{sent:?}");
         let verdict = checker.verdict(&sent);
         assert_eq!((verdict.received, verdict.lost), (5_000, 0));
+    }
+    #[test]
+    fn users_in_turn_get_one_each_and_begin_where_they_are_told_to() {
+        let users = Users { first: 7, count: 3, in_turn: true };
+        let mut generator = Generator::new(1, users, 100, Durability::Durable);
+        let names: Vec<String> = (0..4).map(|_| generator.next(0, 0).0.to_owned()).collect();
+        assert_eq!(names, ["load-7", "load-8", "load-9", "load-7"]);
+        assert_eq!(generator.into_sent(), [2, 1, 1]);
     }
 }

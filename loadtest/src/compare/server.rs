@@ -1,8 +1,6 @@
 //! A server of the comparison as a child process: configured, started, awaited and stopped.
 
-use std::fmt;
 use std::fs::{self, File};
-use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::admin::Admin;
 use crate::client::Endpoint;
 use crate::interrupt::Undo;
 use crate::kafka::Topic;
@@ -22,20 +21,13 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// How much of a failed server's log is shown, in bytes.
 const LOG_TAIL: usize = 2_000;
 
-/// Which of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+/// What is started.
+#[derive(Debug, Clone, Copy)]
+pub enum Program<'a> {
+    /// This tool's bare server.
     Floor,
-    Notifier,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Floor => "floor",
-            Self::Notifier => "notifier",
-        })
-    }
+    /// The product, with more configuration behind what every measurement needs: whole TOML sections.
+    Notifier { binary: &'a Path, more: &'a str },
 }
 
 /// A running server. Killed when dropped, if it was not stopped before.
@@ -43,6 +35,7 @@ pub struct Server {
     child: Child,
     process: Process,
     endpoint: Endpoint,
+    admin: Admin,
     log: PathBuf,
     _undo: Undo,
     /// Holds the configuration and the log.
@@ -51,11 +44,11 @@ pub struct Server {
 
 impl Server {
     /// Starts it on free ports of loopback and waits until it is ready.
-    pub fn start(kind: Kind, notifier: &Path, topic: &Topic, secret: &str) -> Result<Self> {
+    pub fn start(program: Program<'_>, topic: &Topic, secret: &str) -> Result<Self> {
         let dir = tempfile::tempdir().context("temporary directory")?;
         let [client, admin] = free_addresses()?;
-        let mut command = match kind {
-            Kind::Floor => {
+        let mut command = match program {
+            Program::Floor => {
                 let mut command = Command::new(std::env::current_exe().context("own binary")?);
                 command.args(["floor", "--listen", &client.to_string()]).args([
                     "--brokers",
@@ -65,10 +58,10 @@ impl Server {
                 ]);
                 command
             }
-            Kind::Notifier => {
+            Program::Notifier { binary, more } => {
                 let path = dir.path().join("notifier.toml");
-                fs::write(&path, config(client, admin, topic, secret)).context("configuration")?;
-                let mut command = Command::new(notifier);
+                fs::write(&path, config(client, admin, topic, secret) + more).context("configuration")?;
+                let mut command = Command::new(binary);
                 command.arg("serve").arg("--config").arg(path);
                 command
             }
@@ -87,13 +80,14 @@ impl Server {
             child,
             process,
             endpoint: Endpoint::parse(&format!("ws://{client}"))?,
+            admin: Admin(admin),
             log,
             _undo: process.kill_on_interrupt(),
             _dir: dir,
         };
-        match kind {
-            Kind::Floor => server.wait(|| TcpStream::connect(client).is_ok())?,
-            Kind::Notifier => server.wait(|| is_ready(admin).unwrap_or(false))?,
+        match program {
+            Program::Floor => server.wait(|| TcpStream::connect(client).is_ok())?,
+            Program::Notifier { .. } => server.wait(|| Admin(admin).is_ready())?,
         }
         Ok(server)
     }
@@ -104,6 +98,11 @@ impl Server {
 
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// The product's admin port; nobody listens on the bare server's.
+    pub fn admin(&self) -> Admin {
+        self.admin
     }
 
     /// SIGTERM, and SIGKILL when that is not enough in time. The bare server knows no better end
@@ -198,13 +197,4 @@ fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
         *address = listener.local_addr().context("no free port")?;
     }
     Ok(addresses)
-}
-
-fn is_ready(admin: SocketAddr) -> std::io::Result<bool> {
-    let mut stream = TcpStream::connect_timeout(&admin, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut answer = [0; 16];
-    let count = stream.read(&mut answer)?;
-    Ok(answer[..count].starts_with(b"HTTP/1.1 200"))
 }

@@ -23,7 +23,7 @@ const AFTERMATH: Duration = Duration::from_secs(1);
 
 pub fn run(process: &Process, fleet: &mut Fleet, load: &Load, events: u64) -> Result<Report> {
     let run = super::new_run();
-    let mut receiver = Receiver::new(run, load.users, load.acknowledge)?;
+    let mut receiver = Receiver::new(run, load.users.count, load.acknowledge)?;
     let mut generator = Generator::new(run, load.users, load.bytes, load.durability);
     let mut producer = load.topic.producer(load.linger)?;
     // Fetches that are under way end before the server is stopped.

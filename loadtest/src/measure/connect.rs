@@ -22,7 +22,7 @@ pub fn run(process: &Process, endpoint: &Endpoint, tokens: &[String], concurrenc
     let mut fleet = Fleet::new()?;
     let cpu = process.cpu()?;
     let started = Instant::now();
-    fleet.connect(endpoint, tokens, concurrency, LIMIT)?;
+    fleet.connect(endpoint, tokens, concurrency, LIMIT, &mut Ignore)?;
     let wall = started.elapsed();
     fleet.hold(AFTERMATH, &mut Ignore)?;
     let cpu = process.cpu()? - cpu;

@@ -101,11 +101,11 @@ pub fn histogram() -> Result<Histogram<u64>> {
 mod tests {
     use super::*;
     use crate::event::{self, Durability};
-    use crate::workload::Generator;
+    use crate::workload::{Generator, Users};
 
     #[test]
     fn latencies_count_from_the_due_time_and_only_in_the_measured_part() {
-        let mut generator = Generator::new(5, 1, 200, Durability::Durable);
+        let mut generator = Generator::new(5, Users::at_random(1), 200, Durability::Durable);
         let mut receiver = Receiver::new(5, 1, true).unwrap();
         receiver.measured_from = 1_000_000;
         for (due, sent, now) in [(0, 0, 900_000), (1_000_000, 1_010_000, 1_030_000)] {
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn another_run_s_event_is_not_counted_and_another_user_s_is_a_fault() {
-        let mut generator = Generator::new(5, 1, 200, Durability::Transient);
+        let mut generator = Generator::new(5, Users::at_random(1), 200, Durability::Transient);
         let (_, value) = generator.next(0, 0);
         let data = event::decode(value).expect("an event").data;
         let frame = format!(r#"{{"payload":{data}}}"#);

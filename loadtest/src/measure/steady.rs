@@ -39,7 +39,7 @@ pub fn run(process: &Process, fleet: &mut Fleet, load: &Load, args: &RateArgs) -
     let schedule = Schedule::constant(args.rate, length);
     let generator = Generator::new(run, load.users, load.bytes, load.durability);
     let producer = load.topic.producer(load.linger)?;
-    let mut receiver = Receiver::new(run, load.users, load.acknowledge)?;
+    let mut receiver = Receiver::new(run, load.users.count, load.acknowledge)?;
     let start = Instant::now() + LEAD;
     let measured = start + Duration::from_secs(args.warmup);
     receiver.measured_from = micros_of(measured);

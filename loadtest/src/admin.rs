@@ -1,0 +1,70 @@
+//! What the product says of itself on its admin port: whether it is ready, and its metrics.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The port of one server.
+#[derive(Debug, Clone, Copy)]
+pub struct Admin(pub SocketAddr);
+
+impl Admin {
+    pub fn is_ready(&self) -> bool {
+        self.get("/readyz").is_ok_and(|answer| is_ok(&answer))
+    }
+
+    /// The present value of a series, named as it stands on the page: `name` or `name{label="value"}`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no answer, or no such series.
+    pub fn metric(&self, series: &str) -> Result<f64> {
+        let page = self.get("/metrics").context("no answer from the admin port")?;
+        value_of(&page, series).with_context(|| format!("no metric {series} on the server's page"))
+    }
+
+    /// As HTTP/1.0: the answer ends with the connection and has no chunks.
+    fn get(&self, path: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.0, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+fn is_ok(answer: &str) -> bool {
+    answer.split(' ').nth(1) == Some("200")
+}
+
+fn value_of(page: &str, series: &str) -> Option<f64> {
+    page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_is_found_by_its_whole_name() {
+        let page = "HTTP/1.0 200 OK\r\n\r\n# TYPE users gauge\nusers_active_max 7\nusers_active 3\n\
+                    events{outcome=\"away\"} 5\nevents{outcome=\"stored\"} 12\n";
+        assert_eq!(value_of(page, "users_active"), Some(3.0));
+        assert_eq!(value_of(page, "events{outcome=\"stored\"}"), Some(12.0));
+        assert_eq!(value_of(page, "events"), None);
+        assert_eq!(value_of(page, "users"), None);
+    }
+
+    #[test]
+    fn only_200_is_ready() {
+        assert!(is_ok("HTTP/1.0 200 OK\r\n\r\n"));
+        assert!(!is_ok("HTTP/1.0 503 Service Unavailable\r\n\r\n200"));
+        assert!(!is_ok(""));
+    }
+}
