@@ -125,6 +125,7 @@ impl Node {
     /// When an address is taken or librdkafka refuses a property.
     pub async fn start(config: &Config, dev: Dev, metrics: PrometheusHandle) -> anyhow::Result<Self> {
         raise_descriptor_limit();
+        refuse_taken_ports(config)?;
         let health = Health::default();
         health.not_ready(HEALTH_PART, "starting");
         let shard_count = u16::try_from(config.cluster.shards).context("cluster.shards is too large")?;
@@ -422,6 +423,19 @@ fn raise_descriptor_limit() {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
+}
+
+/// A node that is started beside another one by mistake must not take the store from it.
+fn refuse_taken_ports(config: &Config) -> anyhow::Result<()> {
+    let listeners = [
+        ("client.listen", config.client.listen),
+        ("grpc.listen", config.grpc.listen),
+        ("admin.listen", config.admin.listen),
+    ];
+    for (key, address) in listeners {
+        std::net::TcpListener::bind(address).with_context(|| format!("{key}: cannot listen on {address}"))?;
+    }
+    Ok(())
 }
 
 async fn runtime_heartbeat(health: Health) {

@@ -80,6 +80,8 @@ pub async fn run(args: Args, file: Option<&Path>) -> anyhow::Result<()> {
         }
         None => Some(start_broker(&mut config, local(4)).await?),
     };
+    // Before anything is touched that another start would trip over.
+    config.validate()?;
     let routes = routes::routes(&config, &api_key)?;
     let mut running = config.clone();
     if broker.is_some() {
@@ -139,7 +141,10 @@ fn write_config(config: &Config, directory: &Path, file: &Path) -> anyhow::Resul
         // It holds the secret that tokens are signed with.
         let mut options = fs::OpenOptions::new();
         let mut out = options.write(true).create(true).truncate(true).mode(0o600).open(file)?;
-        writeln!(out, "# Written by `notifier dev` at each start.\n")?;
+        writeln!(
+            out,
+            "# Written by `notifier dev` at each start: what is changed here is lost. `notifier dev -c FILE` takes yours.\n"
+        )?;
         out.write_all(config.to_toml_with_secrets().as_bytes())
     };
     write().with_context(|| format!("--data-dir: cannot write {}", file.display()))

@@ -267,6 +267,9 @@ impl Config {
             if limit.priority == Priority::Critical {
                 return Err(self.wrong(&format!("{key}.priority"), "critical notifications are never limited"));
             }
+            if self.limits.delivery[..index].iter().any(|earlier| earlier.priority == limit.priority) {
+                return Err(self.wrong(&format!("{key}.priority"), "has a limit already: one entry for each priority"));
+            }
             if limit.per_second <= 0.0 || !limit.per_second.is_finite() {
                 return Err(self.wrong(&format!("{key}.per_second"), "expected more than 0"));
             }

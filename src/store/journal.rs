@@ -101,17 +101,23 @@ impl Account {
         let alone = |state, reason, at| Happened { state, reason, session: None, device: None, at };
         let mut history = vec![alone(State::Pending, None, self.stored_at)];
         for step in &self.steps {
-            let of_step = |state, at| Happened {
+            let of_step = |state, at: UnixMillis| Happened {
                 state,
                 reason: step.reason,
                 session: step.session,
                 device: step.device.clone(),
-                at,
+                // Of a stretch of numbers it is the first one's time.
+                at: at.max(self.stored_at),
             };
             history.extend(step.handed_at.map(|at| of_step(State::Active, at)));
             history.push(of_step(step.state, step.at));
         }
         history.sort_by_key(|happened| happened.at);
+        // A stretch of numbers may go over some that had ended, and were given to nobody any more.
+        let expired_at = (!self.acknowledged && self.expires_at <= now).then_some(self.expires_at);
+        let deleted_at = history.iter().find(|happened| happened.state == State::Deleted).map(|deleted| deleted.at);
+        let over_at = deleted_at.or(self.ended.map(|(_, at)| at)).or(expired_at);
+        history.retain(|one| one.state == State::Deleted || over_at.is_none_or(|over| one.at <= over));
         let last_given = history.iter().rev().find(|happened| happened.state == State::Active).map(|given| given.at);
         if standing(&history).0 == State::Active && last_given.is_some_and(|at| at < sessions_since) {
             history.push(alone(State::Stale, None, sessions_since));

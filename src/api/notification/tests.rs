@@ -144,6 +144,19 @@ async fn what_was_taken_back_is_not_delivered_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_stretch_of_numbers_says_nothing_of_one_that_had_ended_before() {
+    let setup = Setup::new().await;
+    setup.delete("2").await;
+    let later = unix_millis_now() + 1000;
+    setup.step(Became::Stale, 3, later).await;
+    assert_eq!(states(&setup.get("2").await), ["pending", "deleted"], "nobody was given it");
+    assert_eq!(states(&setup.get("3").await), ["pending", "stale"]);
+    setup.step(Became::Sent, 3, later + 1000).await;
+    assert_eq!(states(&setup.get("2").await), ["pending", "deleted"]);
+    assert_eq!(setup.get("2").await["state"], "deleted");
+}
+
+#[tokio::test]
 async fn only_who_may_reads_and_takes_back() {
     let setup = Setup::new().await;
     let own = token("101");
