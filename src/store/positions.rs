@@ -86,6 +86,15 @@ impl Held {
     }
 }
 
+/// Whether a partition, of those found with their epochs and positions, stands before what was written.
+pub(super) fn behind(written: &HashMap<i32, Held>, found: &[(i32, i64, i64)]) -> Option<Error> {
+    let is_behind = |(partition, epoch, position): &&(i32, i64, i64)| {
+        written.get(partition).is_some_and(|held| held.epoch == *epoch && *position < held.position)
+    };
+    let (partition, _, position) = found.iter().find(is_behind)?;
+    Some(Error::Lost { reason: format!("the store went back: partition {partition} is at {position} again") })
+}
+
 /// What [`Positions::went_back`] comes to when it is done.
 pub(super) fn behind_its_copies() -> Error {
     Error::Lost { reason: "the store went back: Kafka's copies of positions are ahead of its own".into() }
@@ -115,6 +124,11 @@ impl HeldPartitions {
         if let Some(held) = self.0.lock().get_mut(&partition).filter(|held| held.epoch == then.epoch) {
             held.position = held.position.max(position);
         }
+    }
+
+    /// What must be found at least, by whoever looks afterwards.
+    pub(super) fn written_by_now(&self) -> HashMap<i32, Held> {
+        self.0.lock().clone()
     }
 
     pub(super) fn clear(&self) {

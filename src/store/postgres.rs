@@ -30,7 +30,7 @@ use super::{
     journal::Step,
     metric::{Operation, counted},
     page::page,
-    positions::HeldPartitions,
+    positions::{HeldPartitions, behind},
     row::{Keeping, number, signed},
     schema::{POSTGRES, SchemaError, reason},
 };
@@ -307,11 +307,18 @@ impl PostgresStore {
                 .bind(&self.owner)
                 .fetch_one(connection)
         })?;
-        if held == i64::from(self.shards) {
-            Ok(())
-        } else {
-            Err(Error::Lost { reason: "another process has taken its shards".into() })
+        if held != i64::from(self.shards) {
+            return Err(Error::Lost { reason: "another process has taken its shards".into() });
         }
+        let written = self.partitions.written_by_now();
+        let found: Vec<(i32, i64, i64)> = ask!(self.reads, |connection| {
+            sqlx::query_as("select partition, epoch, position from partition_claims where owner = $1")
+                .bind(&self.owner)
+                .fetch_all(connection)
+        })?;
+        let Some(error) = behind(&written, &found) else { return Ok(()) };
+        self.renew_epoch("", &[]).await?;
+        Err(error)
     }
 
     /// Lets go of what is over, a piece at a time.

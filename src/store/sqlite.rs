@@ -23,7 +23,7 @@ use super::{
     journal::Step,
     metric::{Operation, counted},
     page::page,
-    positions::HeldPartitions,
+    positions::{HeldPartitions, behind},
     row::{DAY, Keeping, number, signed},
     schema::{SQLITE, SchemaError, reason},
 };
@@ -286,8 +286,19 @@ impl Store for SqliteStore {
 
     fn check(&self) -> Answer<'_, ()> {
         counted(Operation::Check, async {
+            let written = self.partitions.written_by_now();
             let mut connection = self.reads.acquire().await.map_err(unavailable)?;
-            self.check_owner(&mut connection).await
+            self.check_owner(&mut connection).await?;
+            let found: Vec<(i32, i64, i64)> =
+                sqlx::query_as("select partition, epoch, position from partition_claims where owner = ?1")
+                    .bind(&self.owner)
+                    .fetch_all(&mut *connection)
+                    .await
+                    .map_err(unavailable)?;
+            drop(connection);
+            let Some(error) = behind(&written, &found) else { return Ok(()) };
+            self.renew_epoch("", &[]).await?;
+            Err(error)
         })
     }
 

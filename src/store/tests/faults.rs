@@ -289,6 +289,25 @@ async fn a_store_that_went_back_begins_a_new_epoch_and_knows_the_old_one() {
 }
 
 #[tokio::test]
+async fn a_store_that_went_back_is_noticed_by_looking_while_nothing_is_written() {
+    for place in Place::durable().await {
+        let engine = place.open().await;
+        let old = engine.log.epoch().to_string();
+        engine.positions.begin(&log_name(), &[(0, 10)]).await.unwrap();
+        engine.positions.write(&log_name(), &[(0, 20)]).await.unwrap();
+        engine.log.check().await.unwrap();
+        let back = "update partition_claims set position = 15";
+        match &place {
+            Place::File(_) => drop(sqlx::raw_sql(back).execute(&mut place.sqlite().await).await.unwrap()),
+            _ => execute(&mut place.postgres().await, back).await,
+        }
+        let lost = engine.log.check().await;
+        assert!(matches!(lost, Err(Error::Lost { .. })), "{lost:?} {}", place.name());
+        assert!(place.open().await.log.was(&old), "{}", place.name());
+    }
+}
+
+#[tokio::test]
 async fn a_store_that_cannot_be_used_at_the_start_is_told_from_others_once() {
     let open =
         async |url: &str| Engine::open(&Config { url: url.into(), ..Place::file().config() }).await.err().unwrap();
