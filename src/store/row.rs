@@ -117,19 +117,18 @@ pub(super) fn millis(time: Duration) -> UnixMillis {
 /// What is wished for one event of a group.
 pub(super) struct Wish<'a> {
     event: &'a Event,
-    waited: bool,
     digest: Option<&'a NotificationId>,
 }
 
 impl<'a> From<&'a Arc<Event>> for Wish<'a> {
     fn from(event: &'a Arc<Event>) -> Self {
-        Self { event, waited: true, digest: None }
+        Self { event, digest: None }
     }
 }
 
 impl<'a> From<&'a Holding> for Wish<'a> {
     fn from(holding: &'a Holding) -> Self {
-        Self { event: &holding.event, waited: false, digest: holding.digest.as_ref() }
+        Self { event: &holding.event, digest: holding.digest.as_ref() }
     }
 }
 
@@ -138,8 +137,6 @@ impl<'a> From<&'a Holding> for Wish<'a> {
 pub(super) struct Row<'a> {
     pub(super) event: &'a Event,
     pub(super) place: Place,
-    /// It has waited, and does no more from here on.
-    pub(super) waited: bool,
     /// It does not even wait: it is counted in this digest.
     pub(super) digest: Option<&'a NotificationId>,
 }
@@ -199,7 +196,7 @@ impl<'a> Group<'a> {
     ) -> Self {
         let (mut rows, mut fates) = (Vec::<Row<'a>>::new(), Vec::new());
         let mut seen: HashMap<(&UserId, &NotificationId), usize> = HashMap::new();
-        for Wish { event, waited, digest } in wishes.into_iter().map(Into::into) {
+        for Wish { event, digest } in wishes.into_iter().map(Into::into) {
             let Some(place) = keeping.place(event, now) else {
                 fates.push(Fate::Expired);
                 continue;
@@ -211,7 +208,7 @@ impl<'a> Group<'a> {
                 continue;
             }
             *first = next;
-            rows.push(Row { event, place, waited, digest });
+            rows.push(Row { event, place, digest });
             fates.push(Fate::Row(next));
         }
         Self { rows, fates }
@@ -348,19 +345,16 @@ mod tests {
     }
 
     #[test]
-    fn of_two_with_one_id_the_row_is_that_of_the_one_that_has_waited() {
-        let event = Arc::new(event(unix_millis_now(), None));
-        for (first, second) in [(false, true), (true, false)] {
-            let group = [first, second].map(|waited| Entering { event: event.clone(), waited });
-            let group = Group::new(&group, &KEEPING, unix_millis_now());
-            assert!(group.rows.len() == 1 && group.rows[0].waited);
-            let outcomes = group.outcomes(&[Appended::Stored(7)]);
-            let expected = [first, second].map(|waited| match waited {
-                true => Appended::Stored(7),
-                false => Appended::Duplicate(7),
-            });
-            assert_eq!(outcomes, expected);
-        }
+    fn two_with_one_id_have_the_row_of_the_first() {
+        let (first, copy) = (event(unix_millis_now(), None), event(unix_millis_now(), None));
+        let group = [first, copy].map(Arc::new);
+        let appended = Group::new(&group, &KEEPING, unix_millis_now());
+        assert_eq!(appended.rows.len(), 1);
+        let expected = [Appended::Stored(7), Appended::Duplicate(7)];
+        assert_eq!(appended.outcomes(&[Appended::Stored(7)]), expected);
+        let group = group.map(|event| Holding { event, digest: None });
+        let held = Group::new(&group, &KEEPING, unix_millis_now());
+        assert_eq!((held.rows.len(), held.outcomes(&[Held::Waiting])), (1, vec![Held::Waiting; 2]));
     }
 
     proptest! {
