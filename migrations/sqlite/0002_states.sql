@@ -21,6 +21,8 @@ create table journal (
 );
 create index journal_numbers on journal (user_id, last, first);
 create index journal_ids on journal (user_id, ids) where last = 0;
+-- The highest number that a session was given.
+create index journal_given on journal (user_id, last) where state in (1, 2, 3);
 create index journal_ended on journal (place) where state >= 3;
 create index journal_at on journal (at);
 
@@ -60,8 +62,8 @@ create table removed (
 ) without rowid;
 create index removed_expired on removed (expires_at);
 
--- Finds what a newer notification takes the place of.
-create index log_keys on log (user_id, collapse_key) where collapse_key is not null;
+-- Finds what a newer notification takes the place of, the newest first.
+create index log_keys on log (user_id, collapse_key, seq) where collapse_key is not null;
 
 -- Up to where in the journal receipts have been written.
 alter table meta add column receipted text;

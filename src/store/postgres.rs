@@ -321,17 +321,18 @@ impl PostgresStore {
         Err(error)
     }
 
-    /// Lets go of what is over, a piece at a time.
-    async fn forget_expired(&self, now: UnixMillis) -> Result<(), Error> {
+    async fn forget_sessions(&self, now: UnixMillis) -> Result<(), Error> {
         ask!(self.reads, |connection| sqlx::query(queries::FORGET_SESSIONS).bind(now).execute(connection))?;
+        Ok(())
+    }
+
+    /// Lets go of what is over, a piece at a time.
+    async fn forget(&self, pieces: &'static str, now: UnixMillis) -> Result<(), Error> {
         loop {
-            let removed = ask!(self.reads, |connection| {
-                sqlx::query(queries::FORGET_REMOVED).bind(now).bind(EXPIRED_AT_ONCE).execute(connection)
+            let gone: i64 = ask!(self.reads, |connection| {
+                sqlx::query_scalar(pieces).bind(now).bind(EXPIRED_AT_ONCE).fetch_one(connection)
             })?;
-            let waited: i64 = ask!(self.reads, |connection| {
-                sqlx::query_scalar(queries::FORGET_WAITING).bind(now).bind(EXPIRED_AT_ONCE).fetch_one(connection)
-            })?;
-            if removed.rows_affected() == 0 && waited == 0 {
+            if gone == 0 {
                 return Ok(());
             }
         }
@@ -389,8 +390,12 @@ impl Store for PostgresStore {
     fn tidy(&self) -> Answer<'_, ()> {
         counted(Operation::Tidy, async {
             let now = unix_millis_now();
-            self.keep_days(now).await?;
-            self.forget_expired(now).await
+            // What fails keeps nothing of the rest; the first failure is told of.
+            let days = self.keep_days(now).await;
+            let sessions = self.forget_sessions(now).await;
+            let waiting = self.forget(queries::FORGET_WAITING, now).await;
+            let removed = self.forget(queries::FORGET_REMOVED, now).await;
+            days.and(sessions).and(waiting).and(removed)
         })
     }
 }

@@ -117,19 +117,18 @@ pub(super) fn millis(time: Duration) -> UnixMillis {
 /// What is wished for one event of a group.
 pub(super) struct Wish<'a> {
     event: &'a Event,
-    waited: bool,
     digest: Option<&'a NotificationId>,
 }
 
 impl<'a> From<&'a Arc<Event>> for Wish<'a> {
     fn from(event: &'a Arc<Event>) -> Self {
-        Self { event, waited: true, digest: None }
+        Self { event, digest: None }
     }
 }
 
 impl<'a> From<&'a Holding> for Wish<'a> {
     fn from(holding: &'a Holding) -> Self {
-        Self { event: &holding.event, waited: false, digest: holding.digest.as_ref() }
+        Self { event: &holding.event, digest: holding.digest.as_ref() }
     }
 }
 
@@ -138,8 +137,6 @@ impl<'a> From<&'a Holding> for Wish<'a> {
 pub(super) struct Row<'a> {
     pub(super) event: &'a Event,
     pub(super) place: Place,
-    /// It has waited, and does no more from here on.
-    pub(super) waited: bool,
     /// It does not even wait: it is counted in this digest.
     pub(super) digest: Option<&'a NotificationId>,
 }
@@ -199,7 +196,7 @@ impl<'a> Group<'a> {
     ) -> Self {
         let (mut rows, mut fates) = (Vec::<Row<'a>>::new(), Vec::new());
         let mut seen: HashMap<(&UserId, &NotificationId), usize> = HashMap::new();
-        for Wish { event, waited, digest } in wishes.into_iter().map(Into::into) {
+        for Wish { event, digest } in wishes.into_iter().map(Into::into) {
             let Some(place) = keeping.place(event, now) else {
                 fates.push(Fate::Expired);
                 continue;
@@ -211,7 +208,7 @@ impl<'a> Group<'a> {
                 continue;
             }
             *first = next;
-            rows.push(Row { event, place, waited, digest });
+            rows.push(Row { event, place, digest });
             fates.push(Fate::Row(next));
         }
         Self { rows, fates }
@@ -345,6 +342,19 @@ mod tests {
         for (number, reason) in (0..).zip(Reason::ALL) {
             assert_eq!((reason_number(reason), reason_of(number)), (number, Some(reason)));
         }
+    }
+
+    #[test]
+    fn two_with_one_id_have_the_row_of_the_first() {
+        let (first, copy) = (event(unix_millis_now(), None), event(unix_millis_now(), None));
+        let group = [first, copy].map(Arc::new);
+        let appended = Group::new(&group, &KEEPING, unix_millis_now());
+        assert_eq!(appended.rows.len(), 1);
+        let expected = [Appended::Stored(7), Appended::Duplicate(7)];
+        assert_eq!(appended.outcomes(&[Appended::Stored(7)]), expected);
+        let group = group.map(|event| Holding { event, digest: None });
+        let held = Group::new(&group, &KEEPING, unix_millis_now());
+        assert_eq!((held.rows.len(), held.outcomes(&[Held::Waiting])), (1, vec![Held::Waiting; 2]));
     }
 
     proptest! {

@@ -213,11 +213,19 @@ impl SqliteStore {
     /// before is noted in the same transaction.
     async fn forget_expired(&self, now: UnixMillis) -> Result<(), Error> {
         let journal_since = now - self.keeping.journal_days() * DAY;
-        // The log goes first: what was removed of it must be known until then.
-        self.forget(Some(queries::NOTE_EXPIRED), queries::FORGET_EXPIRED, now).await?;
-        self.forget(Some(queries::NOTE_EXPIRED_WAITING), queries::FORGET_WAITING, now).await?;
-        self.forget(None, queries::FORGET_REMOVED, now).await?;
-        self.forget(None, queries::FORGET_JOURNAL, journal_since).await?;
+        // The log goes first: what was removed of it must be known until then. What fails keeps nothing else.
+        let log = match self.forget(Some(queries::NOTE_EXPIRED), queries::FORGET_EXPIRED, now).await {
+            Ok(()) => self.forget(None, queries::FORGET_REMOVED, now).await,
+            failed => failed,
+        };
+        let waiting = self.forget(Some(queries::NOTE_EXPIRED_WAITING), queries::FORGET_WAITING, now).await;
+        let journal = self.forget(None, queries::FORGET_JOURNAL, journal_since).await;
+        let over = self.forget_sessions(now).await;
+        log.and(waiting).and(journal).and(over)
+    }
+
+    /// Sessions that are over, and pages of the file that nothing is in.
+    async fn forget_sessions(&self, now: UnixMillis) -> Result<(), Error> {
         let sessions = sqlx::query(queries::FORGET_SESSIONS).bind(now);
         sessions.execute(&self.writes).await.map_err(unavailable)?;
         let vacuum = sqlx::raw_sql("pragma incremental_vacuum(10000); pragma optimize");

@@ -17,7 +17,12 @@ use crate::{
 pub(super) const BETWEEN: char = '\u{1f}';
 /// An account has at most so many steps.
 pub(super) const STEPS_MAX: i64 = 100;
-/// Of so many numbers the log is asked at once, which may be those of many entries.
+/// Of those with a key that came before, so many of the last are looked at when a newer one takes their place.
+pub(super) const OLDER_MAX: i64 = 16;
+/// An entry of the journal stands for at most so many numbers. Statements know it: who looks for the entries that cover
+/// a number need not look far behind it.
+const STRETCH_MAX: usize = 1000;
+/// So many numbers, of which the log is asked, and ids, which entries bring, are read at once.
 const NUMBERS_MAX: Sequence = 10_000;
 
 impl Step {
@@ -27,12 +32,18 @@ impl Step {
         (!ids.is_empty()).then(|| ids.join(&BETWEEN.to_string()))
     }
 
-    /// As the journal keeps it: what has no number stands alone, so that it is found by its id.
+    /// As the journal keeps it: what has no number stands alone, so that it is found by its id, and a long stretch of
+    /// numbers in pieces. Its ids, if they are known, are those of its numbers, one by one.
     pub(super) fn apart(&self) -> Vec<Self> {
-        match self.last {
-            0 => self.ids.iter().map(|id| Self { ids: vec![id.clone()], ..self.clone() }).collect(),
-            _ => vec![self.clone()],
+        if self.last == 0 {
+            return self.ids.iter().map(|id| Self { ids: vec![id.clone()], ..self.clone() }).collect();
         }
+        let mut ids = self.ids.iter().cloned();
+        let piece = |first: Sequence| {
+            let last = self.last.min(first + STRETCH_MAX as Sequence - 1);
+            Self { first, last, ids: ids.by_ref().take(STRETCH_MAX).collect(), ..self.clone() }
+        };
+        (self.first..=self.last).step_by(STRETCH_MAX).map(piece).collect()
     }
 
     /// Whether the log is to be asked for its ids.
@@ -73,12 +84,14 @@ pub(super) struct Ended<P> {
     pub(super) step: Option<Step>,
 }
 
-/// As many of these entries as the log can be asked of at once; at least one.
+/// As many of these entries as stand for so much as can be read at once; at least one.
 pub(super) fn at_once<P>(mut ended: Vec<Ended<P>>) -> Vec<Ended<P>> {
     let mut numbers = 0;
     let fits = |one: &&Ended<P>| {
-        let asked = one.step.as_ref().filter(|step| step.lacks_ids());
-        numbers += asked.map_or(0, |step| (step.last + 1).saturating_sub(step.first));
+        numbers += one.step.as_ref().map_or(0, |step| match step.lacks_ids() {
+            true => (step.last + 1).saturating_sub(step.first),
+            false => step.ids.len() as Sequence,
+        });
         numbers <= NUMBERS_MAX
     };
     let count = ended.iter().take_while(fits).count();
@@ -119,15 +132,17 @@ impl Standing {
     }
 }
 
-/// From the columns of an event, when it was stored, when it expires, its number, the floor, and the highest cursor.
+/// From the columns of an event, when it was stored, when it expires, its number, the floor, the highest cursor, and why
+/// and when it was ended.
 pub(super) fn account(user: &UserId, row: &impl Cells) -> sqlx::Result<Option<Account>> {
     let Some(event) = Read::of(row, 0)?.event(user) else { return Ok(None) };
     let rest = Read::COLUMNS;
     let seq = row.cell::<Option<i64>>(rest + 2)?.map(number);
     let floor: i64 = row.cell(rest + 3)?;
     let acknowledged: i64 = row.cell(rest + 4)?;
+    let reason = row.cell::<Option<i16>>(rest + 5)?.and_then(reason_of);
     Ok(Some(Account {
-        ended: None,
+        ended: reason.zip(row.cell(rest + 6)?),
         event,
         seq,
         stored_at: row.cell(rest)?,
@@ -191,6 +206,18 @@ mod tests {
     }
 
     #[test]
+    fn a_long_stretch_of_numbers_stands_in_pieces_with_their_ids() {
+        let numbers = |pieces: &[Step]| pieces.iter().map(|one| (one.first, one.last)).collect::<Vec<_>>();
+        let pieces = step(&[], 2500).apart();
+        assert_eq!(numbers(&pieces), [(1, 1000), (1001, 2000), (2001, 2500)]);
+        assert!(pieces.iter().all(|piece| piece.ids.is_empty()));
+        let ids: Vec<String> = (1..=1001).map(|n| format!("id{n}")).collect();
+        let pieces = step(&ids.iter().map(|id| &**id).collect::<Vec<_>>(), 1001).apart();
+        assert_eq!(numbers(&pieces), [(1, 1000), (1001, 1001)]);
+        assert_eq!((pieces[0].ids.len(), &*pieces[0].ids[999], &*pieces[1].ids[0]), (1000, "id1000", "id1001"));
+    }
+
+    #[test]
     fn of_entries_that_stand_for_too_many_numbers_at_least_one_is_asked_for() {
         let ended = |sizes: &[Sequence]| {
             let entry = |size: &Sequence| Ended { place: (), step: Some(step(&[], *size)) };
@@ -200,5 +227,8 @@ mod tests {
         assert_eq!(ended(&[NUMBERS_MAX, 1]), 1);
         assert_eq!(ended(&[NUMBERS_MAX + 1, 1]), 1);
         assert_eq!(ended(&[]), 0);
+        let brought = Step { ids: vec![NotificationId::new("i").unwrap(); 4000], ..step(&[], 4000) };
+        let brought = (0..4).map(|_| Ended { place: (), step: Some(brought.clone()) });
+        assert_eq!(at_once(brought.collect()).len(), 2, "ids that entries bring count too");
     }
 }

@@ -1,5 +1,6 @@
 //! A store whose answers fail or come late, for tests of those who ask; and what every engine promises.
 
+mod bounds;
 mod contract;
 mod databases;
 mod faults;

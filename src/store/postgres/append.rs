@@ -143,7 +143,6 @@ async fn send(
         .bind(times(|row| row.place.expires_at))
         .bind(day_number(last_day))
         .bind(now)
-        .bind(rows.iter().map(|row| row.waited).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.digest.map(|id| &**id)).collect::<Vec<_>>())
         .bind(signed(store.keeping.per_user_max));
     let rows = query.fetch_all(&mut *connection).await?;

@@ -149,20 +149,23 @@ async fn keep(connection: &mut PgConnection, now: UnixMillis, journal_days: i64)
     let there = there.fetch_all(&mut *connection).await?;
     let there: BTreeMap<String, (bool, bool)> =
         there.into_iter().map(|(name, attached, detaching)| (name, (attached, detaching))).collect();
+    // One that resists keeps none of the others; the first failure is told of.
+    let mut done = Ok(());
     for part in wanted(today) {
         if there.get(&part.name()).is_none_or(|(attached, _)| !attached) {
-            make(connection, part).await?;
+            done = done.and(make(connection, part).await);
         }
     }
     for (name, (attached, detaching)) in &there {
         if let Some(part) = Part::parse(name).filter(|part| part.is_over(today, journal_days)) {
-            if *attached {
-                detach(connection, part, *detaching).await?;
-            }
-            forget(connection, part, now).await?;
+            let detached = if *attached { detach(connection, part, *detaching).await } else { Ok(()) };
+            done = done.and(match detached {
+                Ok(()) => forget(connection, part, now).await,
+                failed => failed,
+            });
         }
     }
-    Ok(())
+    done
 }
 
 /// Made on its own and then attached, which does not wait for those who read or write the table.

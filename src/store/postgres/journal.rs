@@ -16,7 +16,7 @@ use crate::{
         journal::{Account, Cancelled, Journal, Mark, Step, Superseding},
         metric::{Operation, counted},
         row::{DAY, reason_number, signed, state_number},
-        steps::{self, Ended, STEPS_MAX, Standing},
+        steps::{self, Ended, OLDER_MAX, STEPS_MAX, Standing},
     },
 };
 
@@ -239,7 +239,9 @@ async fn supersede(
         .bind(superseding.iter().map(|one| &*one.user).collect::<Vec<_>>())
         .bind(superseding.iter().map(|one| &*one.collapse_key).collect::<Vec<_>>())
         .bind(superseding.iter().map(|one| signed(one.seq)).collect::<Vec<_>>())
-        .bind(unix_millis_now());
+        .bind(superseding.iter().map(|one| signed(one.together_from)).collect::<Vec<_>>())
+        .bind(unix_millis_now())
+        .bind(OLDER_MAX);
     supersede.execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok((found, Some(())))

@@ -41,20 +41,20 @@ macro_rules! incoming {
             and l.recorded_at >= i.known_since limit 1)) as known
     from unnest($4::integer[], $5::text[], $6::text[], $7::smallint[], $8::integer[], $9::bigint[], $10::integer[],
                 $11::text[], $12::bytea[], $13::smallint[], $14::smallint[], $15::text[], $16::bigint[],
-                $17::bigint[], $18::bigint[], $19::bigint[], $22::boolean[], $23::text[])
+                $17::bigint[], $18::bigint[], $19::bigint[], $22::text[])
         with ordinality as i (shard, user_id, notification_id, class, day, known_since, known_day, notification_type,
                               payload, durability, priority, collapse_key, ttl_ms, created_at, recorded_at,
-                              expires_at, waited, digest, nth)"
+                              expires_at, digest, nth)"
     };
 }
 
-/// Rows of an id that is known get their old number; what stands among those that wait gets none, unless it is what has
-/// waited: then its row there goes. The rest get the next numbers of their user. What another statement has ended while
-/// this one waited for the fence is not among the released.
+/// Rows of an id that is known get their old number; one that has waited waits no more: its row there goes, unless it
+/// has ended, and then it gets no number. The rest get the next numbers of their user. What another statement has ended
+/// while this one waited for the fence is not among the released.
 pub(in crate::store) const APPEND: &str = concat!(
     fence!(),
     ", waited as materialized (
-    select i.*, (select case when i.waited and w.ended is null then w.place else 0 end from waiting w
+    select i.*, (select case when w.ended is null then w.place else 0 end from waiting w
                  where w.user_id = i.user_id and w.notification_id = i.notification_id) as held
     from (",
     incoming!(),
@@ -72,9 +72,9 @@ pub(in crate::store) const APPEND: &str = concat!(
     where i.known is null and (i.held is null or i.held in (select place from released))
 ), grown as (
     insert into heads as h (user_id, head, floor)
-    select user_id, max(of_user), greatest(max(of_user) - $24, 0) from fresh group by user_id order by user_id
+    select user_id, max(of_user), greatest(max(of_user) - $23, 0) from fresh group by user_id order by user_id
     on conflict (user_id) do update
-        set head = h.head + excluded.head, floor = greatest(h.floor, h.head + excluded.head - $24)
+        set head = h.head + excluded.head, floor = greatest(h.floor, h.head + excluded.head - $23)
     returning user_id, head
 ), numbered as materialized (
     select f.*, g.head - f.of_user + f.rank as seq from fresh f join grown g on g.user_id = f.user_id
@@ -239,29 +239,36 @@ select count(*) from gone";
 
 /// Numbers of which the log knows nothing any more need no reason.
 pub(in crate::store) const FORGET_REMOVED: &str = "
-delete from removed where ctid = any(array(
-    select ctid from removed where expires_at <= $1 order by expires_at limit $2))";
+with gone as (
+    delete from removed where ctid = any(array(
+        select ctid from removed where expires_at <= $1 order by expires_at limit $2))
+    returning 1
+)
+select count(*) from gone";
 
 /// One notification of the log: the newest with this id.
 pub(in crate::store) const ACCOUNT: &str = "
 select l.notification_id, l.notification_type, l.payload, l.durability, l.priority, l.collapse_key, l.ttl_ms,
        l.created_at, l.recorded_at, l.stored_at, l.expires_at, l.seq,
        coalesce((select floor from heads where user_id = $1), 0),
-       coalesce((select max(cursor) from cursors where user_id = $1), 0)
+       coalesce((select max(cursor) from cursors where user_id = $1), 0),
+       (select r.reason from removed r where r.user_id = $1 and r.seq = l.seq),
+       (select r.at from removed r where r.user_id = $1 and r.seq = l.seq)
 from (select * from log where user_id = $1 and notification_id = $2 offset 0) l
 order by l.seq desc limit 1";
 
 /// One notification that waits, or has ended while it waited.
 pub(in crate::store) const ACCOUNT_WAITING: &str = "
 select notification_id, notification_type, payload, durability, priority, collapse_key, ttl_ms, created_at,
-       recorded_at, held_at, expires_at, null::bigint, 0::bigint, 0::bigint
+       recorded_at, held_at, expires_at, null::bigint, 0::bigint, 0::bigint, ended, ended_at
 from waiting where user_id = $1 and notification_id = $2";
 
-/// The last entries that cover a number, or name an id that has none.
+/// The last entries that cover a number, or name an id that has none. None covers more than a thousand numbers
+/// (src/store/steps.rs), so none that ends far behind this one is looked at.
 pub(in crate::store) const STEPS: &str = "
 select user_id, first, last, array_to_string(ids, chr(31)), state, reason, session, device, handed_at, at
 from (
-    select * from journal where user_id = $1 and last >= $2 and first <= $2 and last > 0
+    select * from journal where user_id = $1 and $2 > 0 and last between $2 and $2 + 999 and first <= $2
     union all
     select * from journal where user_id = $1 and last = 0 and ids = array[$3::text]
 ) j
@@ -343,35 +350,43 @@ insert into journal (user_id, first, last, ids, state, reason, at, shard)
 select $1, seq, seq, array[$2::text], 5, $4, $5, $6 from taken"
 );
 
-/// Sees that what is older, has the same key, and was given to nobody is not delivered, and notes it.
+/// Sees that what is older, has the same key, and was given to nobody is not delivered, and notes it. Of what did not
+/// come together with the newer one, the last few are looked at: all that was older was superseded when these came.
 pub(in crate::store) const SUPERSEDE: &str = concat!(
     "
 with gone as materialized (
     select distinct on (l.user_id, l.seq) l.*, s.shard
-    from unnest($1::integer[], $2::text[], $3::text[], $4::bigint[]) as s (shard, user_id, collapse_key, seq)
+    from unnest($1::integer[], $2::text[], $3::text[], $4::bigint[], $5::bigint[])
+        as s (shard, user_id, collapse_key, seq, together_from)
     cross join lateral (
         select greatest(
             coalesce((select floor from heads where user_id = s.user_id), 0),
             coalesce((select max(cursor) from cursors where user_id = s.user_id), 0),
-            coalesce((select max(last) from journal where user_id = s.user_id and state in (1, 2, 3)), 0)) as seq
+            coalesce((select last from journal where user_id = s.user_id and state in (1, 2, 3)
+                      order by last desc limit 1), 0)) as seq
         offset 0
     ) given
     cross join lateral (
-        select * from log
-        where user_id = s.user_id and collapse_key = s.collapse_key and seq < s.seq and seq > given.seq
-            and expires_at > $5
-        offset 0
+        (select user_id, seq, notification_id, class, day, expires_at from log
+         where user_id = s.user_id and collapse_key = s.collapse_key
+             and seq >= greatest(s.together_from, given.seq + 1) and seq < s.seq
+         order by seq desc)
+        union all
+        (select user_id, seq, notification_id, class, day, expires_at from log
+         where user_id = s.user_id and collapse_key = s.collapse_key
+             and seq > given.seq and seq < least(s.together_from, s.seq)
+         order by seq desc limit $7)
     ) l
-    where not exists (select 1 from removed r where r.user_id = l.user_id and r.seq = l.seq)
+    where l.expires_at > $6 and (select 1 from removed r where r.user_id = l.user_id and r.seq = l.seq) is null
     order by l.user_id, l.seq
 ), taken as (
     insert into removed (user_id, seq, reason, at, expires_at)
-    select l.user_id, l.seq, 2, $5, ",
+    select l.user_id, l.seq, 2, $6, ",
     gone_at!(),
     " from gone l
 )
 insert into journal (user_id, first, last, ids, state, reason, at, shard)
-select user_id, seq, seq, array[notification_id], 5, 2, $5, shard from gone"
+select user_id, seq, seq, array[notification_id], 5, 2, $6, shard from gone"
 );
 
 /// Entries that another cluster's transactions have written (a dump that was restored): they are told of anew.
@@ -411,7 +426,8 @@ pub(in crate::store) const SESSIONS_OF_USER: &str =
 /// Forgets started sessions that are over.
 pub(in crate::store) const FORGET_SESSIONS: &str = "delete from sessions where expires_at <= $1";
 
-/// What of a partition of the log, which nobody sees any more, had not ended before: whole stretches of numbers.
+/// What of a partition of the log, which nobody sees any more, had not ended before: whole stretches of numbers, each
+/// within one thousand.
 pub(in crate::store) fn gone_unacknowledged(partition: &str) -> String {
     format!(
         "with gone as (
@@ -426,6 +442,6 @@ pub(in crate::store) fn gone_unacknowledged(partition: &str) -> String {
         )
         insert into journal (user_id, first, last, ids, state, reason, at)
         select user_id, min(seq), max(seq), array_agg(notification_id order by seq), 5, reason, $1
-        from stretches group by user_id, reason, stretch"
+        from stretches group by user_id, reason, stretch, seq / 1000"
     )
 }

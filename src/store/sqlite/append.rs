@@ -80,16 +80,15 @@ impl SqliteStore {
     async fn write_append(&self, connection: &mut SqliteConnection, rows: &[Row<'_>]) -> sqlx::Result<Vec<Appended>> {
         let (known, waiting) = (known(connection, rows).await?, waiting(connection, rows).await?);
         let mut released = Vec::new();
-        let outcome = |((row, known), waiting): ((&Row<'_>, Option<_>), &Option<There>)| match (known, waiting) {
+        let outcome = |(known, waiting): (Option<_>, Option<There>)| match (known, waiting) {
             (Some(seq), _) => Some(Appended::Duplicate(seq)),
-            (None, Some(there)) if row.waited && !there.has_ended => {
-                released.push(there.place);
+            (None, Some(there)) if there.has_ended => Some(Appended::Known),
+            (None, there) => {
+                released.extend(there.map(|there| there.place));
                 None
             }
-            (None, Some(_)) => Some(Appended::Known),
-            (None, None) => None,
         };
-        let mut outcomes: Vec<_> = rows.iter().zip(known).zip(&waiting).map(outcome).collect();
+        let mut outcomes: Vec<_> = known.into_iter().zip(waiting).map(outcome).collect();
         if !released.is_empty() {
             release(connection, &released).await?;
         }

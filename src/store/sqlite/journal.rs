@@ -13,7 +13,7 @@ use crate::{
         journal::{Account, Cancelled, Journal, Mark, Step, Superseding},
         metric::{Operation, counted},
         row::{number, reason_number, signed, state_number},
-        steps::{self, Ended, STEPS_MAX, Standing},
+        steps::{self, Ended, OLDER_MAX, STEPS_MAX, Standing},
     },
 };
 
@@ -155,8 +155,14 @@ impl SqliteStore {
     }
 
     async fn supersede_one(&self, connection: &mut SqliteConnection, superseding: &Superseding) -> sqlx::Result<()> {
-        let (Superseding { user, collapse_key, seq, .. }, now) = (superseding, unix_millis_now());
-        let find = sqlx::query_as(queries::SUPERSEDED).bind(&**user).bind(&**collapse_key).bind(signed(*seq)).bind(now);
+        let (Superseding { user, collapse_key, seq, together_from }, now) = (superseding, unix_millis_now());
+        let find = sqlx::query_as(queries::SUPERSEDED)
+            .bind(&**user)
+            .bind(&**collapse_key)
+            .bind(signed(*seq))
+            .bind(signed(*together_from))
+            .bind(now)
+            .bind(OLDER_MAX);
         let older: Vec<(i64, String)> = find.fetch_all(&mut *connection).await?;
         for (seq, id) in older {
             let Ok(id) = NotificationId::new(id) else { continue };

@@ -158,21 +158,25 @@ pub(in crate::store) const ACCOUNT: &str = r"
 select l.notification_id, l.notification_type, l.payload, l.durability, l.priority, l.collapse_key, l.ttl_ms,
        l.created_at, l.recorded_at, l.stored_at, l.expires_at, l.seq,
        coalesce((select floor from heads where user_id = ?1), 0),
-       coalesce((select max(cursor) from cursors where user_id = ?1), 0)
+       coalesce((select max(cursor) from cursors where user_id = ?1), 0),
+       (select r.reason from removed r where r.user_id = ?1 and r.seq = l.seq),
+       (select r.at from removed r where r.user_id = ?1 and r.seq = l.seq)
 from log l indexed by log_ids where l.user_id = ?1 and l.notification_id = ?2
 order by l.seq desc limit 1";
 
 /// One notification that waits, or has ended while it waited.
 pub(in crate::store) const ACCOUNT_WAITING: &str = r"
 select notification_id, notification_type, payload, durability, priority, collapse_key, ttl_ms, created_at,
-       recorded_at, held_at, expires_at, null, 0, 0
+       recorded_at, held_at, expires_at, null, 0, 0, ended, ended_at
 from waiting where user_id = ?1 and notification_id = ?2";
 
-/// The last entries that cover a number, or name an id that has none.
+/// The last entries that cover a number, or name an id that has none. None covers more than a thousand numbers
+/// (src/store/steps.rs), so none that ends far behind this one is looked at.
 pub(in crate::store) const STEPS: &str = r"
 select user_id, first, last, ids, state, reason, session, device, handed_at, at
 from (
-    select * from journal where user_id = ?1 and last >= ?2 and first <= ?2 and last > 0
+    select * from journal indexed by journal_numbers
+    where ?2 > 0 and user_id = ?1 and last between ?2 and ?2 + 999 and first <= ?2
     union all
     select * from journal where user_id = ?1 and last = 0 and ids = ?3
 ) j
@@ -211,18 +215,26 @@ pub(in crate::store) const REMOVE: &str = r"
 insert into removed (user_id, seq, reason, at, expires_at)
 select user_id, seq, ?3, ?4, expires_at from log where user_id = ?1 and seq = ?2";
 
-/// What is older, has the same key, and was given to nobody.
+/// What is older, has the same key, and was given to nobody. Of what did not come together with the newer one, the last
+/// few are looked at: all that was older was superseded when these came.
 pub(in crate::store) const SUPERSEDED: &str = r"
-select l.seq, l.notification_id
-from log l indexed by log_keys
-where l.user_id = ?1 and l.collapse_key = ?2 and l.seq < ?3 and l.expires_at > ?4
-    and l.seq > max(
-        coalesce((select floor from heads where user_id = ?1), 0),
-        coalesce((select max(cursor) from cursors where user_id = ?1), 0),
-        coalesce((select last from journal indexed by journal_numbers
-                  where user_id = ?1 and state in (1, 2, 3) order by last desc limit 1), 0))
-    and not exists (select 1 from removed r where r.user_id = ?1 and r.seq = l.seq)
-order by l.seq";
+with given (seq) as materialized (
+    select max(coalesce((select floor from heads where user_id = ?1), 0),
+               coalesce((select max(cursor) from cursors where user_id = ?1), 0),
+               coalesce((select last from journal indexed by journal_given
+                         where user_id = ?1 and state in (1, 2, 3) order by last desc limit 1), 0))
+), older (seq, notification_id, expires_at) as (
+    select seq, notification_id, expires_at from log indexed by log_keys
+    where user_id = ?1 and collapse_key = ?2 and seq >= max(?4, (select seq + 1 from given)) and seq < ?3
+    union all
+    select * from (
+        select seq, notification_id, expires_at from log indexed by log_keys
+        where user_id = ?1 and collapse_key = ?2 and seq > (select seq from given) and seq < min(?4, ?3)
+        order by seq desc limit ?6)
+)
+select o.seq, o.notification_id from older o
+where o.expires_at > ?5 and not exists (select 1 from removed r where r.user_id = ?1 and r.seq = o.seq)
+order by o.seq";
 
 /// Forgets the devices of a user that were not used for longest.
 pub(in crate::store) const FORGET_DEVICES: &str = r"

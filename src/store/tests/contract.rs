@@ -7,7 +7,7 @@ use crate::{
     event::{Durability, Event, Options, Priority, UnixMillis, unix_millis_now},
     ids::{DeviceId, NotificationId, Sequence, SessionId, UserId},
     store::{
-        Acknowledgement, Appended, Engine, Entering, Entry, Opened, PageLimit, Store,
+        Acknowledgement, Appended, Engine, Entry, Opened, PageLimit, Store,
         positions::{Known, LogName},
         sessions::{PER_USER_MAX, Started, Starting},
     },
@@ -34,16 +34,12 @@ pub(super) fn event(user: &str, id: &str) -> Event {
     }
 }
 
-pub(super) fn entering(event: Event) -> Entering {
-    Arc::new(event).into()
-}
-
-pub(super) fn events<I: ToString>(user: &str, ids: impl IntoIterator<Item = I>) -> Vec<Entering> {
-    ids.into_iter().map(|id| entering(event(user, &id.to_string()))).collect()
+pub(super) fn events<I: ToString>(user: &str, ids: impl IntoIterator<Item = I>) -> Vec<Arc<Event>> {
+    ids.into_iter().map(|id| Arc::new(event(user, &id.to_string()))).collect()
 }
 
 pub(super) async fn append(engine: &Engine, event: Event) -> Appended {
-    engine.log.append(&[entering(event)]).await.unwrap()[0]
+    engine.log.append(&[Arc::new(event)]).await.unwrap()[0]
 }
 
 pub(super) async fn acknowledge(log: &dyn Store, user: &UserId, device: Option<&DeviceId>, seq: Sequence) {
@@ -65,7 +61,7 @@ pub(super) async fn shape(engine: &Engine, user_name: &str, after: Sequence, lim
 async fn a_group_of_many_users_is_numbered_user_by_user_in_the_order_given() {
     for place in Place::all().await {
         let engine = place.open().await;
-        let group: Vec<_> = (0..300).map(|i| entering(event(&format!("u{}", i % 7), &i.to_string()))).collect();
+        let group: Vec<_> = (0..300).map(|i| Arc::new(event(&format!("u{}", i % 7), &i.to_string()))).collect();
         let expected: Vec<_> = (0..300).map(|i| Appended::Stored(i / 7 + 1)).collect();
         assert_eq!(engine.log.append(&group).await.unwrap(), expected, "{}", place.name());
         assert_eq!(append(&engine, event("u0", "next")).await, Appended::Stored(44), "{}", place.name());
@@ -99,7 +95,7 @@ async fn an_event_comes_back_as_it_was_whatever_is_in_it() {
         let engine = place.open().await;
         // One NUL in 500 rows harms none of them.
         let mut group = events("many", 0..499);
-        group.push(entering(full.clone()));
+        group.push(Arc::new(full.clone()));
         let outcomes = engine.log.append(&group).await.unwrap();
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Appended::Stored(_))), "{}", place.name());
         let page = engine.log.read(&full.user, 0, ALL).await.unwrap();
@@ -181,7 +177,7 @@ async fn expired_ones_are_announced_and_those_that_come_expired_get_no_number() 
             let options = Options { ttl: Some(Duration::from_millis(300)), ..Options::default() };
             Event { options, ..event("u", id) }
         };
-        let group = [event("u", "a"), short("b"), short("c"), event("u", "d")].map(entering);
+        let group = [event("u", "a"), short("b"), short("c"), event("u", "d")].map(Arc::new);
         engine.log.append(&group).await.unwrap();
         crate::store::tests::faults::until(async || shape(&engine, "u", 0, ALL).await == ["1", "2-3 Expired", "4"])
             .await;

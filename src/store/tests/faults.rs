@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use sqlx::{Connection as _, PgConnection};
 
 use super::{
-    contract::{entering, event, events, shape, user},
+    contract::{event, events, shape, user},
     databases::Place,
 };
 use crate::{
@@ -157,7 +157,7 @@ async fn an_event_that_the_database_refuses_is_found_among_500() {
             }
         }
         let mut group = events("u", 0..500);
-        group[123] = entering(Event { notification_type: "poison".into(), ..event("u", "bad") });
+        group[123] = Arc::new(Event { notification_type: "poison".into(), ..event("u", "bad") });
         let outcomes = engine.log.append(&group).await.unwrap();
         assert_eq!(outcomes[123], Appended::Refused, "{}", place.name());
         // What was written before the bad one was found keeps its place; numbers go on without a hole.
@@ -193,7 +193,7 @@ async fn partitions_that_are_over_are_dropped_whole_and_numbers_go_on() {
         event("u", "week"),
         Event { options: month, ..event("u", "month") },
     ];
-    engine.log.append(&group.map(entering)).await.unwrap();
+    engine.log.append(&group.map(Arc::new)).await.unwrap();
     let store = PostgresStore::open(&place.config()).await.unwrap();
     let count = async || {
         let count: i64 =

@@ -10,7 +10,7 @@ use super::{
     contract::{acknowledge, append, event, events, shape, user},
     databases::Place,
     faults::until,
-    states::{account, cancel, end, ended, ended_all, ended_since, hold, id, release, step},
+    states::{account, cancel, end, ended, ended_all, ended_since, hold, id, step, superseding},
 };
 use crate::{
     event::unix_millis_now,
@@ -18,7 +18,7 @@ use crate::{
     state::{Reason, State},
     store::{
         Acknowledgement, Appended, Engine, Error, Opened, PageLimit,
-        journal::{Cancelled, Mark, Superseding},
+        journal::{Cancelled, Mark},
         postgres::PostgresStore,
         row::day,
         schema::{POSTGRES, SQLITE, Schema},
@@ -104,14 +104,13 @@ async fn a_former_owner_changes_nothing_that_waits_or_was_given() {
         let acknowledgement = Acknowledgement { user: u.clone(), device: None, seq: 1 };
         let holding = Holding { event: Arc::new(event("u", "h")), digest: None };
         let ending = Ending { user: u.clone(), id: id("w"), reason: Reason::Expired };
-        let superseding = Superseding { user: u.clone(), collapse_key: "k".into(), seq: 1 };
         let refused = [
             ("hold", log.hold(&[holding]).await.err()),
             ("end", log.end(&[ending]).await.err()),
             ("digested", log.digested(&[(u.clone(), id("d"))]).await.err()),
             ("cancel", log.cancel(&u, &id("a")).await.err()),
             ("cancel what waits", log.cancel(&u, &id("w")).await.err()),
-            ("supersede", log.supersede(&[superseding]).await.err()),
+            ("supersede", log.supersede(&[superseding(1, 1)]).await.err()),
             ("acknowledge", log.acknowledge(&[acknowledgement], from_ref(&now)).await.err()),
             ("note", log.acknowledge(&[], &[now]).await.err()),
             ("receipts", log.set_receipted(&Mark("7".into())).await.err()),
@@ -190,7 +189,7 @@ async fn a_release_that_waits_for_a_cancellation_gives_no_number() {
     sqlx::raw_sql(take).execute(&mut *cancelling).await.unwrap();
     let releasing = tokio::spawn({
         let engine = engine.clone();
-        async move { release(&engine, event("u", "a")).await }
+        async move { append(&engine, event("u", "a")).await }
     });
     until(async || waiters(&place).await == 1).await;
     cancelling.commit().await.unwrap();
@@ -270,7 +269,7 @@ async fn what_waits_and_what_was_told_survive_a_restart() {
         let backlog = engine.log.backlog(&user("u")).await.unwrap();
         assert_eq!((backlog.events.len(), backlog.folded.len()), (1, 1), "{name}");
         assert_eq!(shape(&engine, "u", 0, ALL).await, ["1", "2-2 Cancelled", "3"], "{name}");
-        assert_eq!(release(&engine, event("u", "waits")).await, Appended::Stored(4), "{name}");
+        assert_eq!(append(&engine, event("u", "waits")).await, Appended::Stored(4), "{name}");
         end(&engine, "u", "waits", Reason::Expired).await;
         assert!(ended(&engine, &mark, 10).await.0.is_empty(), "it waited no more: {name}");
     }
@@ -429,9 +428,8 @@ async fn a_store_of_the_first_schema_comes_to_this_one_with_its_rows() {
         let opened = engine.log.open(&user("u"), None).await.unwrap();
         assert_eq!(opened, Opened { head: 2, cursor: 1, acknowledged: 1 }, "{name}");
         assert_eq!(*engine.log.epoch(), *"first", "{name}");
-        let superseding = Superseding { user: user("u"), collapse_key: "k".into(), seq: 3 };
         assert_eq!(append(&engine, event("u", "new")).await, Appended::Stored(3), "{name}");
-        engine.log.supersede(&[superseding]).await.unwrap();
+        engine.log.supersede(&[superseding(3, 3)]).await.unwrap();
         assert_eq!(shape(&engine, "u", 0, ALL).await, ["1", "3"], "{name}");
         assert_eq!(cancel(&engine, "u", "old1").await, Cancelled::Ended(State::Sent), "{name}");
         assert_eq!(ended_all(&engine).await, ["old2 deleted superseded"], "{name}");

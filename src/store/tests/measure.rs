@@ -8,7 +8,6 @@ use super::{contract::event, databases::Place};
 use crate::{
     event::Event,
     placement::{self, ShardId},
-    store::Entering,
 };
 
 const LANES: u16 = 4;

@@ -58,7 +58,7 @@ async fn every_query_of_postgres_uses_its_index() {
     let group = format!(
         "{fence}, array[1], array['u1'], array['new'], array[1], array[{day}], array[{now}], array[{day}], array['t'], \
          array['1'::bytea], array[1], array[2], array[null::text], array[null::bigint], array[{now}], array[{now}], \
-         array[{later}], {day}, {now}, array[true], array['d']"
+         array[{later}], {day}, {now}, array['d']"
     );
     let acknowledge = format!(
         "{fence}, array[1], array['u1'], array['phone'], array[1], {now}, array[1], array['u1'], array[1], array[1], \
@@ -88,7 +88,7 @@ async fn every_query_of_postgres_uses_its_index() {
         ("cancel what waits", q::CANCEL_WAITING, format!("'u1', 'w1', 4, {now}")),
         ("standing", q::STANDING, "'u1', 'id1'".to_owned()),
         ("remove", q::REMOVE, format!("'u1', 'id1', 1, 4, {now}, 1")),
-        ("supersede", q::SUPERSEDE, format!("array[1], array['u1'], array['k'], array[9], {now}")),
+        ("supersede", q::SUPERSEDE, format!("array[1], array['u1'], array['k'], array[9], array[7], {now}, 16")),
         ("adopt", q::ADOPT, String::new()),
         ("forget devices", q::FORGET_DEVICES, "'u1', 64".to_owned()),
         ("find session", q::FIND_SESSION, format!("'s1', {now}")),
@@ -163,6 +163,7 @@ async fn every_query_of_sqlite_uses_its_index() {
         (q::STANDING, "log_ids"),
         (q::REMOVE, "log_numbers"),
         (q::SUPERSEDED, "log_keys"),
+        (q::SUPERSEDED, "journal_given"),
         (q::FORGET_DEVICES, "SEARCH cursors USING PRIMARY KEY"),
         (q::FIND_SESSION, "SEARCH sessions USING PRIMARY KEY"),
         (q::SESSIONS_OF_USER, "sessions_of_user"),

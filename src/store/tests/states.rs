@@ -3,7 +3,7 @@
 use std::{slice::from_ref, sync::Arc, time::Duration};
 
 use super::{
-    contract::{acknowledge, append, entering, event, events, shape, user},
+    contract::{acknowledge, append, event, events, shape, user},
     databases::Place,
     faults::until,
 };
@@ -12,7 +12,7 @@ use crate::{
     ids::{DeviceId, NotificationId, Sequence, SessionId},
     state::{Reason, State},
     store::{
-        Acknowledgement, Appended, Engine, Entering, PageLimit,
+        Acknowledgement, Appended, Engine, PageLimit,
         journal::{Account, Cancelled, Mark, Step, Superseding},
         waiting::{Ending, Folded, Held, Holding},
     },
@@ -44,11 +44,6 @@ pub(super) async fn hold(engine: &Engine, event: Event, digest: Option<&str>) ->
     engine.log.hold(&[holding]).await.unwrap()[0]
 }
 
-pub(super) async fn release(engine: &Engine, event: Event) -> Appended {
-    let entering = Entering { event: Arc::new(event), waited: true };
-    engine.log.append(&[entering]).await.unwrap()[0]
-}
-
 pub(super) async fn end(engine: &Engine, user_name: &str, text: &str, reason: Reason) {
     let ending = Ending { user: user(user_name), id: id(text), reason };
     engine.log.end(&[ending]).await.unwrap();
@@ -60,6 +55,11 @@ pub(super) async fn cancel(engine: &Engine, user_name: &str, text: &str) -> Canc
 
 pub(super) async fn account(engine: &Engine, text: &str) -> Option<Account> {
     engine.log.account(&user("u"), &id(text)).await.unwrap()
+}
+
+/// Of user `u` and the key `k`.
+pub(super) fn superseding(seq: Sequence, together_from: Sequence) -> Superseding {
+    Superseding { user: user("u"), collapse_key: "k".into(), seq, together_from }
 }
 
 async fn waiting(engine: &Engine) -> Vec<String> {
@@ -116,33 +116,57 @@ async fn what_waits_keeps_its_order_and_gets_its_number_when_it_is_released() {
         assert_eq!(*engine.log.backlog(&user("u")).await.unwrap().events[1], full, "{name}");
         assert_eq!(engine.log.users_waiting().await.unwrap(), [user("u")], "{name}");
         assert_eq!(engine.log.open(&user("u"), None).await.unwrap().head, 0, "no number: {name}");
-        assert_eq!(append(&engine, event("u", "a")).await, Appended::Known, "{name}");
         assert_eq!(hold(&engine, event("u", "a"), None).await, Held::Waiting, "a retry: {name}");
         let account = account(&engine, "a").await.unwrap();
         assert_eq!((account.seq, account.steps.len()), (None, 0), "{name}");
         assert_eq!(append(&engine, event("other", "a")).await, Appended::Stored(1), "ids are unique per user: {name}");
         assert_eq!(append(&engine, event("u", "first")).await, Appended::Stored(1), "{name}");
-        assert_eq!(release(&engine, full.clone()).await, Appended::Stored(2), "{name}");
-        assert_eq!(release(&engine, event("u", "a")).await, Appended::Stored(3), "{name}");
-        assert_eq!(release(&engine, full.clone()).await, Appended::Duplicate(2), "a retry: {name}");
+        assert_eq!(append(&engine, full.clone()).await, Appended::Stored(2), "{name}");
+        assert_eq!(append(&engine, event("u", "a")).await, Appended::Stored(3), "{name}");
+        assert_eq!(append(&engine, full.clone()).await, Appended::Duplicate(2), "a retry: {name}");
         assert_eq!(hold(&engine, full, None).await, Held::Duplicate(2), "{name}");
         assert_eq!(waiting(&engine).await, ["c"], "{name}");
-        assert_eq!(release(&engine, event("u", "tidied")).await, Appended::Stored(4), "{name}");
+        assert_eq!(append(&engine, event("u", "tidied")).await, Appended::Stored(4), "{name}");
         assert_eq!(shape(&engine, "u", 0, ALL).await, ["1", "2", "3", "4"], "{name}");
     }
 }
 
 #[tokio::test]
-async fn a_copy_beside_one_that_is_released_gets_no_number_of_its_own() {
+async fn a_copy_in_the_same_group_gets_no_number_and_no_row_of_its_own() {
     for place in Place::all().await {
         let engine = place.open().await;
+        let name = place.name();
+        let copies = ["a", "a"].map(|text| Holding { event: event("u", text).into(), digest: None });
+        assert_eq!(engine.log.hold(&copies).await.unwrap(), [Held::Waiting; 2], "{name}");
+        assert_eq!(waiting(&engine).await, ["a"], "{name}");
+        let released = engine.log.append(&events("u", ["a", "a"])).await.unwrap();
+        assert_eq!(released, [Appended::Stored(1), Appended::Duplicate(1)], "{name}");
+        assert!(waiting(&engine).await.is_empty(), "{name}");
+        let fresh = engine.log.append(&events("u", ["b", "b"])).await.unwrap();
+        assert_eq!(fresh, [Appended::Stored(2), Appended::Duplicate(2)], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_appends_what_waits_releases_it() {
+    for place in Place::all().await {
+        let engine = place.open().await;
+        let name = place.name();
         hold(&engine, event("u", "a"), None).await;
-        let copies = [false, true, false].map(|waited| Entering { waited, ..entering(event("u", "a")) });
-        let outcomes = engine.log.append(&copies).await.unwrap();
-        assert_eq!(outcomes[1], Appended::Stored(1), "{outcomes:?} {}", place.name());
-        assert!(!matches!((outcomes[0], outcomes[2]), (Appended::Stored(_), _) | (_, Appended::Stored(_))));
-        assert!(waiting(&engine).await.is_empty(), "{}", place.name());
-        assert_eq!(append(&engine, event("u", "b")).await, Appended::Stored(2), "{}", place.name());
+        // A record that is read again, in a group with others.
+        let outcomes = engine.log.append(&events("u", ["x", "a", "y"])).await.unwrap();
+        assert_eq!(outcomes, [1, 2, 3].map(Appended::Stored), "{name}");
+        assert!(waiting(&engine).await.is_empty(), "{name}");
+        assert!(engine.log.users_waiting().await.unwrap().is_empty(), "{name}");
+        let rows = "select count(*) from waiting";
+        let left: i64 = match &place {
+            Place::Memory => 0,
+            Place::File(_) => sqlx::query_scalar(rows).fetch_one(&mut place.sqlite().await).await.unwrap(),
+            Place::Database(_) => sqlx::query_scalar(rows).fetch_one(&mut place.postgres().await).await.unwrap(),
+        };
+        assert_eq!(left, 0, "{name}");
+        assert_eq!(account(&engine, "a").await.unwrap().seq, Some(2), "{name}");
+        assert_eq!(append(&engine, event("u", "a")).await, Appended::Duplicate(2), "{name}");
     }
 }
 
@@ -163,7 +187,6 @@ async fn one_that_ended_while_it_waited_stays_ended_and_readable() {
             assert_eq!(steps, [(0, 0, State::Deleted, Some(reason))], "{name}");
             assert_eq!(hold(&engine, event("u", text), None).await, Held::Known, "{name}");
             assert_eq!(append(&engine, event("u", text)).await, Appended::Known, "{name}");
-            assert_eq!(release(&engine, event("u", text)).await, Appended::Known, "{name}");
             assert_eq!(cancel(&engine, "u", text).await, Cancelled::Ended(State::Deleted), "{name}");
         }
         end(&engine, "u", "unknown", Reason::Expired).await;
@@ -221,7 +244,7 @@ async fn what_is_cancelled_never_comes_unless_it_had_ended() {
         let name = place.name();
         let soon = Options { ttl: Some(Duration::from_millis(300)), ..Options::default() };
         let mut group = events("u", ["acked", "a", "b"]);
-        group.push(entering(Event { options: soon, ..event("u", "expired") }));
+        group.push(Arc::new(Event { options: soon, ..event("u", "expired") }));
         engine.log.append(&group).await.unwrap();
         hold(&engine, event("u", "waits"), None).await;
         acknowledge(&*engine.log, &user("u"), Some(&DeviceId::new("phone").unwrap()), 1).await;
@@ -233,7 +256,7 @@ async fn what_is_cancelled_never_comes_unless_it_had_ended() {
         for text in ["a", "waits"] {
             assert_eq!(cancel(&engine, "u", text).await, Cancelled::Ended(State::Deleted), "{text} {name}");
         }
-        assert_eq!(release(&engine, event("u", "waits")).await, Appended::Known, "{name}");
+        assert_eq!(append(&engine, event("u", "waits")).await, Appended::Known, "{name}");
         assert_eq!(append(&engine, event("u", "a")).await, Appended::Duplicate(2), "{name}");
         until(async || shape(&engine, "u", 0, ALL).await == ["1", "2-2 Cancelled", "3", "4-4 Expired"]).await;
         assert_eq!(cancel(&engine, "u", "expired").await, Cancelled::Ended(State::Deleted), "{name}");
@@ -250,7 +273,7 @@ async fn one_is_superseded_only_while_nobody_was_given_it() {
         let name = place.name();
         let keyed = |text: &str, key: &str| {
             let options = Options { collapse_key: Some(key.into()), ..Options::default() };
-            entering(Event { options, ..event("u", text) })
+            Arc::new(Event { options, ..event("u", text) })
         };
         let keys =
             [("acked", "k"), ("handed", "k"), ("a", "k"), ("other", "o"), ("b", "k"), ("gone", "k"), ("new", "k")];
@@ -259,7 +282,7 @@ async fn one_is_superseded_only_while_nobody_was_given_it() {
         acknowledge(&*engine.log, &user("u"), None, 1).await;
         engine.log.acknowledge(&[], &[step("u", (2, 2), &[], State::Active)]).await.unwrap();
         cancel(&engine, "u", "gone").await;
-        let superseding = [Superseding { user: user("u"), collapse_key: "k".into(), seq: 7 }];
+        let superseding = [superseding(7, 1)];
         engine.log.supersede(&superseding).await.unwrap();
         engine.log.supersede(&superseding).await.unwrap();
         assert_eq!(shape(&engine, "u", 0, ALL).await, ["1", "2", "4", "6-6 Cancelled", "7"], "{name}");
@@ -276,18 +299,18 @@ async fn pages_account_for_numbers_that_were_taken_back_or_passed_over() {
         let engine = place.open().await;
         let keyed = |text: &str| {
             let options = Options { collapse_key: Some("k".into()), ..Options::default() };
-            entering(Event { options, ..event("u", text) })
+            Arc::new(Event { options, ..event("u", text) })
         };
         // 1, 2 and 5, 6 cancelled; 3, 4 and 8 superseded by 9.
         let group = (1..=10).map(|n: u64| match n {
             3 | 4 | 8 | 9 => keyed(&n.to_string()),
-            _ => entering(event("u", &n.to_string())),
+            _ => Arc::new(event("u", &n.to_string())),
         });
         engine.log.append(&group.collect::<Vec<_>>()).await.unwrap();
         for text in ["1", "2", "5", "6"] {
             cancel(&engine, "u", text).await;
         }
-        engine.log.supersede(&[Superseding { user: user("u"), collapse_key: "k".into(), seq: 9 }]).await.unwrap();
+        engine.log.supersede(&[superseding(9, 1)]).await.unwrap();
         let expected = ["1-2 Cancelled", "5-6 Cancelled", "7", "9", "10"];
         assert_eq!(shape(&engine, "u", 0, ALL).await, expected, "{}", place.name());
         for items in 1..=10 {
