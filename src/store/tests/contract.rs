@@ -193,7 +193,7 @@ async fn a_log_that_has_expired_as_a_whole_goes_on_with_its_numbers() {
     for place in Place::all().await {
         let engine = place.open().await;
         let options = Options { ttl: Some(Duration::from_millis(100)), ..Options::default() };
-        let group = ["a", "b", "c"].map(|id| entering(Event { options: options.clone(), ..event("u", id) }));
+        let group = ["a", "b", "c"].map(|id| Arc::new(Event { options: options.clone(), ..event("u", id) }));
         engine.log.append(&group).await.unwrap();
         crate::store::tests::faults::until(async || shape(&engine, "u", 0, ALL).await == ["1-3 Expired"]).await;
         engine.log.tidy().await.unwrap();

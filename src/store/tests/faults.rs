@@ -218,7 +218,7 @@ async fn a_file_without_room_takes_what_it_refused_when_there_is_some() {
     engine.log.append(&events("u", ["a"])).await.unwrap();
     store.bound(1).await;
     let group: Vec<_> =
-        (0..500).map(|n| entering(Event { payload: "x".repeat(1000).into(), ..event("u", &n.to_string()) })).collect();
+        (0..500).map(|n| Arc::new(Event { payload: "x".repeat(1000).into(), ..event("u", &n.to_string()) })).collect();
     let failed = engine.log.append(&group).await;
     let full = |reason: &str| reason.contains("full");
     assert!(matches!(&failed, Err(Error::Unavailable { reason }) if full(reason)), "{failed:?}");
