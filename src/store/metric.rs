@@ -9,6 +9,7 @@ use super::{Answer, Error};
 const SECONDS: &str = "notifier_store_write_seconds";
 const ROWS: &str = "notifier_store_batch_rows";
 const ERRORS: &str = "notifier_store_errors_total";
+const CLAMPED: &str = "notifier_clamped_timestamps_total";
 
 static WRITE: LazyLock<[Histogram; 2]> = LazyLock::new(|| [histogram!(SECONDS), histogram!(ROWS)]);
 
@@ -45,8 +46,15 @@ pub fn describe() {
     describe_histogram!(SECONDS, "Time that a group of rows took until the store had committed it");
     describe_histogram!(ROWS, "Rows of one group");
     describe_counter!(ERRORS, "Calls that the store did not answer");
+    describe_counter!(CLAMPED, "Events whose record's timestamp is of a day for which the log has no place");
     LazyLock::force(&WRITE);
+    clamped(0);
     Operation::ALL.into_iter().for_each(|operation| operation.failed(0));
+}
+
+/// Events that stand on another day than their records say.
+pub(super) fn clamped(events: u64) {
+    counter!(CLAMPED).increment(events);
 }
 
 pub(super) fn wrote(rows: usize, time: Duration) {

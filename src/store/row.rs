@@ -4,7 +4,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
-    Appended,
+    Appended, metric,
     waiting::{Held, Holding},
 };
 use crate::{
@@ -194,13 +194,14 @@ impl<'a> Group<'a> {
         keeping: &Keeping,
         now: UnixMillis,
     ) -> Self {
-        let (mut rows, mut fates) = (Vec::<Row<'a>>::new(), Vec::new());
+        let (mut rows, mut fates, mut clamped) = (Vec::<Row<'a>>::new(), Vec::new(), 0);
         let mut seen: HashMap<(&UserId, &NotificationId), usize> = HashMap::new();
         for Wish { event, digest } in wishes.into_iter().map(Into::into) {
             let Some(place) = keeping.place(event, now) else {
                 fates.push(Fate::Expired);
                 continue;
             };
+            clamped += u64::from(place.day != day(event.recorded_at));
             let next = rows.len();
             let first = seen.entry((&event.user, &event.id)).or_insert(next);
             if *first < next && rows[*first].event.recorded_at >= place.known_since {
@@ -210,6 +211,9 @@ impl<'a> Group<'a> {
             *first = next;
             rows.push(Row { event, place, digest });
             fates.push(Fate::Row(next));
+        }
+        if clamped > 0 {
+            metric::clamped(clamped);
         }
         Self { rows, fates }
     }

@@ -192,6 +192,8 @@ async fn a_record_of_any_time_is_delivered_once() {
             assert_eq!(seen, (0..5).map(|n| (n, n + 1)).collect::<Vec<_>>(), "{}", store.engine());
         };
         node.settled(2 * times.len()).await;
+        let clamped = node.metrics().await.sum("notifier_clamped_timestamps_total");
+        assert_eq!(clamped, 8.0, "all but today's, twice each: {}", store.engine());
         check(&node).await;
         node.restart().await;
         check(&node).await;
