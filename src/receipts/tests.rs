@@ -235,7 +235,7 @@ async fn a_receipt_says_who_what_where_when_and_why() {
     let journal = Scripted::new(&broker.bootstrap());
     let session = journal.sent("101", &["a", "b"]).await;
     let user = UserId::new("101").unwrap();
-    journal.memory.append(&[durable(&user, "c").into()]).await.unwrap();
+    journal.memory.append(&[durable(&user, "c")]).await.unwrap();
     journal.memory.cancel(&user, &NotificationId::new("c").unwrap()).await.unwrap();
     let unnumbered = Step {
         ids: ["x", "y"].map(|id| NotificationId::new(id).unwrap()).into(),

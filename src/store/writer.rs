@@ -37,6 +37,7 @@ const HEALTH_PART: &str = "store";
 #[derive(Clone)]
 pub struct Writer {
     lanes: Arc<[mpsc::UnboundedSender<Write>]>,
+    opens: mpsc::UnboundedSender<(Opening, OnOpened)>,
     store: Arc<dyn Store>,
     lost: Lost,
 }
@@ -55,7 +56,6 @@ enum Write {
     End(Ending),
     Digested(UserId, NotificationId),
     Raise(Option<Acknowledgement>, Vec<Step>),
-    Open(Opening, OnOpened),
     Backlog(UserId, OnBacklog),
     /// Behind everything before it.
     Cancel(Cancelling),
@@ -124,7 +124,11 @@ impl Writer {
             tokio::spawn(Lane { store: store.clone(), health: health.clone(), lost: lost.clone() }.run(receiver));
             sender
         });
-        Self { lanes: lanes.collect(), store: store.clone(), lost: lost.clone() }
+        let lanes = lanes.collect();
+        let (opens, opening) = mpsc::unbounded_channel();
+        let lane = Lane { store: store.clone(), health: health.clone(), lost: lost.clone() };
+        tokio::spawn(lane.run_opens(opening));
+        Self { lanes, opens, store: store.clone(), lost: lost.clone() }
     }
 
     fn send(&self, user: &str, write: Write) {
@@ -169,9 +173,9 @@ impl Writer {
         self.send(&acknowledgement.user.clone(), Write::Raise(Some(acknowledgement), steps));
     }
 
-    /// Opens a log, behind the writes before this: many users' in one query. `answer` is dropped when that cannot be.
+    /// Opens a log, beside the writes: many users' in one query. `answer` is dropped when that cannot be.
     pub fn open(&self, opening: Opening, answer: OnOpened) {
-        self.send(&opening.user.clone(), Write::Open(opening, answer));
+        let _ = self.opens.send((opening, answer));
     }
 
     /// Sees that a notification is not delivered, behind the writes before this and before those after it.
@@ -222,8 +226,6 @@ struct Group {
     acknowledged: Vec<Acknowledgement>,
     steps: Vec<Step>,
     superseding: HashMap<(UserId, Box<str>), Superseding>,
-    opening: Vec<Opening>,
-    on_opened: Vec<OnOpened>,
     backlogs: Vec<(UserId, OnBacklog)>,
 }
 
@@ -238,10 +240,6 @@ impl Group {
             Write::Raise(acknowledgement, steps) => {
                 self.acknowledged.extend(acknowledgement);
                 self.steps.extend(steps);
-            }
-            Write::Open(opening, answer) => {
-                self.opening.push(opening);
-                self.on_opened.push(answer);
             }
             Write::Backlog(user, answer) => self.backlogs.push((user, answer)),
             Write::Cancel(cancelling) => return Some(cancelling),
@@ -279,10 +277,19 @@ impl Lane {
         }
     }
 
+    async fn run_opens(self, mut queue: mpsc::UnboundedReceiver<(Opening, OnOpened)>) {
+        let mut asked = Vec::with_capacity(GROUP_MAX);
+        while queue.recv_many(&mut asked, GROUP_MAX).await > 0 {
+            let (opening, answers): (Vec<_>, Vec<_>) = asked.drain(..).unzip();
+            let opened = self.until_done(|| self.store.open_all(&opening)).await;
+            answers.into_iter().zip(opened).for_each(|(answer, opened)| answer(opened));
+        }
+    }
+
     async fn write(&self, mut group: Group) {
         self.hold(std::mem::take(&mut group.holds)).await;
         self.append(&mut group).await;
-        let Group { endings, digests, acknowledged, steps, superseding, opening, on_opened, backlogs, .. } = group;
+        let Group { endings, digests, acknowledged, steps, superseding, backlogs, .. } = group;
         if !endings.is_empty() {
             self.until_done(|| self.store.end(&endings)).await;
         }
@@ -302,10 +309,6 @@ impl Lane {
         }
         for (user, answer) in backlogs {
             answer(self.until_done(|| self.store.backlog(&user)).await);
-        }
-        if !opening.is_empty() {
-            let opened = self.until_done(|| self.store.open_all(&opening)).await;
-            on_opened.into_iter().zip(opened).for_each(|(answer, opened)| answer(opened));
         }
     }
 

@@ -15,6 +15,7 @@ use crate::{
     store::tests::{Call, FaultyStore},
 };
 
+mod ends;
 mod limits;
 
 pub(crate) const IDLE: Duration = Duration::from_secs(30);

@@ -5,10 +5,9 @@ use std::sync::Mutex as StdMutex;
 use super::*;
 use crate::{
     event::{Options, Priority},
-    ids::SessionTag,
     state::State as Became,
     store::{
-        journal::{Cancelled, Journal as _, Mark, standing},
+        journal::{Cancelled, Journal as _, standing},
         waiting::Waiting as _,
     },
     user::{buffer::DIGEST_TYPE, limiter::Limit},
@@ -24,53 +23,53 @@ fn limited(store: &Arc<FaultyStore>) -> Config {
     }
 }
 
-async fn running(set: impl FnOnce(&mut Config)) -> Running {
+pub(super) async fn running(set: impl FnOnce(&mut Config)) -> Running {
     let store = FaultyStore::new(1000);
     let mut config = limited(&store);
     set(&mut config);
     Running::with(store, Arc::new(config)).await
 }
 
-fn event(id: &str, set: impl FnOnce(&mut Options)) -> Arc<Event> {
+pub(super) fn event(id: &str, set: impl FnOnce(&mut Options)) -> Arc<Event> {
     let mut event = (*durable(&fakes::user(), id)).clone();
     set(&mut event.options);
     Arc::new(event)
 }
 
-fn normal(id: &str) -> Arc<Event> {
+pub(super) fn normal(id: &str) -> Arc<Event> {
     event(id, |_| {})
 }
 
 impl Running {
-    fn send(&self, ids: &[&str]) {
+    pub(super) fn send(&self, ids: &[&str]) {
         ids.iter().for_each(|id| self.event(normal(id)));
     }
 
-    fn settled_now(&self) -> usize {
+    pub(super) fn settled_now(&self) -> usize {
         let reports = self.reports.take();
         assert!(reports.iter().all(|(_, outcome)| *outcome == Settlement::Settled), "{reports:?}");
         reports.len()
     }
 
-    async fn stands(&self, id: &str) -> (Became, Option<Reason>) {
+    pub(super) async fn stands(&self, id: &str) -> (Became, Option<Reason>) {
         let id = NotificationId::new(id).unwrap();
         let account = self.store.account(&fakes::user(), &id).await.unwrap().expect("it is known");
         standing(&account.history(crate::event::unix_millis_now(), 0))
     }
 
-    async fn waiting(&self) -> Vec<String> {
+    pub(super) async fn waiting(&self) -> Vec<String> {
         let backlog = self.store.backlog(&fakes::user()).await.unwrap();
         backlog.events.iter().map(|event| event.id.to_string()).collect()
     }
 
-    fn cancel(&self, id: &str) -> tokio::sync::oneshot::Receiver<Cancelled> {
+    pub(super) fn cancel(&self, id: &str) -> tokio::sync::oneshot::Receiver<Cancelled> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.actor.cast(Msg::Cancel(NotificationId::new(id).unwrap(), reply)).unwrap();
         answer
     }
 }
 
-fn ids(outlet: &FakeOutlet) -> Vec<String> {
+pub(super) fn ids(outlet: &FakeOutlet) -> Vec<String> {
     outlet.ids()
 }
 
@@ -270,37 +269,6 @@ async fn a_store_that_is_away_settles_nothing_that_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_can_be_taken_back_and_what_has_a_number_too_until_somebody_has_acknowledged_it() {
-    let user = running(|_| ()).await;
-    let (outlet, _) = user.attach(Origin::Cursor);
-    settled().await;
-    user.send(&["1", "2", "3", "4"]);
-    settled().await;
-    outlet.session().cast(session::Msg::Acknowledged(1)).unwrap();
-    settled().await;
-    assert_eq!(user.cancel("3").await.unwrap(), Cancelled::Done(None));
-    assert_eq!(user.cancel("2").await.unwrap(), Cancelled::Done(Some(2)));
-    assert_eq!(user.cancel("1").await.unwrap(), Cancelled::Ended(Became::Sent));
-    assert_eq!(user.cancel("nobody").await.unwrap(), Cancelled::Unknown);
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    assert_eq!(ids(&outlet), ["1", "2", "4"]);
-    // The client has 2 already, and acknowledges it: it was taken back all the same.
-    outlet.session().cast(session::Msg::Acknowledged(3)).unwrap();
-    settled().await;
-    let (steps, _) = user.store.ended_after(&Mark::default(), 100).await.unwrap();
-    let ended: Vec<_> =
-        steps.iter().flat_map(|step| step.ids.iter().map(|id| (id.to_string(), step.state, step.reason))).collect();
-    let cancelled = Some(Reason::Cancelled);
-    let expected = [
-        ("1", Became::Sent, None),
-        ("3", Became::Deleted, cancelled),
-        ("2", Became::Deleted, cancelled),
-        ("4", Became::Sent, None),
-    ];
-    assert_eq!(ended, expected.map(|(id, state, reason)| (id.to_owned(), state, reason)), "each ends once");
-}
-
-#[tokio::test(start_paused = true)]
 async fn transient_ones_over_the_limit_are_dropped_and_told_of() {
     #[derive(Default)]
     struct Told(StdMutex<Vec<Receipt>>);
@@ -323,39 +291,6 @@ async fn transient_ones_over_the_limit_are_dropped_and_told_of() {
     let told: Vec<_> = told.0.lock().unwrap().iter().map(|told| (told.id.to_string(), told.reason)).collect();
     let expected = [("nobody-there", Some(Reason::Away)), ("3", Some(Reason::RateLimited))];
     assert_eq!(told, expected.map(|(id, reason)| (id.to_owned(), reason)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_journal_tells_who_had_what_and_who_acknowledged_first() {
-    let user = running(|_| ()).await;
-    let (first, first_id) = user.attach(Origin::Cursor);
-    let (second, second_id) = user.attach(Origin::Cursor);
-    settled().await;
-    user.send(&["1", "2"]);
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    first.session().cast(session::Msg::Acknowledged(1)).unwrap();
-    settled().await;
-    second.session().cast(session::Msg::Acknowledged(2)).unwrap();
-    settled().await;
-    first.session().stop(None);
-    settled().await;
-    let account = |id: &str| {
-        let (store, id) = (user.store.clone(), NotificationId::new(id).unwrap());
-        async move { store.account(&fakes::user(), &id).await.unwrap().unwrap() }
-    };
-    let told = |steps: &[crate::store::journal::Step]| {
-        let [first, second] = [first_id, second_id].map(|id| Some(SessionTag::from(id)));
-        let of = |session: Option<SessionTag>| if session == first { 1 } else { 2 };
-        assert!(steps.iter().all(|step| [first, second].contains(&step.session)));
-        steps.iter().map(|step| (step.state, of(step.session))).collect::<Vec<_>>()
-    };
-    let mut of_1 = told(&account("1").await.steps);
-    of_1.sort_by_key(|(state, session)| (*state as u8, *session));
-    assert_eq!(of_1, [(Became::Active, 1), (Became::Active, 2), (Became::Sent, 1)]);
-    let mut of_2 = told(&account("2").await.steps);
-    of_2.sort_by_key(|(state, session)| (*state as u8, *session));
-    assert_eq!(of_2, [(Became::Active, 1), (Became::Active, 2), (Became::Stale, 1), (Became::Sent, 2)]);
-    assert_eq!(user.stands("2").await.0, Became::Sent, "an end is not left");
 }
 
 #[tokio::test(start_paused = true)]
@@ -451,59 +386,4 @@ async fn a_copy_of_an_old_one_takes_nobodys_place() {
     user.event(keyed("old"));
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(ids(&outlet), ["old", "1", "new"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_had_expired_when_the_client_came_ends_as_that_and_not_as_sent() {
-    let user = running(|_| ()).await;
-    let short = event("1", |options| options.ttl = Some(Duration::from_millis(200)));
-    user.event(short);
-    user.send(&["2"]);
-    settled().await;
-    std::thread::sleep(Duration::from_millis(250));
-    let (outlet, _) = user.attach(Origin::Cursor);
-    settled().await;
-    assert_eq!(outlet.seen()[1..], [Seen::Gap(1, 1, "expired".into()), Seen::Numbered(2)]);
-    outlet.session().cast(session::Msg::Acknowledged(2)).unwrap();
-    settled().await;
-    assert_eq!(user.stands("1").await, (Became::Deleted, Some(Reason::Expired)));
-    assert_eq!(user.stands("2").await, (Became::Sent, None));
-    let (steps, _) = user.store.ended_after(&Mark::default(), 100).await.unwrap();
-    let ended: Vec<_> = steps.iter().flat_map(|step| step.ids.iter().map(|id| (id.to_string(), step.state))).collect();
-    assert_eq!(ended, [("2".to_owned(), Became::Sent), ("1".to_owned(), Became::Deleted)], "each once");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_expired_copy_of_what_was_delivered_is_no_second_end() {
-    let user = running(|_| ()).await;
-    let (outlet, _) = user.attach(Origin::Cursor);
-    settled().await;
-    user.event(event("1", |options| options.ttl = Some(Duration::from_millis(200))));
-    settled().await;
-    outlet.session().cast(session::Msg::Acknowledged(1)).unwrap();
-    settled().await;
-    let mut copy = (*event("1", |options| options.ttl = Some(Duration::from_millis(1)))).clone();
-    copy.recorded_at -= 1000;
-    user.event(Arc::new(copy.clone()));
-    copy.id = NotificationId::new("never").unwrap();
-    user.event(Arc::new(copy));
-    settled().await;
-    assert_eq!(user.settled_now(), 3);
-    let (steps, _) = user.store.ended_after(&Mark::default(), 100).await.unwrap();
-    let ended: Vec<_> = steps.iter().flat_map(|step| step.ids.iter().map(|id| (id.to_string(), step.state))).collect();
-    assert_eq!(ended, [("1".to_owned(), Became::Sent), ("never".to_owned(), Became::Deleted)]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_cancellation_of_what_is_not_known_yet_changes_nothing_for_it() {
-    let user = running(|_| ()).await;
-    let (outlet, _) = user.attach(Origin::Cursor);
-    settled().await;
-    assert_eq!(user.cancel("1").await.unwrap(), Cancelled::Unknown);
-    user.send(&["1"]);
-    settled().await;
-    outlet.session().cast(session::Msg::Acknowledged(1)).unwrap();
-    settled().await;
-    let (steps, _) = user.store.ended_after(&Mark::default(), 100).await.unwrap();
-    assert_eq!(steps[0].ids, [NotificationId::new("1").unwrap()]);
 }
