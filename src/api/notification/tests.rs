@@ -36,7 +36,13 @@ impl Setup {
     /// The log of user 101 has 1, 2 and 3, and 4 waits.
     async fn new() -> Self {
         let store = FaultyStore::new(10);
-        let events: Vec<_> = (1..=3).map(|n| fakes::durable(&fakes::user(), &n.to_string())).collect();
+        // Stored before this process began.
+        let event = |n: u64| {
+            let mut event = (*fakes::durable(&fakes::user(), &n.to_string())).clone();
+            event.recorded_at -= 120_000;
+            Arc::new(event)
+        };
+        let events: Vec<_> = (1..=3).map(event).collect();
         store.fill(&events).await;
         let config = user::tests::config(&store, 8);
         let args = shard::Args { config, waiting: Some(Vec::new()) };
