@@ -22,9 +22,11 @@ use crate::{
 };
 
 /// Entries of one user's journal.
-const STEPS_MAX: usize = 200;
+const STEPS_MAX: usize = 100;
 /// Entries that wait for their receipts, over all users; the oldest go first.
 const ENDED_MAX: usize = 100_000;
+/// The same while nobody writes receipts.
+const UNFOLLOWED_MAX: usize = 1_000;
 /// Ended ones of a user that stay readable; the oldest go first.
 const ENDED_OF_USER_MAX: usize = 100;
 
@@ -38,13 +40,16 @@ struct Ended {
     forgotten: u64,
     steps: VecDeque<Step>,
     receipted: Mark,
+    /// Whether somebody has asked where receipts go on.
+    is_followed: bool,
 }
 
 impl Told {
     fn tell(&self, step: Step) {
         let mut ended = self.0.lock();
         ended.steps.push_back(step);
-        if ended.steps.len() > ENDED_MAX {
+        let max = if ended.is_followed { ENDED_MAX } else { UNFOLLOWED_MAX };
+        if ended.steps.len() > max {
             ended.steps.pop_front();
             ended.forgotten += 1;
         }
@@ -248,11 +253,19 @@ impl Journal for MemoryStore {
     }
 
     fn receipted(&self) -> Answer<'_, Mark> {
-        Box::pin(ready(Ok(self.told.0.lock().receipted.clone())))
+        let mut ended = self.told.0.lock();
+        ended.is_followed = true;
+        Box::pin(ready(Ok(ended.receipted.clone())))
     }
 
     fn set_receipted<'a>(&'a self, mark: &'a Mark) -> Answer<'a, ()> {
-        self.told.0.lock().receipted = mark.clone();
+        let mut ended = self.told.0.lock();
+        ended.receipted = mark.clone();
+        // What has its receipt is kept for nothing more.
+        let written = mark.0.parse().unwrap_or(0).max(ended.forgotten) - ended.forgotten;
+        let written = usize::try_from(written).unwrap_or(usize::MAX).min(ended.steps.len());
+        ended.steps.drain(..written);
+        ended.forgotten += written as u64;
         Box::pin(ready(Ok(())))
     }
 }
