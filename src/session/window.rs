@@ -30,8 +30,13 @@ pub struct Window {
     acknowledged: Sequence,
     bytes: usize,
     unacknowledged: VecDeque<Sent>,
-    gaps: VecDeque<Gap>,
+    /// Hardly any session has some.
+    gaps: Option<Box<Gaps>>,
 }
+
+/// What the client was told will not come, and has not acknowledged.
+#[derive(Debug, Default)]
+struct Gaps(VecDeque<Gap>);
 
 #[derive(Clone, Debug)]
 struct Sent {
@@ -55,7 +60,7 @@ impl Window {
     /// An empty window.
     #[must_use]
     pub fn new(limits: Limits, counts: bool) -> Self {
-        Self { limits, counts, acknowledged: 0, bytes: 0, unacknowledged: VecDeque::new(), gaps: VecDeque::new() }
+        Self { limits, counts, acknowledged: 0, bytes: 0, unacknowledged: VecDeque::new(), gaps: None }
     }
 
     /// Takes over from an earlier session on the same connection: `sent` was passed on, `acknowledged` of it
@@ -83,8 +88,9 @@ impl Window {
 
     /// The client was told that these numbers will not come.
     pub fn on_gap(&mut self, gap: Gap) {
-        if self.gaps.len() < GAPS_MAX {
-            self.gaps.push_back(gap);
+        let Gaps(told) = &mut **self.gaps.get_or_insert_default();
+        if told.len() < GAPS_MAX {
+            told.push_back(gap);
         }
     }
 
@@ -109,10 +115,13 @@ impl Window {
         }
         // An earlier session's tail that was acknowledged in part only counts as one, with the number at its end.
         let tail_begun = self.unacknowledged.front().is_some_and(|sent| sent.id.is_none());
-        let taken = self.gaps.partition_point(|gap| gap.to <= seq);
-        let gaps = self.gaps.drain(..taken).collect();
-        if self.gaps.is_empty() {
-            self.gaps = VecDeque::new();
+        let mut gaps = Vec::new();
+        if let Some(Gaps(told)) = self.gaps.as_deref_mut() {
+            let taken = told.partition_point(|gap| gap.to <= seq);
+            gaps.extend(told.drain(..taken));
+            if told.is_empty() {
+                self.gaps = None;
+            }
         }
         Some(Taken { ids: ids.filter(|_| !tail_begun), gaps })
     }
@@ -191,7 +200,7 @@ mod tests {
         assert_eq!((taken.ids, taken.gaps), (Some(vec![(4, id(4))]), vec![gap(1, 3)]));
         assert_eq!(window.on_acknowledged(9).unwrap().gaps, [gap(5, 9)]);
         (0..1000).for_each(|n| window.on_gap(gap(10 + n, 10 + n)));
-        assert_eq!(window.gaps.len(), GAPS_MAX);
+        assert_eq!(window.gaps.unwrap().0.len(), GAPS_MAX);
     }
 
     #[test]
