@@ -27,9 +27,8 @@ pub struct Admin {
 /// Serves until the task is aborted.
 ///
 /// # Errors
-/// When the address cannot be listened on.
-pub async fn start(listen: SocketAddr, admin: Admin, more: Router) -> io::Result<(SocketAddr, JoinHandle<()>)> {
-    let listener = TcpListener::bind(listen).await?;
+/// When the listener has no address.
+pub fn start(listener: TcpListener, admin: Admin, more: Router) -> io::Result<(SocketAddr, JoinHandle<()>)> {
     let address = listener.local_addr()?;
     let router = Router::new()
         .route("/livez", get(livez))

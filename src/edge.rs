@@ -52,8 +52,6 @@ const UNSENT_BYTES_MAX: u32 = 16 * 1024;
 /// A port that clients connect to.
 #[derive(Clone)]
 pub struct Port {
-    /// Where it listens.
-    pub listen: SocketAddr,
     /// None: plain text.
     pub tls: Option<Arc<tls::Acceptor>>,
     /// Every connection begins with a header of the PROXY protocol.
@@ -134,18 +132,15 @@ pub struct ListenError {
 }
 
 /// Begins to accept clients.
-///
-/// # Errors
-/// When an address cannot be listened on.
 pub async fn start(
     config: Config,
+    listeners: Listeners,
     authenticator: Arc<Authenticator>,
     started: Arc<dyn StartedSessions>,
     shards: Shards,
-) -> Result<Edge, ListenError> {
+) -> Edge {
     metric::describe();
-    let (listener, address) = listen_for("client.listen", config.client.listen)?;
-    let (grpc_listener, grpc_address) = listen_for("grpc.listen", config.grpc.listen)?;
+    let Listeners { client: (listener, address), grpc: (grpc_listener, grpc_address) } = listeners;
     let registry = Arc::new(Registry::new(config.heartbeat));
     let flusher = Arc::new(Flusher::default());
     let shared = Arc::new(Shared {
@@ -171,7 +166,23 @@ pub async fn start(
     for tls in [&shared.config.client, &shared.config.grpc].into_iter().filter_map(|port| port.tls.as_ref()) {
         background.push(("the watch over a certificate ended", tokio::spawn(tls.clone().watch())));
     }
-    Ok(Edge { shared, address, grpc_address, accepting, background })
+    Edge { shared, address, grpc_address, accepting, background }
+}
+
+/// The ports of clients, taken. Who connects waits until the edge starts.
+pub struct Listeners {
+    client: (TcpListener, SocketAddr),
+    grpc: (TcpListener, SocketAddr),
+}
+
+impl Listeners {
+    /// Takes the ports.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on.
+    pub fn bind(client: SocketAddr, grpc: SocketAddr) -> Result<Self, ListenError> {
+        Ok(Self { client: listen_for("client.listen", client)?, grpc: listen_for("grpc.listen", grpc)? })
+    }
 }
 
 fn listen_for(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use metrics_exporter_prometheus::PrometheusHandle;
 use ractor::ActorRef;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
@@ -125,7 +125,11 @@ impl Node {
     /// When an address is taken or librdkafka refuses a property.
     pub async fn start(config: &Config, dev: Dev, metrics: PrometheusHandle) -> anyhow::Result<Self> {
         raise_descriptor_limit();
-        refuse_taken_ports(config)?;
+        // A node that is started beside another one by mistake has no ports, and must not take the store from it.
+        let listeners = edge::Listeners::bind(config.client.listen, config.grpc.listen)?;
+        let admin_listener = TcpListener::bind(config.admin.listen)
+            .await
+            .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
         let health = Health::default();
         health.not_ready(HEALTH_PART, "starting");
         let shard_count = u16::try_from(config.cluster.shards).context("cluster.shards is too large")?;
@@ -147,16 +151,14 @@ impl Node {
         let api = Api::start(api_config(config), authenticator.clone(), (log, shards.clone()), fatal_sender.clone());
         let api = api.context("kafka.properties")?;
         let others = api.routes().merge(dev.routes.into());
-        let edge = edge::start(edge_config(config, epoch, others)?, authenticator, started, shards.clone()).await?;
+        let edge_config = edge_config(config, epoch, others)?;
+        let edge = edge::start(edge_config, listeners, authenticator, started, shards.clone()).await;
         let ingest =
             ingest::start(ingest_config(config, dev.embedded_broker), shards, (positions, lost), &health, fatal_sender);
         let ingest = ingest.context("kafka.properties")?;
         let ingest = Arc::new(ingest);
         let admin = Admin { health: health.clone(), metrics };
-        let (admin_address, admin) =
-            admin::start(config.admin.listen, admin, faults::routes(&ingest, &health))
-                .await
-                .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
+        let (admin_address, admin) = admin::start(admin_listener, admin, faults::routes(&ingest, &health))?;
         health.ready(HEALTH_PART);
         let tasks = vec![admin, watch, tidy, tokio::spawn(runtime_heartbeat(health.clone()))];
         let drain = config.drain.clone();
@@ -344,13 +346,11 @@ fn edge_config(config: &Config, epoch: LogEpoch, others: OpenApiRouter) -> Resul
     let limits = &config.limits;
     Ok(edge::Config {
         client: edge::Port {
-            listen: config.client.listen,
             tls: client_tls(config)?.map(Arc::new),
             proxy_protocol: config.client.proxy_protocol,
             trusted_proxies: trusted(&config.client.trusted_proxies),
         },
         grpc: edge::Port {
-            listen: config.grpc.listen,
             tls: grpc_tls(config)?.map(Arc::new),
             proxy_protocol: config.grpc.proxy_protocol,
             trusted_proxies: trusted(&config.grpc.trusted_proxies),
@@ -423,19 +423,6 @@ fn raise_descriptor_limit() {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
-}
-
-/// A node that is started beside another one by mistake must not take the store from it.
-fn refuse_taken_ports(config: &Config) -> anyhow::Result<()> {
-    let listeners = [
-        ("client.listen", config.client.listen),
-        ("grpc.listen", config.grpc.listen),
-        ("admin.listen", config.admin.listen),
-    ];
-    for (key, address) in listeners {
-        std::net::TcpListener::bind(address).with_context(|| format!("{key}: cannot listen on {address}"))?;
-    }
-    Ok(())
 }
 
 async fn runtime_heartbeat(health: Health) {

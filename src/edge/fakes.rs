@@ -57,8 +57,7 @@ fn config() -> Config {
         connections_per_address: 0,
         handshake_deadline: second,
     };
-    let listen = ([127, 0, 0, 1], 0).into();
-    let port = Port { listen, tls: None, proxy_protocol: false, trusted_proxies: TrustedProxies::default() };
+    let port = Port { tls: None, proxy_protocol: false, trusted_proxies: TrustedProxies::default() };
     Config {
         client: port.clone(),
         grpc: port,

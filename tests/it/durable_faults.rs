@@ -53,6 +53,25 @@ async fn connections_to_the_store_that_are_cut_cost_nothing() {
 }
 
 #[tokio::test]
+async fn a_second_start_with_the_same_ports_takes_no_store_from_the_first() {
+    for store in Store::each().await {
+        let engine = store.engine();
+        let feed = Feed::new(1).await;
+        let mut node = store.of(Node::builder(&feed)).start().await;
+        let mut client = node.connect("101").await;
+        let second = node.twin().await;
+        assert_eq!(second.code(), 1, "{engine}: {second:?}");
+        assert!(second.stderr.contains("client.listen: cannot listen on"), "{engine}: {}", second.stderr);
+        // The first one's watch over the store looks each second.
+        tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+        feed.send(&Event::numbered("101", 0)).await;
+        assert_eq!(client.one().await.n(), 0, "{engine}");
+        feed.all_committed().await;
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn an_exchanged_database_ends_the_process_and_clients_hear_of_it() {
     for store in Store::each().await {
         let engine = store.engine();

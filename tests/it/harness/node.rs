@@ -210,11 +210,20 @@ impl Node {
     /// Starts the process (again) with the same configuration.
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "the node runs already");
+        self.process = Some(Process::spawn("notifier serve", self.serve()));
+    }
+
+    /// Starts it once more beside the process that runs; that one must end by itself.
+    pub async fn twin(&self) -> Finished {
+        Process::run("a second notifier serve", self.serve(), DEADLINE).await
+    }
+
+    fn serve(&self) -> Command {
         let mut words = self.wrapper.iter().map(String::as_str).chain([NOTIFIER]);
         let mut command = command(words.next().expect("the program"));
         command.args(words).args(["serve", "--config"]).arg(&self.config_path);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        self.process = Some(Process::spawn("notifier serve", command));
+        command
     }
 
     /// Waits for readiness.
