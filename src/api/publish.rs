@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use rdkafka::{
-    error::{KafkaError, RDKafkaErrorCode},
+    error::KafkaError,
     message::{Header, OwnedHeaders},
     producer::{
         FutureRecord,
@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 use super::{Config, batch::Item, metric, trace_context::TraceContext};
 use crate::{
     ids::NotificationId,
-    kafka::{Log, Producer},
+    kafka::{self, Log, Producer},
 };
 
 /// What became of one event of a request.
@@ -133,7 +133,7 @@ impl Publisher {
                 },
                 Some(Err(error)) => {
                     tracing::warn!(%error, "an event was not handed to Kafka");
-                    if is_too_large(&error) { Outcome::TooLarge } else { Outcome::NotWritten }
+                    if kafka::is_refused(&error) { Outcome::TooLarge } else { Outcome::NotWritten }
                 }
             };
             metric::published(state);
@@ -160,16 +160,11 @@ fn reported<E>(report: Result<OwnedDeliveryResult, E>) -> Outcome {
         Ok(Ok(_)) => Outcome::Written,
         Ok(Err((error, _))) => {
             tracing::debug!(%error, "an event was not confirmed");
-            if is_too_large(&error) { Outcome::TooLarge } else { Outcome::Unconfirmed }
+            if kafka::is_refused(&error) { Outcome::TooLarge } else { Outcome::Unconfirmed }
         }
         // The producer is gone.
         Err(_) => Outcome::Unconfirmed,
     }
-}
-
-fn is_too_large(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{InvalidMessageSize, InvalidRecord, MessageSizeTooLarge};
-    matches!(error.rdkafka_error_code(), Some(MessageSizeTooLarge | InvalidMessageSize | InvalidRecord))
 }
 
 /// What requests may hold at a time, all together: bytes of bodies from before they are read, and events from before
