@@ -246,9 +246,7 @@ impl Group {
         }
         None
     }
-}
 
-impl Group {
     /// Notes whose place a new row takes, if it takes any: of those that came together, the last one counts.
     fn supersede(&mut self, event: &Event, outcome: Appended) {
         let (Appended::Stored(seq), Some(key)) = (outcome, &event.options.collapse_key) else { return };

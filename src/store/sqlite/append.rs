@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, Transaction};
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, Transaction, query_builder::Separated};
 
 use super::{SqliteStore, journal::note, queries, unavailable};
 use crate::{
@@ -19,6 +19,14 @@ use crate::{
         waiting::{Held, Holding},
     },
 };
+
+/// The columns of an event, which the log and those that wait share.
+macro_rules! event_columns {
+    () => {
+        "user_id, notification_id, notification_type, payload, durability, priority, collapse_key, ttl_ms, created_at, \
+         recorded_at, expires_at"
+    };
+}
 
 /// SQLITE_TOOBIG, SQLITE_CONSTRAINT and SQLITE_MISMATCH: what is in a row is not accepted.
 const POISON: [i64; 3] = [18, 19, 20];
@@ -130,24 +138,15 @@ impl SqliteStore {
     }
 
     async fn keep(&self, connection: &mut SqliteConnection, fresh: &[&Row<'_>], now: UnixMillis) -> sqlx::Result<()> {
-        let mut insert = QueryBuilder::<Sqlite>::new(
-            "insert into waiting (user_id, notification_id, notification_type, payload, durability, priority, \
-             collapse_key, ttl_ms, created_at, recorded_at, expires_at, shard, held_at, ended, ended_at, digest, owed) ",
-        );
+        let mut insert = QueryBuilder::<Sqlite>::new(concat!(
+            "insert into waiting (",
+            event_columns!(),
+            ", shard, held_at, ended, ended_at, digest, owed) "
+        ));
         insert.push_values(fresh, |mut values, row| {
             let (event, ends) = (row.event, row.digest.is_some());
+            push_event(&mut values, row);
             values
-                .push_bind(&*event.user)
-                .push_bind(&*event.id)
-                .push_bind(&*event.notification_type)
-                .push_bind(event.payload.as_bytes())
-                .push_bind(durability_number(event.options.durability))
-                .push_bind(priority_number(event.options.priority))
-                .push_bind(event.options.collapse_key.as_deref())
-                .push_bind(event.options.ttl.map(row::millis))
-                .push_bind(event.created_at)
-                .push_bind(event.recorded_at)
-                .push_bind(row.place.expires_at)
                 .push_bind(shard(&event.user, self.shards).0)
                 .push_bind(now)
                 .push_bind(ends.then(|| reason_number(Reason::Digested)))
@@ -236,28 +235,29 @@ async fn release(connection: &mut SqliteConnection, places: &[i64]) -> sqlx::Res
     Ok(())
 }
 
+/// Their values, in the same order.
+fn push_event(values: &mut Separated<'_, Sqlite, &'static str>, row: &Row<'_>) {
+    let event = row.event;
+    values
+        .push_bind(&*event.user)
+        .push_bind(&*event.id)
+        .push_bind(&*event.notification_type)
+        .push_bind(event.payload.as_bytes())
+        .push_bind(durability_number(event.options.durability))
+        .push_bind(priority_number(event.options.priority))
+        .push_bind(event.options.collapse_key.as_deref())
+        .push_bind(event.options.ttl.map(row::millis))
+        .push_bind(event.created_at)
+        .push_bind(event.recorded_at)
+        .push_bind(row.place.expires_at);
+}
+
 async fn insert(connection: &mut SqliteConnection, fresh: &[(i64, &Row<'_>)]) -> sqlx::Result<()> {
     let now = unix_millis_now();
-    let mut insert = QueryBuilder::<Sqlite>::new(
-        "insert into log (user_id, seq, notification_id, notification_type, payload, durability, priority, \
-         collapse_key, ttl_ms, created_at, recorded_at, stored_at, expires_at) ",
-    );
+    let mut insert = QueryBuilder::<Sqlite>::new(concat!("insert into log (", event_columns!(), ", seq, stored_at) "));
     insert.push_values(fresh, |mut values, (seq, row)| {
-        let event = row.event;
-        values
-            .push_bind(&*event.user)
-            .push_bind(*seq)
-            .push_bind(&*event.id)
-            .push_bind(&*event.notification_type)
-            .push_bind(event.payload.as_bytes())
-            .push_bind(durability_number(event.options.durability))
-            .push_bind(priority_number(event.options.priority))
-            .push_bind(event.options.collapse_key.as_deref())
-            .push_bind(event.options.ttl.map(row::millis))
-            .push_bind(event.created_at)
-            .push_bind(event.recorded_at)
-            .push_bind(now)
-            .push_bind(row.place.expires_at);
+        push_event(&mut values, row);
+        values.push_bind(*seq).push_bind(now);
     });
     insert.build().persistent(false).execute(connection).await?;
     Ok(())
