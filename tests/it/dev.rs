@@ -166,6 +166,17 @@ async fn a_second_dev_in_one_directory_touches_nothing_and_says_which_process_ha
 }
 
 #[tokio::test]
+async fn dev_refuses_a_bad_value_by_its_key() {
+    let dir = data_dir();
+    let mut command = notifier(&["dev", "--port", &port().to_string(), "--data-dir"]);
+    command.arg(dir.path()).env("NOTIFIER__BUFFER__ITEMS", "0");
+    let ended = Process::run("notifier dev", command, CLIENT_DEADLINE).await;
+    assert_eq!(ended.code(), 2, "{ended:?}");
+    assert!(ended.stderr.contains("buffer.items: "), "{}", ended.stderr);
+    assert!(ended.stderr.contains("NOTIFIER__BUFFER__ITEMS"), "{}", ended.stderr);
+}
+
+#[tokio::test]
 async fn dev_takes_events_from_the_form_and_by_the_short_json() {
     let dir = data_dir();
     let dev = Dev::start(dir.path(), port()).await;

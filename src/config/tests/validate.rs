@@ -42,6 +42,17 @@ fn impossible_configuration_is_refused_by_name() {
             "[auth.jwt]\nhs256_secret = \"-----BEGIN PUBLIC KEY-----\\nMIIB\"",
             &["auth.jwt.hs256_secret: is a PEM file", "public_key_files"],
         ),
+        (
+            "[[limits.delivery]]\npriority = \"low\"\n[[limits.delivery]]\npriority = \"low\"",
+            &["limits.delivery[1].priority: has a limit already", "notifier.toml"],
+        ),
+        (
+            "[[limits.delivery]]\npriority = \"critical\"",
+            &["limits.delivery[0].priority: critical notifications are never limited"],
+        ),
+        ("[[limits.delivery]]\npriority = \"low\"\nper_second = 0", &["limits.delivery[0].per_second: expected more"]),
+        ("[[limits.delivery]]\npriority = \"low\"\nburst = 0", &["limits.delivery[0].burst: is 0"]),
+        ("[buffer]\nitems = 0", &["buffer.items: is 0"]),
         ("[types.a]\nttl = \"0s\"", &["types.a.ttl: is 0", "notifier.toml"]),
         (
             "[client]\ntls_cert_file = \"/nowhere/c.pem\"",
