@@ -55,9 +55,10 @@ pub(crate) async fn supervisor() -> ActorCell {
     Collector::<()>::spawn().await.0.get_cell()
 }
 
-/// Waits until nobody has anything to do any more before the next timer. (The clock is paused: it moves only then.)
+/// Waits until nobody has anything to do any more, and what is noted in the store is gathered and written. (The clock is
+/// paused: it moves only when all wait.)
 pub(crate) async fn settled() {
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    tokio::time::sleep(Duration::from_millis(15)).await;
 }
 
 pub(crate) fn user() -> UserId {

@@ -49,8 +49,6 @@ const RECEIPTS_FINISH: Duration = Duration::from_secs(5);
 /// Shard actors of a node. They share the shards: enough to use every core, few enough that a message to one
 /// carries the events of many users.
 const SHARD_ACTORS: usize = 8;
-/// Calls to the store that may be under way at once.
-const WRITE_LANES: u16 = 4;
 /// How long Kafka may take to acknowledge what a service sends over HTTP.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 /// What services may have under way to Kafka over HTTP. librdkafka's own queue holds a little more.
@@ -77,6 +75,7 @@ pub struct Node {
     tasks: Vec<JoinHandle<()>>,
     fatal: mpsc::UnboundedReceiver<String>,
     store: Arc<dyn Store>,
+    writer: Writer,
     store_lost: mpsc::UnboundedReceiver<store::Error>,
     receipts: Option<Arc<ReceiptWriter>>,
     drain: config::Drain,
@@ -136,7 +135,7 @@ impl Node {
         let Engine { log: store, sessions: started, positions } = storage::open(config).await?;
         let (lost, store_lost) = mpsc::unbounded_channel();
         let epoch = store.epoch();
-        let writer = Writer::start(&store, WRITE_LANES, &health, &lost);
+        let writer = Writer::start(&store, &health, &lost);
         let watch = tokio::spawn(storage::watch(store.clone(), health.clone(), lost.clone()));
         let tidy = tokio::spawn(storage::tidy(store.clone()));
         let (log, kept) = (store.clone(), store.clone());
@@ -144,7 +143,7 @@ impl Node {
         let receipts = start_receipts(config, store.clone(), fatal_sender.clone()).context("kafka.properties")?;
         let unkept: Arc<dyn Receipts> =
             receipts.clone().map_or_else(|| Arc::new(NoReceipts) as _, |writer| writer as _);
-        let user_config = user_config(config, store, writer, unkept);
+        let user_config = user_config(config, store, writer.clone(), unkept);
         let (root, root_ended, shards) = root::start(user_config, shard_count, fatal_sender.clone()).await?;
 
         let authenticator = Authenticator::start(&auth_config(config))?;
@@ -173,6 +172,7 @@ impl Node {
             tasks,
             fatal,
             store: kept,
+            writer,
             store_lost,
             receipts,
             drain,
@@ -241,6 +241,11 @@ impl Node {
             tracing::warn!("kafka did not confirm all events of services in time");
         }
         self.edge.drain(self.drain.goodbyes_per_second, deadline).await;
+        // What the clients have acknowledged at last.
+        let noted_by = deadline.min(Instant::now() + STORE_CLOSE);
+        if tokio::time::timeout_at(noted_by.into(), self.writer.noted()).await.is_err() {
+            tracing::warn!("the store did not take the last acknowledgements in time: what they are for comes again");
+        }
         if let Some(receipts) = &self.receipts {
             receipts.finish(deadline.min(Instant::now() + RECEIPTS_FINISH)).await;
         }

@@ -61,6 +61,9 @@ const DEVICES_PER_USER_MAX: i64 = 64;
 
 /// Keeps users' logs and cursors. Every promise is per user; calls for different users are independent.
 pub trait Store: Journal + Waiting {
+    /// How writes are put together before they are made.
+    fn grouping(&self) -> Grouping;
+
     /// Names this life of the log. Numbers of another epoch mean nothing here.
     fn epoch(&self) -> LogEpoch;
 
@@ -85,8 +88,14 @@ pub trait Store: Journal + Waiting {
     /// What follows `after` in a user's log, oldest first.
     fn read<'a>(&'a self, user: &'a UserId, after: Sequence, limit: PageLimit) -> Answer<'a, Page>;
 
-    /// Raises cursors, each named once, and adds to the journal. Cursors never go down, and never pass the head.
-    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step]) -> Answer<'a, ()>;
+    /// Raises cursors, each named once, and adds to the journal. Cursors never go down, and never pass the head. Entries
+    /// stand in the journal once, if every further attempt says that it is one.
+    fn acknowledge<'a>(
+        &'a self,
+        acknowledged: &'a [Acknowledgement],
+        steps: &'a [Step],
+        attempt: Try,
+    ) -> Answer<'a, ()>;
 
     /// Whether it answers, and is still what this process began with. To be asked every second.
     fn check(&self) -> Answer<'_, ()>;
@@ -101,6 +110,24 @@ pub trait Store: Journal + Waiting {
 
     /// Makes room for the days to come and lets go of what is over. To be called every hour.
     fn tidy(&self) -> Answer<'_, ()>;
+}
+
+/// How writes are put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grouping {
+    /// So many are under way at one time, each with users of its own: more make smaller groups.
+    pub lanes: u16,
+    /// How long the first one waits for others, where a call costs much the same for one as for fifty.
+    pub wait: Duration,
+}
+
+/// Whether a call may have happened already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Try {
+    /// It has not been made before.
+    First,
+    /// It has, and failed or was not answered: it may have happened all the same.
+    Again,
 }
 
 /// What a device has acknowledged.

@@ -22,7 +22,7 @@ use crate::{
     receipt::Receipts as _,
     state::{Reason, State},
     store::{
-        Acknowledgement, Error, Store as _,
+        Acknowledgement, Error, Store as _, Try,
         journal::{Account, Cancelled, Mark, Superseding},
         memory::{self, MemoryStore},
     },
@@ -82,7 +82,7 @@ impl Scripted {
             at: unix_millis_now(),
         };
         let acknowledgement = Acknowledgement { user, device: None, seq: last };
-        self.memory.acknowledge(&[acknowledgement], &[step]).await.unwrap();
+        self.memory.acknowledge(&[acknowledgement], &[step], Try::First).await.unwrap();
         session
     }
 
@@ -241,7 +241,7 @@ async fn a_receipt_says_who_what_where_when_and_why() {
         ids: ["x", "y"].map(|id| NotificationId::new(id).unwrap()).into(),
         ..Step::ended(&transient(&user, "x"), 0, Reason::Digested, 1_500)
     };
-    journal.memory.acknowledge(&[], &[unnumbered]).await.unwrap();
+    journal.memory.acknowledge(&[], &[unnumbered], Try::First).await.unwrap();
     let writer = writer(&journal);
     writer.finish(Instant::now() + LIMIT).await;
     let receipts = read(&broker.bootstrap()).await;

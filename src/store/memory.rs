@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use self::journal::{Told, Waited};
 use super::{
-    Acknowledgement, Answer, Appended, Entry, Opened, Opening, Page, PageLimit, Store,
+    Acknowledgement, Answer, Appended, Entry, Grouping, Opened, Opening, Page, PageLimit, Store, Try,
     journal::Step,
     positions::{Known, LogName, Positions},
 };
@@ -290,6 +290,10 @@ impl Page {
 }
 
 impl Store for MemoryStore {
+    fn grouping(&self) -> Grouping {
+        Grouping { lanes: 4, wait: Duration::ZERO }
+    }
+
     fn epoch(&self) -> LogEpoch {
         self.epoch.clone()
     }
@@ -307,7 +311,7 @@ impl Store for MemoryStore {
         Box::pin(ready(Ok(self.read_page(user, after, limit, unix_millis_now()))))
     }
 
-    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step]) -> Answer<'a, ()> {
+    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step], _: Try) -> Answer<'a, ()> {
         for Acknowledgement { user, device, seq } in acknowledged {
             if let Some(log) = self.stripe(user).lock().users.get_mut(user) {
                 log.acknowledge(device.as_ref(), *seq);

@@ -25,8 +25,8 @@ use sqlx::{
 };
 
 use super::{
-    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Opened, Opening, Page, PageLimit,
-    Store,
+    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Grouping, Opened, Opening, Page,
+    PageLimit, Store, Try,
     journal::Step,
     metric::{Operation, counted},
     page::page,
@@ -40,8 +40,12 @@ use crate::{
     placement::ShardId,
 };
 
-/// Connections for writes: one for each lane, and one more.
-const WRITES_MAX: u32 = 5;
+/// Appends under way at one time. One group is at work in the server while the next one is made, or is on its way.
+const WRITE_LANES: u16 = 2;
+/// A statement costs the server about as much to begin as fifteen rows do.
+const GROUP_WAIT: Duration = Duration::from_millis(2);
+/// Connections for writes: one for each lane, as many for those of notes, and one more.
+const WRITES_MAX: u32 = 2 * WRITE_LANES as u32 + 1;
 /// Connections for everything else.
 const READS_MAX: u32 = 8;
 /// So many expired rows go in one statement.
@@ -75,6 +79,8 @@ pub struct PostgresStore {
     epochs: Mutex<Vec<i64>>,
     /// Shards with a statement whose outcome is not known.
     doubts: Mutex<HashSet<ShardId>>,
+    /// Held by who raises epochs.
+    raising: tokio::sync::Mutex<()>,
     partitions: HeldPartitions,
     days_missing: AtomicBool,
     password: Password,
@@ -171,6 +177,7 @@ impl PostgresStore {
             reads,
             epochs: Mutex::new(vec![0; usize::from(config.shards)]),
             doubts: Mutex::default(),
+            raising: tokio::sync::Mutex::default(),
             partitions: HeldPartitions::default(),
             days_missing: AtomicBool::new(false),
             password,
@@ -220,12 +227,16 @@ fn as_sqlx(error: Error) -> sqlx::Error {
 impl PostgresStore {
     /// Takes every shard from whoever had it: from here on nothing of theirs is written.
     async fn take_shards(&self) -> Result<(), SchemaError> {
+        let mut transaction = self.writes.begin().await?;
+        // Beside nothing that is still written.
+        sqlx::query("select from shard_claims order by shard for update").execute(&mut *transaction).await?;
         let take = "insert into shard_claims as c (shard, owner, epoch) \
                     select shard, $2, 1 from generate_series(0, $1 - 1) as shard order by shard \
                     on conflict (shard) do update set owner = excluded.owner, epoch = c.epoch + 1 \
                     returning shard, epoch";
         let taken: Vec<(i32, i64)> =
-            sqlx::query_as(take).bind(i32::from(self.shards)).bind(&self.owner).fetch_all(&self.writes).await?;
+            sqlx::query_as(take).bind(i32::from(self.shards)).bind(&self.owner).fetch_all(&mut *transaction).await?;
+        transaction.commit().await?;
         let mut epochs = self.epochs.lock();
         for (shard, epoch) in taken {
             epochs[usize::try_from(shard).expect("a shard's number")] = epoch;
@@ -340,6 +351,10 @@ impl PostgresStore {
 }
 
 impl Store for PostgresStore {
+    fn grouping(&self) -> Grouping {
+        Grouping { lanes: WRITE_LANES, wait: GROUP_WAIT }
+    }
+
     fn epoch(&self) -> LogEpoch {
         self.lives.current.clone()
     }
@@ -360,8 +375,13 @@ impl Store for PostgresStore {
         counted(Operation::Read, self.read_page(user, after, limit))
     }
 
-    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step]) -> Answer<'a, ()> {
-        counted(Operation::Write, self.raise_cursors(acknowledged, steps))
+    fn acknowledge<'a>(
+        &'a self,
+        acknowledged: &'a [Acknowledgement],
+        steps: &'a [Step],
+        attempt: Try,
+    ) -> Answer<'a, ()> {
+        counted(Operation::Write, self.raise_cursors(acknowledged, steps, attempt))
     }
 
     fn begin_epoch(&self) -> Answer<'_, ()> {

@@ -18,8 +18,8 @@ use sqlx::{
 };
 
 use super::{
-    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Opened, Opening, Page, PageLimit,
-    Store,
+    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Grouping, Opened, Opening, Page,
+    PageLimit, Store, Try,
     journal::Step,
     metric::{Operation, counted},
     page::page,
@@ -32,6 +32,8 @@ use crate::{
     ids::{DeviceId, LogEpoch, Sequence, UserId},
 };
 
+/// Every commit waits for the disk.
+const GROUP_WAIT: Duration = Duration::from_millis(2);
 /// Connections that read.
 const READS_MAX: u32 = 4;
 /// How long a statement waits for another process that writes.
@@ -251,6 +253,11 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
+    /// One connection writes: what waited for it in a lane of its own would be a commit of its own.
+    fn grouping(&self) -> Grouping {
+        Grouping { lanes: 1, wait: GROUP_WAIT }
+    }
+
     fn epoch(&self) -> LogEpoch {
         self.lives.current.clone()
     }
@@ -271,8 +278,13 @@ impl Store for SqliteStore {
         counted(Operation::Read, async move { self.read_page(user, after, limit).await.map_err(unavailable) })
     }
 
-    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step]) -> Answer<'a, ()> {
-        counted(Operation::Write, self.raise_cursors(acknowledged, steps))
+    fn acknowledge<'a>(
+        &'a self,
+        acknowledged: &'a [Acknowledgement],
+        steps: &'a [Step],
+        attempt: Try,
+    ) -> Answer<'a, ()> {
+        counted(Operation::Write, self.raise_cursors(acknowledged, steps, attempt))
     }
 
     fn begin_epoch(&self) -> Answer<'_, ()> {

@@ -14,7 +14,7 @@ use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 
 use super::{
-    Acknowledgement, Answer, Appended, Error, Opened, Opening, Page, PageLimit, Store,
+    Acknowledgement, Answer, Appended, Error, Grouping, Opened, Opening, Page, PageLimit, Store, Try,
     journal::{Account, Cancelled, Journal, Mark, Step, Superseding},
     memory::{Config, MemoryStore},
     waiting::{Backlog, Ending, Held, Holding, Waiting},
@@ -126,8 +126,17 @@ impl Store for FaultyStore {
         self.answer(Call::Read, move || self.memory.read(user, after, limit))
     }
 
-    fn acknowledge<'a>(&'a self, acknowledged: &'a [Acknowledgement], steps: &'a [Step]) -> Answer<'a, ()> {
-        self.answer(Call::Acknowledge, move || self.memory.acknowledge(acknowledged, steps))
+    fn grouping(&self) -> Grouping {
+        Grouping { lanes: 2, ..self.memory.grouping() }
+    }
+
+    fn acknowledge<'a>(
+        &'a self,
+        acknowledged: &'a [Acknowledgement],
+        steps: &'a [Step],
+        attempt: Try,
+    ) -> Answer<'a, ()> {
+        self.answer(Call::Acknowledge, move || self.memory.acknowledge(acknowledged, steps, attempt))
     }
 
     fn was(&self, _: &str) -> bool {

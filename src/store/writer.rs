@@ -1,18 +1,21 @@
 //! Write lanes: group commit between actors and the store. Each shard belongs to one lane; a lane has one
 //! call to the store under way, and takes everything that came meanwhile into the next. So rows of one
-//! user stay in order, and a slow store makes larger groups instead of longer queues.
+//! user stay in order, and a slow store makes larger groups instead of longer queues. Nobody waits for cursors and
+//! for what the journal is told: they have lanes of their own ([`notes`]), so that no event waits for them either.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod notes;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use ractor::DerivedActorRef;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
 
+use self::notes::{Note, Notes};
 use super::{
-    Acknowledgement, Appended, Error, Opened, Opening, Store,
+    Acknowledgement, Appended, Error, Grouping, Opened, Opening, Store, Try,
     journal::{Cancelled, Step, Superseding},
     metric,
     waiting::{Backlog, Ending, Held, Holding},
@@ -37,6 +40,7 @@ const HEALTH_PART: &str = "store";
 #[derive(Clone)]
 pub struct Writer {
     lanes: Arc<[mpsc::UnboundedSender<Write>]>,
+    notes: Notes,
     opens: mpsc::UnboundedSender<(Opening, OnOpened)>,
     store: Arc<dyn Store>,
     lost: Lost,
@@ -55,7 +59,6 @@ enum Write {
     },
     End(Ending),
     Digested(UserId, NotificationId),
-    Raise(Option<Acknowledgement>, Vec<Step>),
     Backlog(UserId, OnBacklog),
     /// Behind everything before it.
     Cancel(Cancelling),
@@ -115,20 +118,22 @@ pub enum Written {
 }
 
 impl Writer {
-    /// Starts `lanes` lanes; they end when the last clone of the writer is dropped and all is written.
+    /// Starts the lanes; they end when the last clone of the writer is dropped and all is written.
     #[must_use]
-    pub fn start(store: &Arc<dyn Store>, lanes: u16, health: &Health, lost: &Lost) -> Self {
+    pub fn start(store: &Arc<dyn Store>, health: &Health, lost: &Lost) -> Self {
         health.ready(HEALTH_PART);
+        let patient = Patient { store: store.clone(), health: health.clone(), lost: lost.clone() };
+        let notes = Notes::start(&patient);
+        let Grouping { lanes, wait } = store.grouping();
         let lanes = (0..lanes.max(1)).map(|_| {
             let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(Lane { store: store.clone(), health: health.clone(), lost: lost.clone() }.run(receiver));
+            tokio::spawn(Lane { store: patient.clone(), notes: notes.clone() }.run(receiver, wait));
             sender
         });
         let lanes = lanes.collect();
         let (opens, opening) = mpsc::unbounded_channel();
-        let lane = Lane { store: store.clone(), health: health.clone(), lost: lost.clone() };
-        tokio::spawn(lane.run_opens(opening));
-        Self { lanes, opens, store: store.clone(), lost: lost.clone() }
+        tokio::spawn(patient.run_opens(opening));
+        Self { lanes, notes, opens, store: store.clone(), lost: lost.clone() }
     }
 
     fn send(&self, user: &str, write: Write) {
@@ -168,9 +173,9 @@ impl Writer {
         self.send(&user.clone(), Write::Digested(user, digest));
     }
 
-    /// Raises a cursor, after the appends before it, and says in the journal what that means.
+    /// Raises a cursor, and says in the journal what that means. The numbers are stored: somebody was given them.
     pub fn acknowledge(&self, acknowledgement: Acknowledgement, steps: Vec<Step>) {
-        self.send(&acknowledgement.user.clone(), Write::Raise(Some(acknowledgement), steps));
+        self.notes.send(&acknowledgement.user.clone(), Note::Raise(Some(acknowledgement), steps));
     }
 
     /// Opens a log, beside the writes: many users' in one query. `answer` is dropped when that cannot be.
@@ -203,17 +208,29 @@ impl Writer {
 
     /// Adds to the journal.
     pub fn note(&self, step: Step) {
-        self.send(&step.user.clone(), Write::Raise(None, vec![step]));
+        self.notes.send(&step.user.clone(), Note::Raise(None, vec![step]));
+    }
+
+    /// Answers when all is written that was to be acknowledged or noted before. Cancel safe.
+    pub async fn noted(&self) {
+        self.notes.written().await;
     }
 }
 
 /// Hears why the store is not this process's any more.
 pub type Lost = mpsc::UnboundedSender<Error>;
 
-struct Lane {
+/// A store that is asked until it answers.
+#[derive(Clone)]
+struct Patient {
     store: Arc<dyn Store>,
     health: Health,
     lost: Lost,
+}
+
+struct Lane {
+    store: Patient,
+    notes: Notes,
 }
 
 /// The writes of one call each.
@@ -223,8 +240,6 @@ struct Group {
     appends: Vec<(Entrant, Reply)>,
     endings: Vec<Ending>,
     digests: Vec<(UserId, NotificationId)>,
-    acknowledged: Vec<Acknowledgement>,
-    steps: Vec<Step>,
     superseding: HashMap<(UserId, Box<str>), Superseding>,
     backlogs: Vec<(UserId, OnBacklog)>,
 }
@@ -237,10 +252,6 @@ impl Group {
             Write::Append { entrant, reply } => self.appends.push((entrant, reply)),
             Write::End(ending) => self.endings.push(ending),
             Write::Digested(user, digest) => self.digests.push((user, digest)),
-            Write::Raise(acknowledgement, steps) => {
-                self.acknowledged.extend(acknowledgement);
-                self.steps.extend(steps);
-            }
             Write::Backlog(user, answer) => self.backlogs.push((user, answer)),
             Write::Cancel(cancelling) => return Some(cancelling),
         }
@@ -261,52 +272,41 @@ impl Group {
 }
 
 impl Lane {
-    async fn run(self, mut queue: mpsc::UnboundedReceiver<Write>) {
+    async fn run(self, mut queue: mpsc::UnboundedReceiver<Write>, wait: Duration) {
         let mut writes = Vec::with_capacity(GROUP_MAX);
-        while queue.recv_many(&mut writes, GROUP_MAX).await > 0 {
+        while gather(&mut queue, &mut writes, wait, |_| false).await {
             let mut group = Group::default();
             for write in writes.drain(..) {
                 if let Some(Cancelling { user, id, reply }) = group.add(write).filter(|one| !one.reply.is_closed()) {
                     self.write(std::mem::take(&mut group)).await;
-                    let _ = reply.send(self.until_done(|| self.store.cancel(&user, &id)).await);
+                    self.notes.written_of(&user).await;
+                    let _ = reply.send(self.store.until_done(|store, _| store.cancel(&user, &id)).await);
                 }
             }
             self.write(group).await;
         }
     }
 
-    async fn run_opens(self, mut queue: mpsc::UnboundedReceiver<(Opening, OnOpened)>) {
-        let mut asked = Vec::with_capacity(GROUP_MAX);
-        while queue.recv_many(&mut asked, GROUP_MAX).await > 0 {
-            let (opening, answers): (Vec<_>, Vec<_>) = asked.drain(..).unzip();
-            let opened = self.until_done(|| self.store.open_all(&opening)).await;
-            answers.into_iter().zip(opened).for_each(|(answer, opened)| answer(opened));
-        }
-    }
-
     async fn write(&self, mut group: Group) {
         self.hold(std::mem::take(&mut group.holds)).await;
         self.append(&mut group).await;
-        let Group { endings, digests, acknowledged, steps, superseding, backlogs, .. } = group;
+        let Group { endings, digests, superseding, backlogs, .. } = group;
         if !endings.is_empty() {
-            self.until_done(|| self.store.end(&endings)).await;
+            self.store.until_done(|store, _| store.end(&endings)).await;
         }
         if !digests.is_empty() {
-            self.until_done(|| self.store.digested(&digests)).await;
-        }
-        if !acknowledged.is_empty() || !steps.is_empty() {
-            let acknowledged = highest(acknowledged);
-            self.until_done(|| self.store.acknowledge(&acknowledged, &steps)).await;
+            self.store.until_done(|store, _| store.digested(&digests)).await;
         }
         if !superseding.is_empty() {
             // Behind the acknowledgements: what somebody has stays. Left undone, an older one comes beside the newer.
+            self.notes.written().await;
             let superseding: Vec<_> = superseding.into_values().collect();
-            if let Err(error) = self.store.supersede(&superseding).await {
+            if let Err(error) = self.store.store.supersede(&superseding).await {
                 tracing::warn!(%error, "older notifications with the same key stay");
             }
         }
         for (user, answer) in backlogs {
-            answer(self.until_done(|| self.store.backlog(&user)).await);
+            answer(self.store.until_done(|store, _| store.backlog(&user)).await);
         }
     }
 
@@ -320,7 +320,7 @@ impl Lane {
         };
         let holding: Vec<_> = holds.iter().map(holding).collect();
         let began = Instant::now();
-        let outcomes = self.until_done(|| self.store.hold(&holding)).await;
+        let outcomes = self.store.until_done(|store, _| store.hold(&holding)).await;
         metric::wrote(holding.len(), began.elapsed());
         let events: Vec<_> = holding.into_iter().map(|one| one.event).collect();
         let ends = |held: &Held| match held {
@@ -345,7 +345,7 @@ impl Lane {
         };
         let events: Vec<_> = appends.iter().map(event).collect();
         let began = Instant::now();
-        let outcomes = self.until_done(|| self.store.append(&events)).await;
+        let outcomes = self.store.until_done(|store, _| store.append(&events)).await;
         metric::wrote(events.len(), began.elapsed());
         self.note_ends(&events, &outcomes).await;
         for ((entrant, reply), outcome) in appends.into_iter().zip(outcomes) {
@@ -373,23 +373,47 @@ impl Lane {
                 Appended::Refused => (State::Failed, Reason::Unstorable),
                 _ => continue,
             };
-            if self.until_done(|| self.store.account(&event.user, &event.id)).await.is_none() {
+            if self.store.until_done(|store, _| store.account(&event.user, &event.id)).await.is_none() {
                 steps.push(Step { state, ..Step::ended(event, 0, reason, unix_millis_now()) });
             }
         }
         if !steps.is_empty() {
-            self.until_done(|| self.store.acknowledge(&[], &steps)).await;
+            self.store.until_done(|store, attempt| store.acknowledge(&[], &steps, attempt)).await;
         }
     }
+}
 
+/// Takes what comes until the first one has waited so long, or `is_awaited` by somebody. Whether there is anything.
+async fn gather<T>(
+    queue: &mut mpsc::UnboundedReceiver<T>,
+    into: &mut Vec<T>,
+    wait: Duration,
+    is_awaited: impl Fn(&T) -> bool,
+) -> bool {
+    let mut seen = 0;
+    if queue.recv_many(into, GROUP_MAX).await == 0 {
+        return false;
+    }
+    let until = Instant::now() + wait;
+    while !wait.is_zero() && into.len() < GROUP_MAX && !into[seen..].iter().any(&is_awaited) {
+        seen = into.len();
+        match timeout_at(until, queue.recv_many(into, GROUP_MAX - seen)).await {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+    }
+    true
+}
+
+impl Patient {
     /// Calls until the store answers; what waits here holds its credit, so that reading stops.
-    async fn until_done<'a, T>(&self, call: impl Fn() -> super::Answer<'a, T>) -> T {
+    async fn until_done<'a, T>(&'a self, call: impl Fn(&'a dyn Store, Try) -> super::Answer<'a, T>) -> T {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
-        let mut failed = false;
+        let mut attempt = Try::First;
         loop {
-            match call().await {
+            match call(&*self.store, attempt).await {
                 Ok(answer) => {
-                    if failed {
+                    if attempt == Try::Again {
                         self.health.ready(HEALTH_PART);
                     }
                     return answer;
@@ -401,7 +425,7 @@ impl Lane {
                     std::future::pending::<()>().await;
                 }
                 Err(error @ Error::Unavailable { .. }) => {
-                    failed = true;
+                    attempt = Try::Again;
                     tracing::warn!(%error, "a call to the store failed, trying again");
                     self.health.not_ready(HEALTH_PART, error.to_string());
                     tokio::time::sleep(backoff.next_wait()).await;
@@ -409,13 +433,15 @@ impl Lane {
             }
         }
     }
-}
 
-/// Each cursor once, with the highest number that was acknowledged.
-fn highest(mut acknowledged: Vec<Acknowledgement>) -> Vec<Acknowledgement> {
-    acknowledged.sort_by(|a, b| (&a.user, &a.device, b.seq).cmp(&(&b.user, &b.device, a.seq)));
-    acknowledged.dedup_by(|later, first| later.user == first.user && later.device == first.device);
-    acknowledged
+    async fn run_opens(self, mut queue: mpsc::UnboundedReceiver<(Opening, OnOpened)>) {
+        let mut asked = Vec::with_capacity(GROUP_MAX);
+        while queue.recv_many(&mut asked, GROUP_MAX).await > 0 {
+            let (opening, answers): (Vec<_>, Vec<_>) = asked.drain(..).unzip();
+            let opened = self.until_done(|store, _| store.open_all(&opening)).await;
+            answers.into_iter().zip(opened).for_each(|(answer, opened)| answer(opened));
+        }
+    }
 }
 
 #[cfg(test)]

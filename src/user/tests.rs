@@ -30,7 +30,7 @@ pub(crate) fn config(store: &Arc<FaultyStore>, sessions_max: usize) -> Arc<Confi
         reconnect: Duration::from_secs(1),
     };
     let store = store.clone() as Arc<dyn Store>;
-    let writer = Writer::start(&store, 1, &Health::default(), &tokio::sync::mpsc::unbounded_channel().0);
+    let writer = Writer::start(&store, &Health::default(), &tokio::sync::mpsc::unbounded_channel().0);
     Arc::new(Config {
         session: Arc::new(session),
         sessions_max,
@@ -258,7 +258,7 @@ async fn a_user_asks_to_stop_only_when_nothing_is_open() {
 async fn a_number_that_is_given_twice_is_shown_to_nobody_and_the_log_gets_another_epoch() {
     let (store, other) = (FaultyStore::new(1000), FaultyStore::new(1000));
     let (lost, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    let writer = |of: &Arc<FaultyStore>| Writer::start(&(of.clone() as Arc<dyn Store>), 1, &Health::default(), &lost);
+    let writer = |of: &Arc<FaultyStore>| Writer::start(&(of.clone() as Arc<dyn Store>), &Health::default(), &lost);
     // What is written goes to a log that has lost what the other one, which is read, has shown.
     let config = Config { store: store.clone(), writer: writer(&other), ..(*config(&store, 8)).clone() };
     for number in 1..=3 {
@@ -285,7 +285,7 @@ async fn a_number_that_is_given_twice_is_shown_to_nobody_and_the_log_gets_anothe
 async fn a_log_that_is_found_shorter_than_it_was_gets_another_epoch() {
     let store = FaultyStore::new(1000);
     let (lost, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    let writer = Writer::start(&(store.clone() as Arc<dyn Store>), 1, &Health::default(), &lost);
+    let writer = Writer::start(&(store.clone() as Arc<dyn Store>), &Health::default(), &lost);
     let user = Running::with(store.clone(), Arc::new(Config { writer, ..(*config(&store, 8)).clone() })).await;
     ["1", "2", "3"].into_iter().for_each(|id| user.event(durable(&fakes::user(), id)));
     settled().await;

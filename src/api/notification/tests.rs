@@ -19,7 +19,7 @@ use crate::{
     shard::{self, Shards},
     state::State as Became,
     store::{
-        Acknowledgement, Store as _,
+        Acknowledgement, Store as _, Try,
         journal::Step,
         tests::FaultyStore,
         waiting::{Holding, Waiting as _},
@@ -88,7 +88,7 @@ impl Setup {
         };
         let seq = if state == Became::Sent { last } else { 0 };
         let one = Acknowledgement { user: fakes::user(), device, seq };
-        self.store.acknowledge(&[one], &[step]).await.unwrap();
+        self.store.acknowledge(&[one], &[step], Try::First).await.unwrap();
         session
     }
 }

@@ -33,7 +33,7 @@ fn append(store: &MemoryStore, id: &str) -> Appended {
 
 async fn acknowledge(store: &MemoryStore, user: &UserId, device: Option<&DeviceId>, seq: Sequence) {
     let one = Acknowledgement { user: user.clone(), device: device.cloned(), seq };
-    store.acknowledge(&[one], &[]).await.unwrap();
+    store.acknowledge(&[one], &[], Try::First).await.unwrap();
 }
 
 /// Head and cursor.

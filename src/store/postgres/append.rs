@@ -99,7 +99,10 @@ impl PostgresStore {
         }
         match outcomes.into_iter().collect::<Option<Vec<_>>>() {
             Some(outcomes) => Ok(Attempt::Done(outcomes)),
-            None => Err(self.lost(fence.lost(&fenced)).await),
+            None => {
+                self.check_fence(fence, fenced).await?;
+                Err(self.lost(None).await)
+            }
         }
     }
 }

@@ -92,10 +92,22 @@ impl PostgresStore {
 
     /// Fails when one of the fence's shards is not among those whose claims were found.
     pub(super) async fn check_fence(&self, fence: &Fence, found: impl IntoIterator<Item = i32>) -> Result<(), Error> {
-        match fence.lost(&found.into_iter().collect()) {
-            None => Ok(()),
-            lost => Err(self.lost(lost).await),
+        let Some(lost) = fence.lost(&found.into_iter().collect()) else { return Ok(()) };
+        if self.was_raised(fence) {
+            return Err(Error::Unavailable { reason: "its epoch was raised meanwhile".into() });
         }
+        Err(self.lost(Some(lost)).await)
+    }
+
+    /// Whether this process itself has raised the epoch of one of these shards since, or is about to.
+    fn was_raised(&self, fence: &Fence) -> bool {
+        // In this order: a shard is in doubt until its new epoch is known.
+        let in_doubt = {
+            let doubts = self.doubts.lock();
+            fence.shards.iter().any(|shard| doubts.contains(shard))
+        };
+        let held = self.epochs.lock();
+        in_doubt || fence.shards.iter().zip(&fence.epochs).any(|(shard, epoch)| held[usize::from(shard.0)] != *epoch)
     }
 
     /// A shard is not this process's any more; a database that was exchanged explains it better.
@@ -140,6 +152,11 @@ impl PostgresStore {
 
     /// Raises the epochs of those among these shards whose last statement may still be under way.
     async fn settle_doubts(&self, shards: &[ShardId]) -> Result<(), Error> {
+        if self.doubts.lock().is_empty() {
+            return Ok(());
+        }
+        // Notes go beside the statements that give numbers: two must not raise the same epoch.
+        let _alone = self.raising.lock().await;
         let doubtful: Vec<ShardId> = {
             let doubts = self.doubts.lock();
             shards.iter().copied().filter(|shard| doubts.contains(shard)).collect()
@@ -150,7 +167,7 @@ impl PostgresStore {
         tracing::warn!(shards = doubtful.len(), "the outcome of a write is not known: raising epochs before the next");
         let raise = sqlx::query_as::<_, (i32, i64)>(
             "update shard_claims c set epoch = c.epoch + 1 from (select shard from shard_claims \
-             where shard = any($1) order by shard for no key update) locked \
+             where shard = any($1) order by shard for update) locked \
              where c.shard = locked.shard and c.owner = $2 returning c.shard, c.epoch",
         );
         let mut connection = self.writes.acquire().await.map_err(unavailable)?;

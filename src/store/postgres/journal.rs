@@ -12,7 +12,7 @@ use crate::{
     ids::{NotificationId, UserId},
     state::{Reason, State},
     store::{
-        Acknowledgement, Answer, Error,
+        Acknowledgement, Answer, Error, Try,
         journal::{Account, Cancelled, Journal, Mark, Step, Superseding},
         metric::{Operation, counted},
         row::{DAY, reason_number, signed, state_number},
@@ -24,14 +24,19 @@ use crate::{
 type Fenced<T> = (Vec<i32>, Option<T>);
 
 impl PostgresStore {
-    pub(super) async fn raise_cursors(&self, acks: &[Acknowledgement], steps: &[Step]) -> Result<(), Error> {
+    pub(super) async fn raise_cursors(
+        &self,
+        acks: &[Acknowledgement],
+        steps: &[Step],
+        attempt: Try,
+    ) -> Result<(), Error> {
         let steps: Vec<Step> = steps.iter().flat_map(Step::apart).collect();
         if acks.is_empty() && steps.is_empty() {
             return Ok(());
         }
         let users = acks.iter().map(|one| &one.user).chain(steps.iter().map(|step| &step.user));
         let fence = self.fence(users).await?;
-        let raised = call!(self.writes, |connection| raise(connection, self, acks, &steps, &fence));
+        let raised = call!(self.writes, |connection| raise(connection, self, (acks, &steps, attempt), &fence));
         self.check_fence(&fence, raised.map_err(|error| self.failed(error, &fence))?).await
     }
 
@@ -136,16 +141,19 @@ impl PostgresStore {
 async fn raise(
     connection: &mut PgConnection,
     store: &PostgresStore,
-    acks: &[Acknowledgement],
-    steps: &[Step],
+    (acks, steps, attempt): (&[Acknowledgement], &[Step], Try),
     fence: &Fence,
 ) -> sqlx::Result<Vec<i32>> {
+    let query = match attempt {
+        Try::First => queries::ACKNOWLEDGE,
+        Try::Again => queries::ACKNOWLEDGE_AGAIN,
+    };
     let shard_of = fence.shard_of();
     let (of_acks, of_steps) = shard_of.split_at(acks.len());
     let now = unix_millis_now();
     let texts = |of: fn(&Step) -> Option<String>| steps.iter().map(of).collect::<Vec<_>>();
     let times = |of: fn(&Step) -> i64| steps.iter().map(of).collect::<Vec<_>>();
-    let raise = sqlx::query_scalar(queries::ACKNOWLEDGE)
+    let raise = sqlx::query_scalar(query)
         .bind(fence.shards())
         .bind(&fence.epochs)
         .bind(&store.owner)

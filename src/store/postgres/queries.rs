@@ -1,23 +1,34 @@
 //! The statements of the hot paths, each with the index it needs; a test looks at their plans.
 
-/// The claims' rows are locked in the order of shards until the transaction ends: raising an epoch waits for it, or
-/// makes it find nothing. Every statement that writes reads it to its end, so that every row of it is locked, and a
-/// shard that it lacks was lost.
+/// The claims' rows are locked in the order of shards until the transaction ends: raising an epoch, which locks them
+/// `for update`, waits for it, or makes it find nothing. Every statement that writes reads it to its end, so that every
+/// row of it is locked, and a shard that it lacks was lost.
 macro_rules! fence_rows {
-    () => {
-        "
+    ($lock:literal) => {
+        concat!(
+            "
     select c.shard
     from shard_claims c
     join unnest($1::integer[], $2::bigint[]) as held (shard, epoch) on c.shard = held.shard and c.epoch = held.epoch
-    where c.owner = $3
+    where c.owner = $3 and c.shard = any($1::integer[])
     order by c.shard
-    for no key update of c"
+    for ",
+            $lock,
+            " of c"
+        )
     };
 }
 
 macro_rules! fence {
     () => {
-        concat!("with fence as materialized (", fence_rows!(), ")")
+        concat!("with fence as materialized (", fence_rows!("no key update"), ")")
+    };
+}
+
+/// For what stands beside the statements that give numbers, and does not wait for them.
+macro_rules! fence_beside {
+    () => {
+        concat!("with fence as materialized (", fence_rows!("key share"), ")")
     };
 }
 
@@ -140,11 +151,11 @@ left join lateral (
 where h.user_id = $1
 order by p.seq";
 
-/// An acknowledgement never lowers a cursor, nor passes the head; a device's first one starts at the shared cursor.
-/// What is noted with it is noted once, however often it has to be tried.
-pub(in crate::store) const ACKNOWLEDGE: &str = concat!(
-    fence!(),
-    ", raised as (
+macro_rules! acknowledge {
+    ($unless_noted:literal) => {
+        concat!(
+            fence_beside!(),
+            ", raised as (
     insert into cursors as c (user_id, device, cursor, used_at)
     select a.user_id, a.device,
            greatest(least(a.seq, coalesce((select head from heads where user_id = a.user_id), 0)),
@@ -166,7 +177,22 @@ pub(in crate::store) const ACKNOWLEDGE: &str = concat!(
 ), noted as (
     insert into journal (user_id, first, last, ids, state, reason, session, device, handed_at, at, shard)
     select s.user_id, s.first, s.last, s.ids, s.state, s.reason, s.session, s.device, s.handed_at, s.at, s.shard
-    from steps s
+    from steps s",
+            $unless_noted,
+            "
+    order by s.nth
+)
+select shard from fence"
+        )
+    };
+}
+
+/// An acknowledgement never lowers a cursor, nor passes the head; a device's first one starts at the shared cursor.
+pub(in crate::store) const ACKNOWLEDGE: &str = acknowledge!("");
+
+/// The same once more, because it is not known whether it happened: what stands in the journal is not noted again.
+pub(in crate::store) const ACKNOWLEDGE_AGAIN: &str = acknowledge!(
+    "
     where case when s.last > 0
         then (select 1 from journal j where j.user_id = s.user_id and j.last = s.last and j.first = s.first
                   and j.at = s.at and j.state = s.state and j.session is not distinct from s.session
@@ -174,14 +200,11 @@ pub(in crate::store) const ACKNOWLEDGE: &str = concat!(
         else (select 1 from journal j where j.user_id = s.user_id and j.last = 0 and j.ids = s.ids
                   and j.at = s.at and j.state = s.state and j.session is not distinct from s.session
                   and j.device is not distinct from s.device limit 1)
-        end is null
-    order by s.nth
-)
-select shard from fence"
+        end is null"
 );
 
-/// The fence alone: what follows in its transaction sees all that was written before it was taken.
-pub(in crate::store) const FENCE: &str = fence_rows!();
+/// The fence alone: what follows in its transaction sees all that was written before it was taken, notes too.
+pub(in crate::store) const FENCE: &str = fence_rows!("update");
 
 /// Ends some of those that still wait, and notes it.
 pub(in crate::store) const END: &str = concat!(

@@ -9,7 +9,7 @@ use crate::{
     placement::shard,
     state::{Reason, State},
     store::{
-        Acknowledgement, Answer, Error,
+        Acknowledgement, Answer, Error, Try,
         journal::{Account, Cancelled, Journal, Mark, Step, Superseding},
         metric::{Operation, counted},
         row::{number, reason_number, signed, state_number},
@@ -19,7 +19,16 @@ use crate::{
 
 /// Adds an entry to the journal.
 pub(super) async fn note(connection: &mut SqliteConnection, step: &Step, shards: u16) -> sqlx::Result<()> {
-    let query = if step.last > 0 { queries::NOTE } else { queries::NOTE_UNNUMBERED };
+    note_by(queries::NOTE, connection, step, shards).await
+}
+
+/// Adds an entry that may stand there already: the outcome of an earlier attempt is not known.
+async fn note_again(connection: &mut SqliteConnection, step: &Step, shards: u16) -> sqlx::Result<()> {
+    let query = if step.last > 0 { queries::NOTE_AGAIN } else { queries::NOTE_UNNUMBERED_AGAIN };
+    note_by(query, connection, step, shards).await
+}
+
+async fn note_by(query: &'static str, connection: &mut SqliteConnection, step: &Step, shards: u16) -> sqlx::Result<()> {
     let note = sqlx::query(query)
         .bind(&*step.user)
         .bind(signed(step.first))
@@ -82,7 +91,12 @@ async fn remove(
 }
 
 impl SqliteStore {
-    pub(super) async fn raise_cursors(&self, acks: &[Acknowledgement], steps: &[Step]) -> Result<(), Error> {
+    pub(super) async fn raise_cursors(
+        &self,
+        acks: &[Acknowledgement],
+        steps: &[Step],
+        attempt: Try,
+    ) -> Result<(), Error> {
         let mut transaction = self.begin_owned().await?;
         for Acknowledgement { user, device, seq } in acks {
             let raise = sqlx::query(queries::ACKNOWLEDGE)
@@ -93,7 +107,11 @@ impl SqliteStore {
             raise.execute(&mut *transaction).await.map_err(unavailable)?;
         }
         for step in steps.iter().flat_map(Step::apart) {
-            note(&mut transaction, &step, self.shards).await.map_err(unavailable)?;
+            let noted = match attempt {
+                Try::First => note(&mut transaction, &step, self.shards).await,
+                Try::Again => note_again(&mut transaction, &step, self.shards).await,
+            };
+            noted.map_err(unavailable)?;
         }
         transaction.commit().await.map_err(unavailable)
     }

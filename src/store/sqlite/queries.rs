@@ -108,14 +108,20 @@ pub(in crate::store) const FORGET_REMOVED: &str = r"
 delete from removed where (user_id, seq) in (
     select user_id, seq from removed where expires_at <= ?1 order by expires_at limit ?2)";
 
-/// Adds to the journal what does not stand there yet: a transaction whose outcome was not known is tried again.
 macro_rules! note {
+    () => {
+        "
+insert into journal (user_id, first, last, ids, state, reason, session, device, handed_at, at, shard)
+select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11"
+    };
+}
+
+/// Adds to the journal what does not stand there yet.
+macro_rules! note_again {
     ($index:literal, $found_by:literal) => {
         concat!(
-            "
-insert into journal (user_id, first, last, ids, state, reason, session, device, handed_at, at, shard)
-select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11
-where not exists (
+            note!(),
+            " where not exists (
     select 1 from journal indexed by ",
             $index,
             " where user_id = ?1 and ",
@@ -125,11 +131,14 @@ where not exists (
     };
 }
 
-/// An entry of a stretch of numbers.
-pub(in crate::store) const NOTE: &str = note!("journal_numbers", "last = ?3 and first = ?2");
+/// Adds an entry to the journal.
+pub(in crate::store) const NOTE: &str = note!();
 
-/// An entry of what has no number.
-pub(in crate::store) const NOTE_UNNUMBERED: &str = note!("journal_ids", "last = 0 and ids = ?4");
+/// Adds an entry of a stretch of numbers that may stand there already.
+pub(in crate::store) const NOTE_AGAIN: &str = note_again!("journal_numbers", "last = ?3 and first = ?2");
+
+/// Adds an entry of what has no number that may stand there already.
+pub(in crate::store) const NOTE_UNNUMBERED_AGAIN: &str = note_again!("journal_ids", "last = 0 and ids = ?4");
 
 /// One that waits ends.
 pub(in crate::store) const END: &str = r"

@@ -7,7 +7,7 @@ use crate::{
     event::{Durability, Event, Options, Priority, UnixMillis, unix_millis_now},
     ids::{DeviceId, NotificationId, Sequence, SessionId, UserId},
     store::{
-        Acknowledgement, Appended, Engine, Entry, Opened, PageLimit, Store,
+        Acknowledgement, Appended, Engine, Entry, Opened, PageLimit, Store, Try,
         positions::{Known, LogName},
         sessions::{PER_USER_MAX, Started, Starting},
     },
@@ -44,7 +44,7 @@ pub(super) async fn append(engine: &Engine, event: Event) -> Appended {
 
 pub(super) async fn acknowledge(log: &dyn Store, user: &UserId, device: Option<&DeviceId>, seq: Sequence) {
     let one = Acknowledgement { user: user.clone(), device: device.cloned(), seq };
-    log.acknowledge(&[one], &[]).await.unwrap();
+    log.acknowledge(&[one], &[], Try::First).await.unwrap();
 }
 
 /// Numbers as they are, gaps as `from-to reason`.

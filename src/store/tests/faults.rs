@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 use sqlx::{Connection as _, PgConnection};
 
 use super::{
-    contract::{event, events, shape, user},
+    contract::{append, event, events, shape, user},
     databases::Place,
 };
 use crate::{
     event::{Event, Options, unix_millis_now},
     store::{
-        Appended, Config, Engine, Error, PageLimit,
+        Acknowledgement, Appended, Config, Engine, Error, PageLimit, Store as _, Try,
         positions::{Known, LogName},
         postgres::PostgresStore,
         schema::SchemaError,
@@ -358,4 +358,45 @@ async fn a_password_file_is_used_and_read_again() {
     engine.log.check().await.unwrap();
     assert_eq!(engine.log.append(&events("u", ["a"])).await.unwrap(), [Appended::Stored(1)]);
     assert_eq!(engine.log.open(&user("u"), None).await.unwrap().head, 1);
+}
+
+/// Notes go beside the statements that give numbers, for the same shards: either may raise epochs while the other is
+/// under way, and that is no other process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn epochs_that_are_raised_beside_a_write_do_not_look_like_another_owner() {
+    let place = Place::database().await;
+    let store = Arc::new(PostgresStore::open(&place.config()).await.unwrap());
+    append(&Engine::of(store.clone()), event("u", "first")).await;
+    let writing = (0..6).map(|writer| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut again = 0;
+            for n in 0..40 {
+                if n % 3 == 0 {
+                    store.doubt_all();
+                }
+                let one = [Acknowledgement { user: user("u"), device: None, seq: 1 }];
+                let group = [Arc::new(event("u", &format!("{writer}-{n}")))];
+                loop {
+                    let done = match writer {
+                        0 => store.append(&group).await.map(drop),
+                        _ => store.acknowledge(&one, &[], Try::First).await,
+                    };
+                    assert!(again < 10_000, "it never ends");
+                    match done {
+                        Ok(()) => break,
+                        Err(Error::Unavailable { .. }) => again += 1,
+                        Err(lost) => panic!("{lost}"),
+                    }
+                }
+            }
+            again
+        })
+    });
+    let mut again = 0;
+    for writer in writing.collect::<Vec<_>>() {
+        again += writer.await.unwrap();
+    }
+    assert!(again > 0, "no write was overtaken");
+    assert_eq!(store.open(&user("u"), None).await.unwrap().head, 41);
 }

@@ -17,7 +17,7 @@ use crate::{
     ids::DeviceId,
     state::{Reason, State},
     store::{
-        Acknowledgement, Appended, Engine, Error, Opened, PageLimit,
+        Acknowledgement, Appended, Engine, Error, Opened, PageLimit, Try,
         journal::{Cancelled, Mark},
         postgres::PostgresStore,
         row::day,
@@ -50,7 +50,7 @@ async fn the_tail_sees_every_end_once_while_many_write() {
                     let user_name = format!("u{lane}-{}", n % 7);
                     hold(&engine, event(&user_name, &format!("{lane}-{n}")), Some("d")).await;
                     let active = step(&user_name, (0, 0), &["not an end"], State::Active);
-                    engine.log.acknowledge(&[], &[active]).await.unwrap();
+                    engine.log.acknowledge(&[], &[active], Try::First).await.unwrap();
                 }
             })
         });
@@ -111,8 +111,8 @@ async fn a_former_owner_changes_nothing_that_waits_or_was_given() {
             ("cancel", log.cancel(&u, &id("a")).await.err()),
             ("cancel what waits", log.cancel(&u, &id("w")).await.err()),
             ("supersede", log.supersede(&[superseding(1, 1)]).await.err()),
-            ("acknowledge", log.acknowledge(&[acknowledgement], from_ref(&now)).await.err()),
-            ("note", log.acknowledge(&[], &[now]).await.err()),
+            ("acknowledge", log.acknowledge(&[acknowledgement], from_ref(&now), Try::First).await.err()),
+            ("note", log.acknowledge(&[], &[now], Try::First).await.err()),
             ("receipts", log.set_receipted(&Mark("7".into())).await.err()),
         ];
         for (call, error) in refused {
@@ -135,7 +135,7 @@ async fn a_cursor_that_passes_a_cancelled_number_does_not_send_it() {
         assert_eq!(cancel(&engine, "u", "a").await, Cancelled::Done(Some(1)), "{}", place.name());
         let one = Acknowledgement { user: user("u"), device: None, seq: 2 };
         let sent = step("u", (1, 2), &["a", "b"], State::Sent);
-        engine.log.acknowledge(&[one], &[sent]).await.unwrap();
+        engine.log.acknowledge(&[one], &[sent], Try::First).await.unwrap();
         assert_eq!(cancel(&engine, "u", "a").await, Cancelled::Ended(State::Deleted), "{}", place.name());
         assert_eq!(cancel(&engine, "u", "b").await, Cancelled::Ended(State::Sent), "{}", place.name());
         assert_eq!(ended_all(&engine).await, ["a deleted cancelled", "b sent "], "{}", place.name());
@@ -162,7 +162,7 @@ async fn a_cancellation_waits_for_an_acknowledgement_and_sees_it() {
         let log = engine.log.clone();
         async move {
             let one = Acknowledgement { user: user("u"), device: None, seq: 1 };
-            log.acknowledge(&[one], &[step("u", (1, 1), &["a"], State::Sent)]).await
+            log.acknowledge(&[one], &[step("u", (1, 1), &["a"], State::Sent)], Try::First).await
         }
     });
     until(async || waiters(&place).await == 1).await;
@@ -200,17 +200,17 @@ async fn a_release_that_waits_for_a_cancellation_gives_no_number() {
 /// A call whose client gives up while something blocks it, and which commits later; the answer of the next attempt.
 async fn given_up_and_tried_again<T: Send + 'static>(
     (place, store, blocking): (&Place, &PostgresStore, &'static str),
-    call: impl Fn() -> JoinHandle<Result<T, Error>>,
+    call: impl Fn(Try) -> JoinHandle<Result<T, Error>>,
 ) -> T {
     let mut other = place.postgres().await;
     let mut blocker = other.begin().await.unwrap();
     sqlx::raw_sql(blocking).execute(&mut *blocker).await.unwrap();
-    let first = call();
+    let first = call(Try::First);
     until(async || waiters(place).await == 1).await;
     // As if the answer had not come in time.
     first.abort();
     store.doubt_all();
-    let next = call();
+    let next = call(Try::Again);
     until(async || waiters(place).await == 2).await;
     blocker.rollback().await.unwrap();
     next.await.unwrap().unwrap()
@@ -228,16 +228,16 @@ async fn writes_that_are_given_up_and_commit_later_are_found() {
     let insert = "insert into waiting (user_id, notification_id, notification_type, payload, durability, priority, \
                   created_at, recorded_at, expires_at, shard, held_at, owed) \
                   values ('u', 'b', 't', '1', 1, 2, 1, 1, 1, 1, 1, false)";
-    let held = given_up_and_tried_again((&place, &store, insert), || {
+    let held = given_up_and_tried_again((&place, &store, insert), |_| {
         let (log, group) = (engine.log.clone(), group.clone());
         tokio::spawn(async move { log.hold(&group).await })
     });
     assert_eq!(held.await, [Held::Waiting; 2]);
     let sent = step("u", (1, 1), &["a"], State::Sent);
-    let noted = given_up_and_tried_again((&place, &store, "select * from cursors for update"), || {
+    let noted = given_up_and_tried_again((&place, &store, "select * from cursors for update"), |attempt| {
         let (log, sent) = (engine.log.clone(), [sent.clone()]);
         let one = [Acknowledgement { user: user("u"), device: None, seq: 1 }];
-        tokio::spawn(async move { log.acknowledge(&one, &sent).await })
+        tokio::spawn(async move { log.acknowledge(&one, &sent, attempt).await })
     });
     noted.await;
     assert_eq!(ended_all(&engine).await, ["c deleted digested", "a sent "]);

@@ -70,7 +70,8 @@ async fn every_query_of_postgres_uses_its_index() {
         ("append", q::APPEND, format!("{group}, 1000")),
         ("hold", q::HOLD, group),
         ("read", q::READ, format!("'u1', 0, {now}, 64, 1000")),
-        ("acknowledge", q::ACKNOWLEDGE, acknowledge),
+        ("acknowledge", q::ACKNOWLEDGE, acknowledge.clone()),
+        ("acknowledge again", q::ACKNOWLEDGE_AGAIN, acknowledge),
         ("open", q::OPEN, "array['u1'], array['phone']".to_owned()),
         ("end", q::END, format!("{fence}, {of_users}, array[1], {now}")),
         ("digested", q::DIGESTED, format!("{fence}, {of_users}")),
@@ -98,7 +99,7 @@ async fn every_query_of_postgres_uses_its_index() {
     let mut bad = Vec::new();
     for (index, (name, sql, arguments)) in queries.into_iter().enumerate() {
         // As the engine's connections are set that write.
-        let loops = if ["append", "hold", "acknowledge"].contains(&name) { "off" } else { "on" };
+        let loops = if ["append", "hold", "acknowledge", "acknowledge again"].contains(&name) { "off" } else { "on" };
         let set = format!("set enable_nestloop = {loops}");
         sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut connection).await.unwrap();
         let prepare = format!("prepare q{index} as {sql}");
@@ -140,8 +141,8 @@ async fn every_query_of_sqlite_uses_its_index() {
         (q::READ, "log_numbers"),
         (q::ACKNOWLEDGE, "SEARCH heads USING PRIMARY KEY"),
         (q::OPEN, "SEARCH cursors USING PRIMARY KEY"),
-        (q::NOTE, "journal_numbers"),
-        (q::NOTE_UNNUMBERED, "journal_ids"),
+        (q::NOTE_AGAIN, "journal_numbers"),
+        (q::NOTE_UNNUMBERED_AGAIN, "journal_ids"),
         (q::END, "waiting_ids"),
         (q::DIGESTED, "waiting_users"),
         (q::BACKLOG, "waiting_users"),

@@ -12,7 +12,7 @@ use crate::{
     ids::{DeviceId, NotificationId, Sequence, SessionId},
     state::{Reason, State},
     store::{
-        Acknowledgement, Appended, Engine, PageLimit,
+        Acknowledgement, Appended, Engine, PageLimit, Try,
         journal::{Account, Cancelled, Mark, Step, Superseding},
         waiting::{Ending, Folded, Held, Holding},
     },
@@ -87,7 +87,7 @@ pub(super) async fn ended(engine: &Engine, mark: &Mark, limit: usize) -> (Vec<St
 /// All that has ended after the mark: what is noted last is behind everything else.
 pub(super) async fn ended_since(engine: &Engine, mark: &Mark) -> Vec<String> {
     let last = format!("last-{}", SessionId::random());
-    engine.log.acknowledge(&[], &[step("u", (0, 0), &[&last], State::Failed)]).await.unwrap();
+    engine.log.acknowledge(&[], &[step("u", (0, 0), &[&last], State::Failed)], Try::First).await.unwrap();
     let mut told = Vec::new();
     until(async || {
         told = ended(engine, mark, 100).await.0;
@@ -280,7 +280,7 @@ async fn one_is_superseded_only_while_nobody_was_given_it() {
         let group: Vec<_> = keys.iter().map(|(text, key)| keyed(text, key)).collect();
         engine.log.append(&group).await.unwrap();
         acknowledge(&*engine.log, &user("u"), None, 1).await;
-        engine.log.acknowledge(&[], &[step("u", (2, 2), &[], State::Active)]).await.unwrap();
+        engine.log.acknowledge(&[], &[step("u", (2, 2), &[], State::Active)], Try::First).await.unwrap();
         cancel(&engine, "u", "gone").await;
         let superseding = [superseding(7, 1)];
         engine.log.supersede(&superseding).await.unwrap();
@@ -338,16 +338,16 @@ async fn what_happened_is_read_in_order_and_what_ended_is_told_of_by_its_ids() {
         let name = place.name();
         engine.log.append(&events("u", ["1", "2", "3", "4", "5"])).await.unwrap();
         let handed = Step { at: unix_millis_now() - 2, ..step("u", (1, 4), &[], State::Active) };
-        engine.log.acknowledge(&[], from_ref(&handed)).await.unwrap();
+        engine.log.acknowledge(&[], from_ref(&handed), Try::First).await.unwrap();
         cancel(&engine, "u", "2").await;
         let acknowledged = Acknowledgement { user: user("u"), device: handed.device.clone(), seq: 3 };
         let sent = Step { at: unix_millis_now() + 2, ..step("u", (1, 3), &[], State::Sent) };
-        engine.log.acknowledge(from_ref(&acknowledged), from_ref(&sent)).await.unwrap();
+        engine.log.acknowledge(from_ref(&acknowledged), from_ref(&sent), Try::First).await.unwrap();
         assert_eq!(engine.log.open(&user("u"), None).await.unwrap().acknowledged, 3, "{name}");
         let named = step("u", (4, 5), &["4", "5"], State::Sent);
         let unnumbered = Step { reason: Some(Reason::Away), ..step("u", (0, 0), &["x", "y"], State::Failed) };
         let acknowledged = Acknowledgement { seq: 5, device: None, ..acknowledged };
-        engine.log.acknowledge(&[acknowledged], &[named, unnumbered]).await.unwrap();
+        engine.log.acknowledge(&[acknowledged], &[named, unnumbered], Try::First).await.unwrap();
         let first = account(&engine, "1").await.unwrap();
         assert_eq!(first.steps, [handed, sent], "{name}");
         assert_eq!((first.seq, first.acknowledged, first.evicted), (Some(1), true, false), "{name}");

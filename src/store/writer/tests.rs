@@ -19,7 +19,7 @@ struct Setup {
 impl Setup {
     async fn new() -> Self {
         let (store, health) = (FaultyStore::new(1000), Health::default());
-        let writer = Writer::start(&(store.clone() as Arc<dyn Store>), 2, &health, &mpsc::unbounded_channel().0);
+        let writer = Writer::start(&(store.clone() as Arc<dyn Store>), &health, &mpsc::unbounded_channel().0);
         let (actor, stored) = Collector::<Written>::spawn().await;
         Self { store, writer, health, reports: Reports::new(), reply: actor.get_derived(), stored }
     }
@@ -81,6 +81,57 @@ async fn an_acknowledgement_that_the_store_did_not_take_is_repeated() {
     settled().await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!((setup.store.cursor(&fakes::user()).await, setup.store.made(Call::Acknowledge)), (1, 4));
+}
+
+impl Setup {
+    fn acknowledge(&self, seq: u64) {
+        self.writer.acknowledge(Acknowledgement { user: fakes::user(), device: None, seq }, Vec::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_event_waits_for_acknowledgements_and_those_of_a_moment_go_together() {
+    let setup = Setup::new().await;
+    (1..=20).for_each(|number| setup.append(number));
+    settled().await;
+    setup.store.delay(Call::Acknowledge, Duration::from_secs(60));
+    for seq in 1..=10 {
+        setup.acknowledge(seq);
+        tokio::time::sleep(Duration::from_micros(500)).await;
+    }
+    settled().await;
+    assert_eq!(setup.store.made(Call::Acknowledge), 1, "within a moment");
+    setup.append(21);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(setup.answers().len(), 21, "the acknowledgements are still under way");
+    (11..=20).for_each(|seq| setup.acknowledge(seq));
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!((setup.store.cursor(&fakes::user()).await, setup.store.made(Call::Acknowledge)), (20, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_notes_does_not_wait_for_others_to_come() {
+    let setup = Setup::new().await;
+    setup.append(1);
+    settled().await;
+    setup.acknowledge(1);
+    let began = tokio::time::Instant::now();
+    setup.writer.noted().await;
+    assert_eq!(setup.store.cursor(&fakes::user()).await, 1);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    setup.writer.noted().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_sees_what_was_acknowledged_before_it() {
+    let setup = Setup::new().await;
+    setup.append(1);
+    settled().await;
+    setup.store.delay(Call::Acknowledge, Duration::from_secs(1));
+    setup.acknowledge(1);
+    let (reply, cancelled) = oneshot::channel();
+    setup.writer.cancel(fakes::user(), NotificationId::new("1").unwrap(), reply);
+    assert_eq!(cancelled.await.unwrap(), Cancelled::Ended(State::Sent));
 }
 
 #[tokio::test(start_paused = true)]
