@@ -25,7 +25,7 @@ pub struct Scene {
 
 /// What a scene is played on.
 enum Line {
-    WebSocket(websocket::Line),
+    WebSocket(Box<websocket::Line>),
     Stream(stream::Line),
 }
 
@@ -59,7 +59,7 @@ impl Script {
         let (mut query, line) = match self {
             Self::WebSocket(server) => {
                 let (query, line) = server.accept().await;
-                (query, Line::WebSocket(line))
+                (query, Line::WebSocket(Box::new(line)))
             }
             Self::Stream(server) => {
                 let (query, line) = server.accept().await;
