@@ -12,6 +12,7 @@ use std::{
     io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -133,6 +134,14 @@ fn load_from(file: Option<&Path>) -> Result<Config, config::Error> {
     config::load(file, variables)
 }
 
+/// Reads a duration that stands on the command line.
+///
+/// # Errors
+/// What was expected, with examples.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "a duration has a unit, such as 5s, 10m or 1h".to_owned())
+}
+
 /// Lets librdkafka look at the properties: it knows best which there are.
 fn check_kafka(config: &Config) -> Result<(), Usage> {
     let refused = |error: KafkaError| match error {
@@ -165,4 +174,24 @@ async fn stop_signal() {
         tracing::warn!("second signal: ending at once");
         std::process::exit(code);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_that_is_no_duration_says_what_is_expected() {
+        let send = ["notifier", "send", "--user", "1", "--type", "t", "--data", "1", "--ttl"];
+        let token = ["notifier", "token", "--user", "1", "--ttl"];
+        for command in [&send[..], &token] {
+            for text in ["5", "5x", "soon", ""] {
+                let line = [command, &[text]].concat();
+                let refused = Cli::try_parse_from(line).err().unwrap_or_else(|| panic!("{command:?} takes {text:?}"));
+                let refused = refused.to_string();
+                assert!(refused.contains("--ttl") && refused.contains("such as 5s, 10m or 1h"), "{text:?}: {refused}");
+            }
+            assert!(Cli::try_parse_from([command, &["1h 30m"]].concat()).is_ok());
+        }
+    }
 }

@@ -28,7 +28,7 @@ def main(target, token_url, device=""):
                 kind, payload = frame.notification_type, json.loads(frame.data or "null")
                 if kind == "$hello":
                     epoch, session, ceiling = payload["epoch"], payload["session"], payload["reconnect_ms"] / 1000
-                if kind == "$gap" or not since:  # some will not come, or this is the start
+                if kind == "$gap" or kind == "$hello" and not since:  # some will not come, or this is the start
                     print("fetch everything", flush=True)  # from your own API
                     since = f"{epoch}-{payload['to' if kind == '$gap' else 'cursor']}"
                 elif kind == "$bye":

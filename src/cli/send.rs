@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY")]
     collapse_key: Option<String>,
     /// Not delivered any more after this long, such as 1h
-    #[arg(long, value_parser = humantime::parse_duration)]
+    #[arg(long, value_parser = super::duration)]
     ttl: Option<Duration>,
     /// Only this session of the user; always transient
     #[arg(long)]

@@ -13,7 +13,7 @@ pub struct Args {
     #[arg(long, value_name = "USER")]
     user: String,
     /// How long it is good for
-    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "1h", value_parser = super::duration)]
     ttl: Duration,
     /// Print a JSON object with the expiry
     #[arg(long)]

@@ -122,9 +122,22 @@ async fn outlives_its_token(client: Client) -> (Node, Running) {
     (node, running)
 }
 
+/// A token that is not let in is not shown again.
+async fn asks_again_when_it_is_refused(client: Client) {
+    let feed = Feed::new(1).await;
+    let node = Node::builder(&feed).set("client.allowed_origins", vec![ORIGIN]).start().await;
+    let tokens = Tokens::start(HOUR).await;
+    tokens.good_for_nothing();
+    let running = client.start(client.port(&node), &tokens).await;
+    eventually("another token", async || (tokens.asked() > 1).then_some(())).await;
+    assert_eq!(running.printed(), [], "let in with a token that has expired");
+    tokens.good_for(HOUR);
+    running.has_printed(&[EVERYTHING]).await;
+}
+
 /// What a client does about each thing that a server can say, and how long it waits.
 async fn does_as_it_is_told(client: Client, last: u16) {
-    let script = Script::start().await;
+    let script = Script::start(client).await;
     let tokens = Tokens::start(HOUR).await;
     let running = client.start(script.addr(), &tokens).await;
     let hello = |epoch: &str, cursor: u64| {
@@ -144,8 +157,15 @@ async fn does_as_it_is_told(client: Client, last: u16) {
     };
     let device = format!("device={DEVICE}");
 
+    // Sent away before there is a session.
+    let mut scene = script.next().await;
+    scene.say(r#"{"type":"$bye","payload":{"code":1013,"reason":"not now","reconnect_ms":100}}"#).await;
+    scene.close(1013).await;
+
     let mut scene = script.next().await;
     assert_eq!(scene.query, std::slice::from_ref(&device), "nothing is known yet");
+    // One, or two where a client cannot tell whether it was refused.
+    let asked = tokens.asked();
     scene.say(&hello("a", 3)).await;
     scene.say(&greeting(None, 1)).await;
     scene.say(&greeting(Some(4), 2)).await;
@@ -165,12 +185,12 @@ async fn does_as_it_is_told(client: Client, last: u16) {
 
     let mut scene = script.next().await;
     assert!(closed.elapsed() < Duration::from_millis(1400), "came back after {:?}", closed.elapsed());
-    assert_eq!(tokens.asked(), 1, "the token is good");
+    assert_eq!(tokens.asked(), asked, "the token is good");
     scene.say(&hello("a", 4)).await;
     scene.close(4001).await;
 
     let mut scene = script.next().await;
-    assert_eq!(tokens.asked(), 2, "the token had expired");
+    assert_eq!(tokens.asked(), asked + 1, "the token had expired");
     assert_eq!(scene.query, [device.clone(), "since=a-4".into()]);
     scene.say(&hello("b", 9)).await;
     scene.say(&gap(1, 9, "epoch")).await;
@@ -224,6 +244,7 @@ async fn the_python_client_does_as_it_is_told() {
     does_as_it_is_told(Client::Python, 4003).await;
     does_as_it_is_told(Client::Python, 4004).await;
     outlives_its_token(Client::Python).await;
+    asks_again_when_it_is_refused(Client::Python).await;
 }
 
 #[tokio::test]
@@ -231,6 +252,7 @@ async fn the_typescript_client_does_as_it_is_told_in_node() {
     does_as_it_is_told(Client::Node, 4003).await;
     does_as_it_is_told(Client::Node, 4004).await;
     outlives_its_token(Client::Node).await;
+    asks_again_when_it_is_refused(Client::Node).await;
 }
 
 #[tokio::test]
@@ -238,6 +260,7 @@ async fn the_typescript_client_does_as_it_is_told_in_a_browser() {
     does_as_it_is_told(Client::Browser, 4003).await;
     does_as_it_is_told(Client::Browser, 4004).await;
     outlives_its_token(Client::Browser).await;
+    asks_again_when_it_is_refused(Client::Browser).await;
 }
 
 #[tokio::test]
@@ -245,10 +268,12 @@ async fn the_go_client_does_as_it_is_told() {
     does_as_it_is_told(Client::Go, 4003).await;
     does_as_it_is_told(Client::Go, 4004).await;
     outlives_its_token(Client::Go).await;
+    asks_again_when_it_is_refused(Client::Go).await;
 }
 
 #[tokio::test]
 async fn the_python_grpc_client_asks_for_another_token_and_stays_away_when_it_was_ended() {
+    asks_again_when_it_is_refused(Client::Grpc).await;
     let (node, running) = outlives_its_token(Client::Grpc).await;
     let bearer = format!("Bearer {}", node.token(USER));
     let path = format!("/v1/users/{USER}/sessions");
@@ -286,5 +311,5 @@ fn every_example_is_under_fifty_lines() {
             }
         }
     }
-    assert_eq!(programs, 10, "programs in examples/");
+    assert_eq!(programs, 8, "programs in examples/");
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -91,7 +91,11 @@ impl Client {
                 command(client)
             }
         };
-        let server = if matches!(self, Self::Grpc) { server.to_string() } else { format!("ws://{server}") };
+        let server = match self {
+            Self::Grpc => server.to_string(),
+            Self::Go => format!("http://{server}"),
+            Self::Python | Self::Node | Self::Browser => format!("ws://{server}"),
+        };
         command.args([&server, &tokens.url(), DEVICE]);
         Running { process: Process::spawn(&format!("{self:?}"), command), _built: built }
     }
@@ -175,7 +179,7 @@ fn examples() -> PathBuf {
 pub struct Tokens {
     addr: SocketAddr,
     asked: Arc<AtomicUsize>,
-    seconds: Arc<AtomicU64>,
+    seconds: Arc<AtomicI64>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -183,11 +187,11 @@ impl Tokens {
     /// Gives tokens that are good for so long.
     pub async fn start(good_for: Duration) -> Self {
         let asked = Arc::new(AtomicUsize::new(0));
-        let seconds = Arc::new(AtomicU64::new(good_for.as_secs()));
+        let seconds = Arc::new(AtomicI64::new(seconds(good_for)));
         let (counter, lifetime) = (asked.clone(), seconds.clone());
         let token = async move || {
             counter.fetch_add(1, Ordering::Relaxed);
-            let exp = token::now_secs() + lifetime.load(Ordering::Relaxed);
+            let exp = token::now_secs().saturating_add_signed(lifetime.load(Ordering::Relaxed));
             let token = token::signed(&json!({"sub": USER, "exp": exp}), token::SECRET);
             ([(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")], Json(json!({ "token": token })))
         };
@@ -209,8 +213,17 @@ impl Tokens {
 
     /// From now on tokens are good for so long.
     pub fn good_for(&self, time: Duration) {
-        self.seconds.store(time.as_secs(), Ordering::Relaxed);
+        self.seconds.store(seconds(time), Ordering::Relaxed);
     }
+
+    /// From now on tokens have expired already.
+    pub fn good_for_nothing(&self) {
+        self.seconds.store(-60, Ordering::Relaxed);
+    }
+}
+
+fn seconds(time: Duration) -> i64 {
+    time.as_secs().try_into().expect("less than an age")
 }
 
 impl Drop for Tokens {
