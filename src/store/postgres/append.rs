@@ -117,6 +117,7 @@ async fn send(
     let now = unix_millis_now();
     // A row of tomorrow is there only for a record that says tomorrow.
     let last_day = rows.iter().map(|row| row.place.day).fold(day(now), i64::max);
+    let first_day = rows.iter().map(|row| row.place.known_day).fold(last_day, i64::min);
     let days = |of: fn(&Row<'_>) -> i64| rows.iter().map(|row| day_number(of(row))).collect::<Vec<_>>();
     let texts = |of: for<'x> fn(&'x Row<'_>) -> &'x str| rows.iter().map(of).collect::<Vec<_>>();
     let smalls = |of: fn(&Row<'_>) -> i16| rows.iter().map(of).collect::<Vec<_>>();
@@ -134,7 +135,7 @@ async fn send(
         .bind(smalls(|row| row.place.class.number))
         .bind(days(|row| row.place.day))
         .bind(times(|row| row.place.known_since))
-        .bind(days(|row| row.place.known_day))
+        .bind(day_number(first_day))
         .bind(texts(|row| &row.event.notification_type))
         .bind(payloads)
         .bind(smalls(|row| durability_number(row.event.options.durability)))

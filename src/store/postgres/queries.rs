@@ -33,27 +33,28 @@ macro_rules! fence_beside {
 }
 
 /// A group of events with the number that stands in the log for their id. Partitions are told apart by class first: only
-/// with its number can the server leave out those of other days.
+/// with its number can the server leave out those of other days. It does so once, before it begins: the days are the
+/// group's, not the row's.
 macro_rules! incoming {
     () => {
         "
     select i.*, coalesce(
-        (select l.seq from log l where l.class = 0 and l.day between i.known_day and $20
+        (select l.seq from log l where l.class = 0 and l.day between $10 and $20
             and l.user_id = i.user_id and l.notification_id = i.notification_id
             and l.recorded_at >= i.known_since limit 1),
-        (select l.seq from log l where l.class = 1 and l.day between i.known_day and $20
+        (select l.seq from log l where l.class = 1 and l.day between $10 and $20
             and l.user_id = i.user_id and l.notification_id = i.notification_id
             and l.recorded_at >= i.known_since limit 1),
-        (select l.seq from log l where l.class = 2 and l.day between i.known_day and $20
+        (select l.seq from log l where l.class = 2 and l.day between $10 and $20
             and l.user_id = i.user_id and l.notification_id = i.notification_id
             and l.recorded_at >= i.known_since limit 1),
-        (select l.seq from log l where l.class = 3 and l.day between i.known_day and $20
+        (select l.seq from log l where l.class = 3 and l.day between $10 and $20
             and l.user_id = i.user_id and l.notification_id = i.notification_id
             and l.recorded_at >= i.known_since limit 1)) as known
-    from unnest($4::integer[], $5::text[], $6::text[], $7::smallint[], $8::integer[], $9::bigint[], $10::integer[],
+    from unnest($4::integer[], $5::text[], $6::text[], $7::smallint[], $8::integer[], $9::bigint[],
                 $11::text[], $12::bytea[], $13::smallint[], $14::smallint[], $15::text[], $16::bigint[],
                 $17::bigint[], $18::bigint[], $19::bigint[], $22::text[])
-        with ordinality as i (shard, user_id, notification_id, class, day, known_since, known_day, notification_type,
+        with ordinality as i (shard, user_id, notification_id, class, day, known_since, notification_type,
                               payload, durability, priority, collapse_key, ttl_ms, created_at, recorded_at,
                               expires_at, digest, nth)"
     };

@@ -56,7 +56,7 @@ async fn every_query_of_postgres_uses_its_index() {
     let day = today;
     let fence = "array[1], array[1], 'o'";
     let group = format!(
-        "{fence}, array[1], array['u1'], array['new'], array[1], array[{day}], array[{now}], array[{day}], array['t'], \
+        "{fence}, array[1], array['u1'], array['new'], array[1], array[{day}], array[{now}], {day}, array['t'], \
          array['1'::bytea], array[1], array[2], array[null::text], array[null::bigint], array[{now}], array[{now}], \
          array[{later}], {day}, {now}, array['d']"
     );
