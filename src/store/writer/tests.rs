@@ -175,3 +175,36 @@ async fn many_logs_are_opened_in_one_query_and_do_not_wait_for_writes_that_fail(
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!((*opened.lock(), setup.store.made(Call::Open)), (100, 2), "those that came meanwhile in one query");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_group_is_what_comes_before_its_first_has_waited_or_is_full_or_somebody_waits_for_it() {
+    let (sender, mut queue) = mpsc::unbounded_channel();
+    let mut group = Vec::new();
+    let wait = Duration::from_millis(10);
+    tokio::spawn(async move {
+        for n in [1, 2, 3] {
+            sender.send(n).unwrap();
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        (0..GROUP_MAX + 1).for_each(|n| sender.send(n).unwrap());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        (0..3).for_each(|_| sender.send(0).unwrap());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    });
+    assert!(gather(&mut queue, &mut group, wait, |_| false).await);
+    assert_eq!(std::mem::take(&mut group), [1, 2, 3]);
+    assert!(gather(&mut queue, &mut group, wait, |_| false).await);
+    assert_eq!((std::mem::take(&mut group).len(), queue.len()), (GROUP_MAX, 1), "full");
+    assert!(gather(&mut queue, &mut group, wait, |_| false).await);
+    assert_eq!(std::mem::take(&mut group), [GROUP_MAX]);
+    let before = Instant::now();
+    assert!(gather(&mut queue, &mut group, wait, |_| true).await);
+    assert_eq!(group, [0, 0, 0]);
+    assert!(
+        before.elapsed() <= Duration::from_millis(50),
+        "nobody waits longer than for the first: {:?}",
+        before.elapsed()
+    );
+    assert!(!gather(&mut queue, &mut group, wait, |_| false).await, "the end");
+}
