@@ -89,15 +89,22 @@ impl Protocol {
         match self {
             Self::WebSocket(Form::Json) => outgoing.frame.websocket(),
             Self::WebSocket(Form::Protobuf) => websocket_binary(&protobuf(outgoing)),
-            Self::Sse(sse) => sse.encode(epoch, outgoing),
+            Self::Sse(sse) => sse.encode(epoch, outgoing, None),
             Self::Grpc(_) => protobuf(outgoing).encode_to_vec().into(),
         }
     }
 
     /// The last frame before a close. WebSocket's close frame follows it.
     pub(super) fn goodbye(self, epoch: &LogEpoch, close: &Close) -> Bytes {
-        let frame = Frame::control(&Control::Bye(close.bye()));
-        self.encode(epoch, &Outgoing { frame: &frame, kind: Kind::Control("$bye", None) })
+        let bye = close.bye();
+        let retry_ms = bye.reconnect_ms;
+        let frame = Frame::control(&Control::Bye(bye));
+        let outgoing = Outgoing { frame: &frame, kind: Kind::Control("$bye", None) };
+        match self {
+            // A browser comes back by itself, and obeys nothing else.
+            Self::Sse(sse) => sse.encode(epoch, &outgoing, retry_ms),
+            _ => self.encode(epoch, &outgoing),
+        }
     }
 }
 
@@ -109,19 +116,21 @@ fn protobuf(outgoing: &Outgoing<'_>) -> proto::Notification {
 }
 
 impl Sse {
-    fn encode(self, epoch: &LogEpoch, outgoing: &Outgoing<'_>) -> Bytes {
+    fn encode(self, epoch: &LogEpoch, outgoing: &Outgoing<'_>, retry_ms: Option<u64>) -> Bytes {
         let json = outgoing.frame.json();
         let mut out = Vec::with_capacity(json.len() + 96);
-        match outgoing.kind {
-            Kind::Control(name, _) => field(&mut out, "event", name.as_bytes()),
-            Kind::Notification(seq, event) => {
-                if self.named {
-                    field(&mut out, "event", event.notification_type.as_bytes());
-                }
-                if let Some(seq) = seq {
-                    field(&mut out, "id", position(epoch, seq).as_bytes());
-                }
-            }
+        let (name, covers) = match outgoing.kind {
+            Kind::Control(name, covers) => (Some(name), covers),
+            Kind::Notification(seq, event) => (self.named.then_some(&*event.notification_type), seq),
+        };
+        if let Some(name) = name {
+            field(&mut out, "event", name.as_bytes());
+        }
+        if let Some(seq) = covers {
+            field(&mut out, "id", position(epoch, seq).as_bytes());
+        }
+        if let Some(millis) = retry_ms {
+            field(&mut out, "retry", millis.to_string().as_bytes());
         }
         // A payload may hold line breaks between its values; each line is a field of its own.
         json.split(|byte| matches!(byte, b'\n' | b'\r')).for_each(|line| field(&mut out, "data", line));
@@ -161,12 +170,13 @@ fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
     use super::*;
     use crate::{
         event::{Event, Notification, Options},
         ids::{NotificationId, UserId},
+        wire::{CloseCode, Gap, GapReason},
     };
 
     fn event(payload: &str) -> Arc<Event> {
@@ -187,7 +197,7 @@ mod tests {
         let frame = Frame::notification(&notification);
         let outgoing = Outgoing { frame: &frame, kind: Kind::Notification(seq, &notification.event) };
         let epoch = LogEpoch::random();
-        let text = String::from_utf8(sse.encode(&epoch, &outgoing).to_vec()).unwrap();
+        let text = String::from_utf8(sse.encode(&epoch, &outgoing, None).to_vec()).unwrap();
         text.replace(&*epoch, "EPOCH")
     }
 
@@ -199,6 +209,20 @@ mod tests {
         assert!(numbered.starts_with("id: EPOCH-7\ndata: {\"target\":") && numbered.ends_with("}\n\n"), "{numbered}");
         assert!(encoded(PLAIN, None, "1").starts_with("data: "));
         assert!(encoded(Sse { named: true, ..PLAIN }, Some(7), "1").starts_with("event: t\nid: EPOCH-7\n"));
+    }
+
+    #[test]
+    fn who_is_cut_behind_a_gap_goes_on_behind_it_and_a_goodbye_says_when_to_come_back() {
+        let (protocol, epoch) = (Protocol::Sse(PLAIN), LogEpoch::random());
+        let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap().replace(&*epoch, "EPOCH");
+        let gap = Frame::control(&Control::Gap(Gap { from: 1, to: 4, reason: GapReason::Expired }));
+        let gap = protocol.encode(&epoch, &Outgoing { frame: &gap, kind: Kind::Control("$gap", Some(4)) });
+        assert!(text(gap).starts_with("event: $gap\nid: EPOCH-4\ndata: "));
+        let close = Close::new(CloseCode::GoingAway, "draining");
+        let close = Close { reconnect: Some(Duration::from_millis(1500)), ..close };
+        assert!(text(protocol.goodbye(&epoch, &close)).starts_with("event: $bye\nretry: 1500\ndata: "));
+        let close = Close::new(CloseCode::Replaced, "ended");
+        assert!(!text(protocol.goodbye(&epoch, &close)).contains("retry"));
     }
 
     #[test]

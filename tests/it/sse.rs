@@ -51,7 +51,29 @@ async fn a_gap_is_a_named_control_frame() {
     let mut stream = node.stream("101", "since=zzzzzz-7").await;
     let block = stream.next().await;
     assert_eq!(block.event.as_deref(), Some("$gap"));
-    assert_eq!(block.frame().payload()["reason"], "epoch");
+    let gap = block.frame().payload();
+    assert_eq!(gap["reason"], "epoch");
+    // A browser that is cut here does not hear of the gap once more.
+    let hello = stream.hello();
+    assert_eq!(block.id, Some(hello.since(hello.cursor)));
+    drop(stream);
+    let since = block.id.expect("an id");
+    feed.send(&Event::new("101", "next")).await;
+    let mut stream = node.stream("101", &format!("since={since}")).await;
+    assert_eq!(stream.next().await.frame().kind, "next");
+}
+
+#[tokio::test]
+async fn a_goodbye_says_to_browsers_too_when_to_come_back() {
+    let feed = Feed::new(1).await;
+    let mut node = Node::start(&feed).await;
+    let mut stream = node.stream("101", "").await;
+    let (blocks, stopped) = tokio::join!(stream.rest(), node.stop());
+    stopped.ok();
+    let bye = blocks.last().expect("a goodbye");
+    assert_eq!(bye.event.as_deref(), Some("$bye"));
+    let wait = bye.frame().payload()["reconnect_ms"].as_u64();
+    assert!(wait.is_some() && bye.retry_ms == wait, "{bye:?}");
 }
 
 #[tokio::test]
