@@ -44,6 +44,8 @@ pub use self::{dev::Dev, storage::store_config};
 
 /// How long the store may take to end in good order.
 const STORE_CLOSE: Duration = Duration::from_secs(5);
+/// How long the last acknowledgements may take to be stored, although all time was for goodbyes.
+const NOTED_MIN: Duration = Duration::from_millis(500);
 /// How long what has ended may take to become receipts before the node ends. A durable store keeps the rest.
 const RECEIPTS_FINISH: Duration = Duration::from_secs(5);
 /// Shard actors of a node. They share the shards: enough to use every core, few enough that a message to one
@@ -242,7 +244,8 @@ impl Node {
         }
         self.edge.drain(self.drain.goodbyes_per_second, deadline).await;
         // What the clients have acknowledged at last.
-        let noted_by = deadline.min(Instant::now() + STORE_CLOSE);
+        let now = Instant::now();
+        let noted_by = deadline.clamp(now + NOTED_MIN, now + STORE_CLOSE);
         if tokio::time::timeout_at(noted_by.into(), self.writer.noted()).await.is_err() {
             tracing::warn!("the store did not take the last acknowledgements in time: what they are for comes again");
         }

@@ -35,13 +35,12 @@ const GROUP_MAX: usize = 512;
 const HEALTH_PART: &str = "store";
 
 /// Hands writes to their lanes. Cheap to clone. The queues need no bound of their own: every append and every hold has
-/// a permit, what is released has waited within bounds, and acknowledgements of one cursor are bounded by the session's
-/// window.
+/// a permit, what is released has waited within bounds, and appends wait while very many notes do.
 #[derive(Clone)]
 pub struct Writer {
     lanes: Arc<[mpsc::UnboundedSender<Write>]>,
     notes: Notes,
-    opens: mpsc::UnboundedSender<(Opening, OnOpened)>,
+    opens: mpsc::UnboundedSender<Open>,
     store: Arc<dyn Store>,
     lost: Lost,
 }
@@ -81,6 +80,9 @@ enum Entrant {
     /// One that has waited, or a digest.
     Released(Arc<Event>),
 }
+
+/// A log to be opened.
+type Open = (Opening, OnOpened);
 
 /// What is done with the marks of a log that was opened.
 pub type OnOpened = Box<dyn FnOnce(Opened) + Send>;
@@ -132,7 +134,7 @@ impl Writer {
         });
         let lanes = lanes.collect();
         let (opens, opening) = mpsc::unbounded_channel();
-        tokio::spawn(patient.run_opens(opening));
+        tokio::spawn(run_opens(patient, notes.clone(), opening));
         Self { lanes, notes, opens, store: store.clone(), lost: lost.clone() }
     }
 
@@ -180,7 +182,16 @@ impl Writer {
 
     /// Opens a log, beside the writes: many users' in one query. `answer` is dropped when that cannot be.
     pub fn open(&self, opening: Opening, answer: OnOpened) {
-        let _ = self.opens.send((opening, answer));
+        if !self.notes.concerns_new_device(&opening) {
+            let _ = self.opens.send((opening, answer));
+            return;
+        }
+        // A new device begins, for ever, at the shared cursor that is in the store.
+        let (notes, opens) = (self.notes.clone(), self.opens.clone());
+        tokio::spawn(async move {
+            notes.written_of(&opening.user).await;
+            let _ = opens.send((opening, answer));
+        });
     }
 
     /// Sees that a notification is not delivered, behind the writes before this and before those after it.
@@ -299,8 +310,8 @@ impl Lane {
         }
         if !superseding.is_empty() {
             // Behind the acknowledgements: what somebody has stays. Left undone, an older one comes beside the newer.
-            self.notes.written().await;
             let superseding: Vec<_> = superseding.into_values().collect();
+            self.notes.written_of(&superseding[0].user).await;
             if let Err(error) = self.store.store.supersede(&superseding).await {
                 tracing::warn!(%error, "older notifications with the same key stay");
             }
@@ -344,6 +355,7 @@ impl Lane {
             Entrant::Released(event) => event.clone(),
         };
         let events: Vec<_> = appends.iter().map(event).collect();
+        self.notes.keep_up(&events[0].user).await;
         let began = Instant::now();
         let outcomes = self.store.until_done(|store, _| store.append(&events)).await;
         metric::wrote(events.len(), began.elapsed());
@@ -433,13 +445,18 @@ impl Patient {
             }
         }
     }
+}
 
-    async fn run_opens(self, mut queue: mpsc::UnboundedReceiver<(Opening, OnOpened)>) {
-        let mut asked = Vec::with_capacity(GROUP_MAX);
-        while queue.recv_many(&mut asked, GROUP_MAX).await > 0 {
-            let (opening, answers): (Vec<_>, Vec<_>) = asked.drain(..).unzip();
-            let opened = self.until_done(|store, _| store.open_all(&opening)).await;
-            answers.into_iter().zip(opened).for_each(|(answer, opened)| answer(opened));
+/// Logs are opened beside the writes. What was acknowledged a moment ago counts, in the store or not.
+async fn run_opens(store: Patient, notes: Notes, mut queue: mpsc::UnboundedReceiver<Open>) {
+    let mut asked = Vec::with_capacity(GROUP_MAX);
+    while queue.recv_many(&mut asked, GROUP_MAX).await > 0 {
+        let (opening, answers): (Vec<_>, Vec<_>) = asked.drain(..).unzip();
+        // Before the store is asked: what is written meanwhile is in one or in the other.
+        let unwritten = notes.unwritten(&opening);
+        let opened = store.until_done(|store, _| store.open_all(&opening)).await;
+        for ((answer, opened), unwritten) in answers.into_iter().zip(opened).zip(unwritten) {
+            answer(unwritten.merge(opened));
         }
     }
 }

@@ -78,7 +78,8 @@ macro_rules! call {
 pub(super) use call;
 
 impl PostgresStore {
-    /// What a write for these users has to say. No write of theirs is under way any more when this is answered.
+    /// What a write for these users has to say. No write of theirs whose outcome is not known is under way any more when
+    /// this is answered.
     pub(super) async fn fence<'u>(&self, users: impl Iterator<Item = &'u UserId> + Send) -> Result<Fence, Error> {
         let shard_of: Vec<ShardId> = users.map(|user| placement::shard(user, self.shards)).collect();
         let mut shards = shard_of.clone();
@@ -152,7 +153,8 @@ impl PostgresStore {
 
     /// Raises the epochs of those among these shards whose last statement may still be under way.
     async fn settle_doubts(&self, shards: &[ShardId]) -> Result<(), Error> {
-        if self.doubts.lock().is_empty() {
+        let in_doubt = |shard: &ShardId| self.doubts.lock().contains(shard);
+        if !shards.iter().any(in_doubt) {
             return Ok(());
         }
         // Notes go beside the statements that give numbers: two must not raise the same epoch.

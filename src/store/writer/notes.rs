@@ -1,22 +1,43 @@
 //! Cursors and what the journal is told, on their way into the store. Gathered for a moment: nobody waits for them, and a
 //! call costs the store much the same for one as for fifty.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use parking_lot::Mutex;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Patient, gather};
 use crate::{
+    ids::{DeviceId, Sequence, UserId},
     placement::shard,
-    store::{Acknowledgement, journal::Step},
+    store::{Acknowledgement, Error, Opened, Opening, journal::Step},
 };
 
 /// How long the first one waits for others.
 const WAIT: Duration = Duration::from_millis(10);
+/// When so many wait in a lane, appends wait for it: it is their deliveries that are acknowledged.
+const BEHIND: usize = 10_000;
 
 /// Hands notes to their lanes. Of one user they are written in the order given. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Notes(Arc<[mpsc::UnboundedSender<Note>]>);
+pub(super) struct Notes {
+    lanes: Arc<[Lane]>,
+    unwritten: Arc<Unwritten>,
+    store: Patient,
+}
+
+struct Lane {
+    sender: mpsc::UnboundedSender<Note>,
+    waiting: Arc<AtomicUsize>,
+}
 
 /// What nobody waits for, mostly.
 pub(super) enum Note {
@@ -29,23 +50,42 @@ pub(super) enum Note {
 impl Notes {
     /// Starts the lanes; they end when the last clone is dropped and all is written.
     pub(super) fn start(store: &Patient) -> Self {
+        let unwritten = Arc::new(Unwritten::default());
         let lanes = (0..store.store.grouping().lanes.max(1)).map(|_| {
             let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(run(store.clone(), receiver));
-            sender
+            let waiting = Arc::new(AtomicUsize::new(0));
+            tokio::spawn(run(store.clone(), receiver, waiting.clone(), unwritten.clone()));
+            Lane { sender, waiting }
         });
-        Self(lanes.collect())
+        Self { lanes: lanes.collect(), unwritten, store: store.clone() }
     }
 
-    fn lane(&self, user: &str) -> &mpsc::UnboundedSender<Note> {
-        let count = u16::try_from(self.0.len()).expect("started with a u16");
-        &self.0[usize::from(shard(user, count).0)]
+    /// The same for all users of a lane of appends: there are as many.
+    fn lane(&self, user: &str) -> &Lane {
+        let count = u16::try_from(self.lanes.len()).expect("started with a u16");
+        &self.lanes[usize::from(shard(user, count).0)]
     }
 
     /// Takes a note.
     pub(super) fn send(&self, user: &str, note: Note) {
-        // A lane that is gone: the runtime ends.
-        let _ = self.lane(user).send(note);
+        if let Note::Raise(Some(acknowledgement), _) = &note {
+            self.unwritten.add(acknowledgement);
+        }
+        let lane = self.lane(user);
+        lane.waiting.fetch_add(1, Ordering::Relaxed);
+        if lane.sender.send(note).is_err() {
+            let _ = self.store.lost.send(Error::Lost { reason: "nobody writes acknowledgements any more".into() });
+        }
+    }
+
+    /// What is acknowledged and not in the store yet, for users whose logs are about to be opened.
+    pub(super) fn unwritten(&self, opening: &[Opening]) -> Vec<Acknowledged> {
+        self.unwritten.of(opening)
+    }
+
+    /// Whether a device is named, and the shared cursor, at which it begins if it is new, is on its way.
+    pub(super) fn concerns_new_device(&self, opening: &Opening) -> bool {
+        opening.device.is_some() && self.unwritten.has_shared(&opening.user)
     }
 
     /// Answers when all notes on this user from before are written. Cancel safe.
@@ -53,25 +93,39 @@ impl Notes {
         written(self.lane(user)).await;
     }
 
+    /// The same when there are very many, so that they do not become more without end. Cancel safe.
+    pub(super) async fn keep_up(&self, user: &str) {
+        if self.lane(user).waiting.load(Ordering::Relaxed) > BEHIND {
+            self.written_of(user).await;
+        }
+    }
+
     /// Answers when all notes from before are written. Cancel safe.
     pub(super) async fn written(&self) {
-        for lane in self.0.iter() {
+        for lane in self.lanes.iter() {
             written(lane).await;
         }
     }
 }
 
-async fn written(lane: &mpsc::UnboundedSender<Note>) {
+async fn written(lane: &Lane) {
     let (answer, written) = oneshot::channel();
-    if lane.send(Note::Written(answer)).is_ok() {
+    lane.waiting.fetch_add(1, Ordering::Relaxed);
+    if lane.sender.send(Note::Written(answer)).is_ok() {
         let _ = written.await;
     }
 }
 
-async fn run(store: Patient, mut queue: mpsc::UnboundedReceiver<Note>) {
+async fn run(
+    store: Patient,
+    mut queue: mpsc::UnboundedReceiver<Note>,
+    waiting: Arc<AtomicUsize>,
+    unwritten: Arc<Unwritten>,
+) {
     let mut notes = Vec::new();
     let is_awaited = |note: &Note| matches!(note, Note::Written(_));
     while gather(&mut queue, &mut notes, WAIT, is_awaited).await {
+        let taken = notes.len();
         let (mut acknowledged, mut steps, mut answers) = (Vec::new(), Vec::new(), Vec::new());
         for note in notes.drain(..) {
             match note {
@@ -85,9 +139,74 @@ async fn run(store: Patient, mut queue: mpsc::UnboundedReceiver<Note>) {
         if !acknowledged.is_empty() || !steps.is_empty() {
             let acknowledged = highest(acknowledged);
             store.until_done(|store, attempt| store.acknowledge(&acknowledged, &steps, attempt)).await;
+            unwritten.remove(&acknowledged);
         }
+        waiting.fetch_sub(taken, Ordering::Relaxed);
         for answer in answers {
             let _ = answer.send(());
+        }
+    }
+}
+
+/// Cursors that are on their way: who opens a log meanwhile must not begin behind them.
+#[derive(Default)]
+struct Unwritten(Mutex<HashMap<UserId, Cursors>>);
+
+/// Of one user, mostly one.
+type Cursors = SmallVec<[(Option<DeviceId>, Sequence); 1]>;
+
+impl Unwritten {
+    fn add(&self, Acknowledgement { user, device, seq }: &Acknowledgement) {
+        let mut users = self.0.lock();
+        let Some(cursors) = users.get_mut(user) else {
+            users.insert(user.clone(), smallvec![(device.clone(), *seq)]);
+            return;
+        };
+        match cursors.iter_mut().find(|(of, _)| of == device) {
+            Some((_, highest)) => *highest = (*highest).max(*seq),
+            None => cursors.push((device.clone(), *seq)),
+        }
+    }
+
+    fn remove(&self, written: &[Acknowledgement]) {
+        let mut users = self.0.lock();
+        for Acknowledgement { user, device, seq } in written {
+            let Some(cursors) = users.get_mut(user) else { continue };
+            cursors.retain(|(of, highest)| of != device || *highest > *seq);
+            if cursors.is_empty() {
+                users.remove(user);
+            }
+        }
+    }
+
+    fn has_shared(&self, user: &UserId) -> bool {
+        self.0.lock().get(user).is_some_and(|cursors| cursors.iter().any(|(device, _)| device.is_none()))
+    }
+
+    fn of(&self, opening: &[Opening]) -> Vec<Acknowledged> {
+        let users = self.0.lock();
+        let of_one = |Opening { user, device }: &Opening| {
+            let cursors = users.get(user).map_or(&[][..], |cursors| cursors);
+            let of = |wanted: &Option<DeviceId>| cursors.iter().find(|(of, _)| of == wanted).map_or(0, |(_, seq)| *seq);
+            Acknowledged { cursor: of(device), highest: cursors.iter().map(|(_, seq)| *seq).max().unwrap_or(0) }
+        };
+        opening.iter().map(of_one).collect()
+    }
+}
+
+/// What was acknowledged of a log, so far as it was not in the store at a time; 0: nothing.
+pub(super) struct Acknowledged {
+    cursor: Sequence,
+    highest: Sequence,
+}
+
+impl Acknowledged {
+    /// What the store says, and what it was about to hear.
+    pub(super) fn merge(&self, opened: Opened) -> Opened {
+        Opened {
+            head: opened.head,
+            cursor: opened.cursor.max(self.cursor.min(opened.head)),
+            acknowledged: opened.acknowledged.max(self.highest.min(opened.head)),
         }
     }
 }

@@ -134,6 +134,46 @@ async fn a_cancellation_sees_what_was_acknowledged_before_it() {
     assert_eq!(cancelled.await.unwrap(), Cancelled::Ended(State::Sent));
 }
 
+/// The marks of the user's log, as they are opened now.
+async fn opened(writer: &Writer, device: Option<&str>) -> Opened {
+    let device = device.map(|device| crate::ids::DeviceId::new(device).unwrap());
+    let (answer, opened) = oneshot::channel();
+    let on_opened = Box::new(|marks| _ = answer.send(marks));
+    writer.open(Opening { user: fakes::user(), device }, on_opened);
+    opened.await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_acknowledged_counts_for_who_opens_the_log_before_it_is_stored() {
+    let setup = Setup::new().await;
+    (1..=5).for_each(|number| setup.append(number));
+    settled().await;
+    setup.store.delay(Call::Acknowledge, Duration::from_secs(1));
+    setup.acknowledge(4);
+    setup.acknowledge(3);
+    assert_eq!(opened(&setup.writer, None).await, Opened { head: 5, cursor: 4, acknowledged: 4 });
+    let began = Instant::now();
+    assert_eq!(opened(&setup.writer, Some("new")).await, Opened { head: 5, cursor: 4, acknowledged: 4 });
+    assert!(began.elapsed() >= Duration::from_secs(1), "a new device begins at what is stored");
+    // What can never be true does not become so on the way.
+    setup.acknowledge(99);
+    assert_eq!(opened(&setup.writer, None).await, Opened { head: 5, cursor: 5, acknowledged: 5 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn appends_wait_while_very_many_notes_do() {
+    let setup = Setup::new().await;
+    setup.append(1);
+    settled().await;
+    setup.store.delay(Call::Acknowledge, Duration::from_secs(1));
+    (0..12_000).for_each(|_| setup.acknowledge(1));
+    setup.append(2);
+    settled().await;
+    assert_eq!(setup.answers().len(), 1, "it waits");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(setup.answers().len(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_event_whose_actor_is_gone_is_reported_as_lost_and_not_as_crashed() {
     let setup = Setup::new().await;
