@@ -134,7 +134,7 @@ impl Writer {
         });
         let lanes = lanes.collect();
         let (opens, opening) = mpsc::unbounded_channel();
-        tokio::spawn(run_opens(patient, notes.clone(), opening));
+        tokio::spawn(patient.run_opens(opening));
         Self { lanes, notes, opens, store: store.clone(), lost: lost.clone() }
     }
 
@@ -182,11 +182,11 @@ impl Writer {
 
     /// Opens a log, beside the writes: many users' in one query. `answer` is dropped when that cannot be.
     pub fn open(&self, opening: Opening, answer: OnOpened) {
-        if !self.notes.concerns_new_device(&opening) {
+        if !self.notes.has_unwritten(&opening.user) {
             let _ = self.opens.send((opening, answer));
             return;
         }
-        // A new device begins, for ever, at the shared cursor that is in the store.
+        // What was acknowledged a moment ago counts, but not before it is stored: a cursor never goes down.
         let (notes, opens) = (self.notes.clone(), self.opens.clone());
         tokio::spawn(async move {
             notes.written_of(&opening.user).await;
@@ -445,18 +445,13 @@ impl Patient {
             }
         }
     }
-}
 
-/// Logs are opened beside the writes. What was acknowledged a moment ago counts, in the store or not.
-async fn run_opens(store: Patient, notes: Notes, mut queue: mpsc::UnboundedReceiver<Open>) {
-    let mut asked = Vec::with_capacity(GROUP_MAX);
-    while queue.recv_many(&mut asked, GROUP_MAX).await > 0 {
-        let (opening, answers): (Vec<_>, Vec<_>) = asked.drain(..).unzip();
-        // Before the store is asked: what is written meanwhile is in one or in the other.
-        let unwritten = notes.unwritten(&opening);
-        let opened = store.until_done(|store, _| store.open_all(&opening)).await;
-        for ((answer, opened), unwritten) in answers.into_iter().zip(opened).zip(unwritten) {
-            answer(unwritten.merge(opened));
+    async fn run_opens(self, mut queue: mpsc::UnboundedReceiver<Open>) {
+        let mut asked = Vec::with_capacity(GROUP_MAX);
+        while queue.recv_many(&mut asked, GROUP_MAX).await > 0 {
+            let (opening, answers): (Vec<_>, Vec<_>) = asked.drain(..).unzip();
+            let opened = self.until_done(|store, _| store.open_all(&opening)).await;
+            answers.into_iter().zip(opened).for_each(|(answer, opened)| answer(opened));
         }
     }
 }

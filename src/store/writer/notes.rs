@@ -11,14 +11,13 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Patient, gather};
 use crate::{
-    ids::{DeviceId, Sequence, UserId},
+    ids::UserId,
     placement::shard,
-    store::{Acknowledgement, Error, Opened, Opening, journal::Step},
+    store::{Acknowledgement, Error, journal::Step},
 };
 
 /// How long the first one waits for others.
@@ -69,7 +68,7 @@ impl Notes {
     /// Takes a note.
     pub(super) fn send(&self, user: &str, note: Note) {
         if let Note::Raise(Some(acknowledgement), _) = &note {
-            self.unwritten.add(acknowledgement);
+            self.unwritten.add(&acknowledgement.user);
         }
         let lane = self.lane(user);
         lane.waiting.fetch_add(1, Ordering::Relaxed);
@@ -78,14 +77,9 @@ impl Notes {
         }
     }
 
-    /// What is acknowledged and not in the store yet, for users whose logs are about to be opened.
-    pub(super) fn unwritten(&self, opening: &[Opening]) -> Vec<Acknowledged> {
-        self.unwritten.of(opening)
-    }
-
-    /// Whether a device is named, and the shared cursor, at which it begins if it is new, is on its way.
-    pub(super) fn concerns_new_device(&self, opening: &Opening) -> bool {
-        opening.device.is_some() && self.unwritten.has_shared(&opening.user)
+    /// Whether something that this user has acknowledged is not in the store yet.
+    pub(super) fn has_unwritten(&self, user: &UserId) -> bool {
+        self.unwritten.0.lock().contains_key(user)
     }
 
     /// Answers when all notes on this user from before are written. Cancel safe.
@@ -137,8 +131,8 @@ async fn run(
             }
         }
         if !acknowledged.is_empty() || !steps.is_empty() {
-            let acknowledged = highest(acknowledged);
-            store.until_done(|store, attempt| store.acknowledge(&acknowledged, &steps, attempt)).await;
+            let highest = highest(acknowledged.clone());
+            store.until_done(|store, attempt| store.acknowledge(&highest, &steps, attempt)).await;
             unwritten.remove(&acknowledged);
         }
         waiting.fetch_sub(taken, Ordering::Relaxed);
@@ -148,65 +142,27 @@ async fn run(
     }
 }
 
-/// Cursors that are on their way: who opens a log meanwhile must not begin behind them.
+/// How many acknowledgements of each user are on their way.
 #[derive(Default)]
-struct Unwritten(Mutex<HashMap<UserId, Cursors>>);
-
-/// Of one user, mostly one.
-type Cursors = SmallVec<[(Option<DeviceId>, Sequence); 1]>;
+struct Unwritten(Mutex<HashMap<UserId, usize>>);
 
 impl Unwritten {
-    fn add(&self, Acknowledgement { user, device, seq }: &Acknowledgement) {
+    fn add(&self, user: &UserId) {
         let mut users = self.0.lock();
-        let Some(cursors) = users.get_mut(user) else {
-            users.insert(user.clone(), smallvec![(device.clone(), *seq)]);
-            return;
-        };
-        match cursors.iter_mut().find(|(of, _)| of == device) {
-            Some((_, highest)) => *highest = (*highest).max(*seq),
-            None => cursors.push((device.clone(), *seq)),
+        match users.get_mut(user) {
+            Some(count) => *count += 1,
+            None => _ = users.insert(user.clone(), 1),
         }
     }
 
     fn remove(&self, written: &[Acknowledgement]) {
         let mut users = self.0.lock();
-        for Acknowledgement { user, device, seq } in written {
-            let Some(cursors) = users.get_mut(user) else { continue };
-            cursors.retain(|(of, highest)| of != device || *highest > *seq);
-            if cursors.is_empty() {
+        for Acknowledgement { user, .. } in written {
+            let Some(count) = users.get_mut(user) else { continue };
+            *count -= 1;
+            if *count == 0 {
                 users.remove(user);
             }
-        }
-    }
-
-    fn has_shared(&self, user: &UserId) -> bool {
-        self.0.lock().get(user).is_some_and(|cursors| cursors.iter().any(|(device, _)| device.is_none()))
-    }
-
-    fn of(&self, opening: &[Opening]) -> Vec<Acknowledged> {
-        let users = self.0.lock();
-        let of_one = |Opening { user, device }: &Opening| {
-            let cursors = users.get(user).map_or(&[][..], |cursors| cursors);
-            let of = |wanted: &Option<DeviceId>| cursors.iter().find(|(of, _)| of == wanted).map_or(0, |(_, seq)| *seq);
-            Acknowledged { cursor: of(device), highest: cursors.iter().map(|(_, seq)| *seq).max().unwrap_or(0) }
-        };
-        opening.iter().map(of_one).collect()
-    }
-}
-
-/// What was acknowledged of a log, so far as it was not in the store at a time; 0: nothing.
-pub(super) struct Acknowledged {
-    cursor: Sequence,
-    highest: Sequence,
-}
-
-impl Acknowledged {
-    /// What the store says, and what it was about to hear.
-    pub(super) fn merge(&self, opened: Opened) -> Opened {
-        Opened {
-            head: opened.head,
-            cursor: opened.cursor.max(self.cursor.min(opened.head)),
-            acknowledged: opened.acknowledged.max(self.highest.min(opened.head)),
         }
     }
 }

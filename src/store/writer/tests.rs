@@ -144,20 +144,22 @@ async fn opened(writer: &Writer, device: Option<&str>) -> Opened {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_acknowledged_counts_for_who_opens_the_log_before_it_is_stored() {
+async fn who_opens_a_log_waits_for_what_its_user_has_acknowledged_to_be_stored() {
     let setup = Setup::new().await;
     (1..=5).for_each(|number| setup.append(number));
     settled().await;
     setup.store.delay(Call::Acknowledge, Duration::from_secs(1));
-    setup.acknowledge(4);
-    setup.acknowledge(3);
-    assert_eq!(opened(&setup.writer, None).await, Opened { head: 5, cursor: 4, acknowledged: 4 });
-    let began = Instant::now();
-    assert_eq!(opened(&setup.writer, Some("new")).await, Opened { head: 5, cursor: 4, acknowledged: 4 });
-    assert!(began.elapsed() >= Duration::from_secs(1), "a new device begins at what is stored");
-    // What can never be true does not become so on the way.
-    setup.acknowledge(99);
-    assert_eq!(opened(&setup.writer, None).await, Opened { head: 5, cursor: 5, acknowledged: 5 });
+    for device in [None, Some("new")] {
+        let before = opened(&setup.writer, None).await;
+        setup.acknowledge(before.cursor + 2);
+        setup.acknowledge(before.cursor + 1);
+        let (began, cursor) = (Instant::now(), before.cursor + 2);
+        assert_eq!(opened(&setup.writer, device).await, Opened { head: 5, cursor, acknowledged: cursor });
+        assert!(began.elapsed() >= Duration::from_secs(1), "it was not stored before");
+        let began = Instant::now();
+        assert_eq!(opened(&setup.writer, None).await.cursor, cursor);
+        assert_eq!(began.elapsed(), Duration::ZERO, "nothing is under way any more");
+    }
 }
 
 #[tokio::test(start_paused = true)]
