@@ -39,6 +39,8 @@ const PHASE: Duration = Duration::from_millis(700);
 const PACE: Duration = Duration::from_millis(3);
 /// Between two events for each attacker, in a row that has some.
 const OTHERS_PACE: Duration = Duration::from_millis(30);
+/// Phases after which the good client's log is full, and so is what is remembered of a thousand that have ended.
+const WARM_UP: usize = 5;
 /// How many notifications a user's log keeps: less than come in a phase.
 const LOG: i64 = 300;
 /// Pairs of phases: so many at least, and further ones while the ratio is not good. What the attack really costs stays;
@@ -152,8 +154,10 @@ impl Attack {
         let node = self.keys.iter().cloned().fold(builder, set).start().await;
         let mut good = Good::connect(&node, feed.clone(), self.tls.clone()).await;
         let memory = async || node.metrics().await.sum("process_resident_memory_bytes");
-        // What a log keeps is no damage: all are full before memory is looked at.
-        good.phase(None).await;
+        // What a log and its journal keep is no damage: all are full before memory is looked at.
+        for _ in 0..WARM_UP {
+            good.phase(None).await;
+        }
         if let Some(event) = &self.events {
             for _ in 0..LOG {
                 feed.send_all(&to_each(event, self.attackers, attacker)).await;
