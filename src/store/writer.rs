@@ -124,7 +124,7 @@ impl Writer {
     #[must_use]
     pub fn start(store: &Arc<dyn Store>, health: &Health, lost: &Lost) -> Self {
         health.ready(HEALTH_PART);
-        let patient = Patient { store: store.clone(), health: health.clone(), lost: lost.clone() };
+        let patient = Patient { inner: store.clone(), health: health.clone(), lost: lost.clone() };
         let notes = Notes::start(&patient);
         let Grouping { lanes, wait } = store.grouping();
         let lanes = (0..lanes.max(1)).map(|_| {
@@ -139,9 +139,8 @@ impl Writer {
     }
 
     fn send(&self, user: &str, write: Write) {
-        let count = u16::try_from(self.lanes.len()).expect("started with a u16");
         // A lane that is gone drops the write, and with it the permit, which reports the event as lost.
-        let _ = self.lanes[usize::from(shard(user, count).0)].send(write);
+        let _ = of_user(&self.lanes, user).send(write);
     }
 
     /// Stores an event; `reply` gets it back with its number, in the order in which this and [`Self::release`] were
@@ -234,7 +233,7 @@ pub type Lost = mpsc::UnboundedSender<Error>;
 /// A store that is asked until it answers.
 #[derive(Clone)]
 struct Patient {
-    store: Arc<dyn Store>,
+    inner: Arc<dyn Store>,
     health: Health,
     lost: Lost,
 }
@@ -312,7 +311,7 @@ impl Lane {
             // Behind the acknowledgements: what somebody has stays. Left undone, an older one comes beside the newer.
             let superseding: Vec<_> = superseding.into_values().collect();
             self.notes.written_of(&superseding[0].user).await;
-            if let Err(error) = self.store.store.supersede(&superseding).await {
+            if let Err(error) = self.store.inner.supersede(&superseding).await {
                 tracing::warn!(%error, "older notifications with the same key stay");
             }
         }
@@ -395,6 +394,12 @@ impl Lane {
     }
 }
 
+/// The lane of a user's shard: the same of writes and of notes, of which there are as many.
+fn of_user<'a, T>(lanes: &'a [T], user: &str) -> &'a T {
+    let count = u16::try_from(lanes.len()).expect("started with a u16");
+    &lanes[usize::from(shard(user, count).0)]
+}
+
 /// Takes what comes until the first one has waited so long, or `is_awaited` by somebody. Whether there is anything.
 async fn gather<T>(
     queue: &mut mpsc::UnboundedReceiver<T>,
@@ -423,7 +428,7 @@ impl Patient {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
         let mut attempt = Try::First;
         loop {
-            match call(&*self.store, attempt).await {
+            match call(&*self.inner, attempt).await {
                 Ok(answer) => {
                     if attempt == Try::Again {
                         self.health.ready(HEALTH_PART);

@@ -13,10 +13,9 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Patient, gather};
+use super::{Patient, gather, of_user};
 use crate::{
     ids::UserId,
-    placement::shard,
     store::{Acknowledgement, Error, journal::Step},
 };
 
@@ -50,7 +49,7 @@ impl Notes {
     /// Starts the lanes; they end when the last clone is dropped and all is written.
     pub(super) fn start(store: &Patient) -> Self {
         let unwritten = Arc::new(Unwritten::default());
-        let lanes = (0..store.store.grouping().lanes.max(1)).map(|_| {
+        let lanes = (0..store.inner.grouping().lanes.max(1)).map(|_| {
             let (sender, receiver) = mpsc::unbounded_channel();
             let waiting = Arc::new(AtomicUsize::new(0));
             tokio::spawn(run(store.clone(), receiver, waiting.clone(), unwritten.clone()));
@@ -59,18 +58,12 @@ impl Notes {
         Self { lanes: lanes.collect(), unwritten, store: store.clone() }
     }
 
-    /// The same for all users of a lane of appends: there are as many.
-    fn lane(&self, user: &str) -> &Lane {
-        let count = u16::try_from(self.lanes.len()).expect("started with a u16");
-        &self.lanes[usize::from(shard(user, count).0)]
-    }
-
     /// Takes a note.
     pub(super) fn send(&self, user: &str, note: Note) {
         if let Note::Raise(Some(acknowledgement), _) = &note {
             self.unwritten.add(&acknowledgement.user);
         }
-        let lane = self.lane(user);
+        let lane = of_user(&self.lanes, user);
         lane.waiting.fetch_add(1, Ordering::Relaxed);
         if lane.sender.send(note).is_err() {
             let _ = self.store.lost.send(Error::Lost { reason: "nobody writes acknowledgements any more".into() });
@@ -84,12 +77,12 @@ impl Notes {
 
     /// Answers when all notes on this user from before are written. Cancel safe.
     pub(super) async fn written_of(&self, user: &str) {
-        written(self.lane(user)).await;
+        written(of_user(&self.lanes, user)).await;
     }
 
     /// The same when there are very many, so that they do not become more without end. Cancel safe.
     pub(super) async fn keep_up(&self, user: &str) {
-        if self.lane(user).waiting.load(Ordering::Relaxed) > BEHIND {
+        if of_user(&self.lanes, user).waiting.load(Ordering::Relaxed) > BEHIND {
             self.written_of(user).await;
         }
     }
