@@ -162,7 +162,7 @@ pub mod fuzzing {
 
     use super::batch;
     use crate::{
-        event::{Options, UnixMillis, unix_millis_now},
+        event::Options,
         ids::NotificationId,
         ingest::decode::{Decoder, Record},
     };
