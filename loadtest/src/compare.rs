@@ -6,7 +6,6 @@
 pub mod durability;
 pub mod floor;
 
-mod server;
 mod table;
 
 use std::fs;

@@ -10,24 +10,19 @@ pub mod idle;
 pub mod replay;
 pub mod steady;
 
-mod receiver;
-
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use anyhow::{Result, bail};
 
-use crate::client::{Endpoint, Fleet};
+use crate::client::{Endpoint, Fleet, Protocol};
 use crate::event::Durability;
 use crate::kafka::Topic;
 use crate::process::Process;
 use crate::report::{self, Report};
-use crate::workload::{Users, user_name};
-
-/// How long a token made here is valid.
-const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+use crate::token::token;
+use crate::workload::Users;
 
 /// The scenarios.
 #[derive(Debug, clap::Subcommand)]
@@ -179,7 +174,7 @@ impl Scenario {
         | Self::Idle { server, .. }
         | Self::Connect { server }) = self;
         let process = Process::new(server.pid)?;
-        let endpoint = Endpoint::parse(&server.url)?;
+        let endpoint = Endpoint::parse(&server.url, Protocol::Websocket, false)?;
         check_descriptors(&process, server.users)?;
         let tokens = tokens(&server.secret, 0..server.users)?;
         let (mut fleet, connected) = connect::run(&process, &endpoint, &tokens, server.concurrency)?;
@@ -216,22 +211,9 @@ pub fn check_descriptors(server: &Process, sessions: usize) -> Result<()> {
     server.check_descriptors("the server", sessions)
 }
 
-/// One HS256 token for each of the users with these indexes.
+/// One token for each of the users with these indexes.
 pub fn tokens(secret: &str, users: Range<usize>) -> Result<Vec<String>> {
-    #[derive(serde::Serialize)]
-    struct Claims {
-        sub: String,
-        exp: u64,
-    }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is before 1970")?;
-    let exp = (now + TOKEN_TTL).as_secs();
-    let (header, key) = (Header::new(Algorithm::HS256), EncodingKey::from_secret(secret.as_bytes()));
-    users
-        .map(|user| {
-            let sub = user_name(user);
-            jsonwebtoken::encode(&header, &Claims { sub, exp }, &key).context("signing a token")
-        })
-        .collect()
+    users.map(|user| token(secret, user)).collect()
 }
 
 /// Notes the connections that ended while they should not have.
@@ -243,10 +225,4 @@ fn note_failures(report: &mut Report, fleet: &Fleet) {
 
 fn per(total: Duration, count: u64) -> f64 {
     total.as_secs_f64() * 1e6 / count.max(1) as f64
-}
-
-/// A number that tells this run's events from those of earlier ones on the same topic.
-fn new_run() -> u32 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    now.as_micros() as u32
 }

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::server::{Program, Server};
 use super::{CommonArgs, SECRET, Sample, finish, in_turns};
 use crate::event::Durability;
 use crate::kafka::Topic;
 use crate::measure::{IdleArgs, Load, backlog, check_descriptors, connect, idle, steady, tokens};
+use crate::server::{Program, Server};
 use crate::workload::Users;
 
 const FLOOR: &str = "floor";

@@ -1,0 +1,259 @@
+//! Every scenario from outside, with numbers so small that its figures mean nothing: it runs, nothing is lost, what
+//! is wrong is said, and nothing is left behind.
+//!
+//! `tests/run` starts what it needs; by hand: `tests/run --keep`, and `cargo build --release --workspace` before.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+const TOOL: &str = env!("CARGO_BIN_EXE_notifier-loadtest");
+
+fn required(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run tests/run, or see tests/README.md"))
+}
+
+/// `run` with small numbers, on servers of its own; a machine that is busy with other tests may be late.
+fn small(scenarios: &[&str]) -> Command {
+    let notifier = Path::new(TOOL).with_file_name("notifier");
+    assert!(notifier.exists(), "{} is missing: cargo build --release --workspace", notifier.display());
+    let mut command = Command::new(TOOL);
+    command.arg("run").args(scenarios).arg("--notifier").arg(notifier).stdin(Stdio::null());
+    command.args(["--brokers", &required("NOTIFIER_TEST_KAFKA"), "--postgres", &required("NOTIFIER_TEST_POSTGRES")]);
+    command.args([
+        "--sessions",
+        "40",
+        "--rate",
+        "200",
+        "--events",
+        "400",
+        "--length",
+        "1500ms",
+        "--lateness-max",
+        "60s",
+    ]);
+    command
+}
+
+fn ended(command: &mut Command) -> (Output, String) {
+    let output = command.output().expect("the tool starts");
+    let said = format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output, said)
+}
+
+fn read(json: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(json).expect("results are written")).expect("JSON")
+}
+
+fn phase<'a>(run: &'a Value, name: &str) -> &'a Value {
+    let phases = run["phases"].as_array().expect("phases");
+    let found = phases.iter().find(|phase| phase["report"]["scenario"] == name);
+    &found.unwrap_or_else(|| panic!("no {name} in {run}"))["report"]["values"]
+}
+
+fn figure(run: &Value, phase_name: &str, name: &str) -> f64 {
+    phase(run, phase_name)[name].as_f64().unwrap_or_else(|| panic!("no {name} of {phase_name} in {run}"))
+}
+
+#[test]
+fn every_scenario_runs_and_loses_nothing() {
+    let all = [
+        ("idle", "idle"),
+        ("connect-storm", "connect"),
+        ("personal-transient", "events"),
+        ("personal-sqlite", "events"),
+        ("personal-postgres", "events"),
+        ("backlog", "backlog"),
+        ("hot-user", "events"),
+        ("mass-away", "replay"),
+        ("slow-readers", "events"),
+        ("growth", "events at 40"),
+        ("soak", "events"),
+    ];
+    let directory = tempfile::tempdir().expect("a directory");
+    let (json, page) = (directory.path().join("a.json"), directory.path().join("a.html"));
+    let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
+    // In two processes of clients, so that every scenario is put together from parts.
+    let mut command = small(&names);
+    let (output, said) = ended(command.args(["--per-process", "20"]).arg("--json").arg(&json).arg("--html").arg(&page));
+    assert!(output.status.success(), "{said}");
+    let results = read(&json);
+    let runs = results["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), all.len());
+    for ((name, phase_name), run) in all.iter().zip(runs) {
+        assert_eq!((&run["scenario"], &run["error"]), (&Value::from(*name), &Value::Null));
+        assert_eq!(figure(run, phase_name, "sessions"), 40.0, "{name}");
+        assert!(!run["series"].as_array().expect("points").is_empty(), "{name}");
+        if phase(run, phase_name)["events"].is_null() {
+            continue;
+        }
+        for wrong in ["lost", "duplicates", "reordered", "misdirected", "gaps", "sequence_fell"] {
+            assert_eq!(figure(run, phase_name, wrong), 0.0, "{name}: {wrong}");
+        }
+        if *name != "slow-readers" {
+            assert_eq!(figure(run, phase_name, "deliveries"), figure(run, phase_name, "events"), "{name}");
+        }
+    }
+    assert_eq!(figure(&runs[5], "backlog", "events"), 300.0);
+    assert!(figure(&runs[6], "events", "hot_latency_from_due_p50_ms") > 0.0);
+    assert!(figure(&runs[8], "events", "calm_latency_from_due_p50_ms") > 0.0);
+    assert!(
+        figure(&runs[8], "events", "deliveries") < figure(&runs[8], "events", "events"),
+        "who is stalled gets nothing"
+    );
+    assert_eq!(runs[10]["protocols"].as_array().map(Vec::len), Some(4));
+    assert!(std::fs::read_to_string(page).expect("a page").contains("personal-postgres"));
+    let (output, said) = ended(Command::new(TOOL).arg("compare").arg(&json).arg(&json));
+    assert!(output.status.success() && said.contains("with fewer than 3 runs"), "{said}");
+}
+
+/// Each protocol alone, with acknowledgements, so that no other hides what it loses.
+#[test]
+fn every_protocol_gets_all_and_the_rate_limit_delays_only() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let files = ["websocket", "websocket-proto", "sse", "grpc"].map(|protocol| {
+        let path = directory.path().join(format!("{protocol}.toml"));
+        let text = format!(
+            "question = \"?\"\nprotocols = [\"{protocol}\"]\n[sessions]\ncount = 40\n[events]\ndurability = \"durable\"\n\
+             warmup = \"100ms\"\narrivals.ramp = {{ from = 50, to = 200, length = \"1s\" }}\n"
+        );
+        std::fs::write(&path, text).expect("a file");
+        path.to_string_lossy().into_owned()
+    });
+    let mut names: Vec<&str> = files.iter().map(String::as_str).collect();
+    names.push("rate-limited");
+    let json = directory.path().join("a.json");
+    let mut command = small(&names);
+    // A burst of some 250 for each of two users, who have 100 at once and 20 a second.
+    let (output, said) = ended(command.args(["--sessions", "2", "--slo", "loss=0,p99<30s"]).arg("--json").arg(&json));
+    assert!(output.status.success(), "{said}");
+    let results = read(&json);
+    for run in results["runs"].as_array().expect("runs") {
+        assert!(figure(run, "events", "deliveries") >= 100.0, "{run}");
+        assert_eq!(figure(run, "events", "lost"), 0.0);
+        assert!(
+            run["objectives"]
+                .as_array()
+                .is_some_and(|all| all.len() == 2 && all.iter().all(|one| one["is_met"] == true))
+        );
+    }
+}
+
+#[test]
+fn the_bare_server_stands_beside_the_node_and_a_missed_objective_has_its_own_exit_code() {
+    let mut command = small(&["personal-transient"]);
+    let (output, said) = ended(command.args(["--target", "floor,notifier", "--slo", "p99<1us"]));
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("| floor | notifier | × floor |") && said.contains("p99<1us: MISSED"), "{said}");
+}
+
+/// A `notifier dev` that ends with this.
+struct Dev {
+    child: Child,
+    _directory: tempfile::TempDir,
+    base: u16,
+    secret: String,
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_and_never_shown_as_a_result() {
+    // Nobody listens there.
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let running = |url: &str, pid: u32, secret: &str| {
+        let mut command = small(&["personal-transient"]);
+        command.args(["--target", "running", "--url", url, "--pid", &pid.to_string(), "--secret", secret]);
+        command
+    };
+    let (output, said) = ended(&mut running(&format!("ws://{free}"), std::process::id(), "x"));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("no server answers at") && !said.contains("latency_from_due"), "{said}");
+
+    let (output, said) = ended(&mut small(&["personal-transient", "no-such"]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("no scenario no-such") && said.contains("personal-sqlite"), "{said}");
+
+    let limited = format!("ulimit -n 300; exec {TOOL} run idle --sessions 5000 --brokers x:1");
+    let (output, said) = ended(Command::new("sh").args(["-c", &limited]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("5000 sessions need 5200") && said.contains("ulimit -n 5200"), "{said}");
+}
+
+#[test]
+fn refused_tokens_and_a_server_that_dies_midway_are_reported_with_what_there_was() {
+    let node = started();
+    let directory = tempfile::tempdir().expect("a directory");
+    let json = directory.path().join("a.json");
+    let running = |secret: &str| {
+        let mut command = small(&["personal-transient"]);
+        command.args(["--target", "running", "--url", &format!("ws://127.0.0.1:{}", node.base)]);
+        command.args(["--pid", &node.child.id().to_string(), "--admin", &format!("127.0.0.1:{}", node.base + 2)]);
+        command
+            .args(["--secret", secret, "--brokers", &format!("127.0.0.1:{}", node.base + 4)])
+            .arg("--json")
+            .arg(&json);
+        command
+    };
+    let (output, said) = ended(&mut running("another-secret-that-is-long-enough-000"));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("401") && said.contains("--secret") && !said.contains("latency_from_due"), "{said}");
+
+    let killer = std::thread::spawn({
+        let (pid, json) = (node.child.id(), json.clone());
+        let _ = std::fs::remove_file(&json);
+        move || {
+            std::thread::sleep(Duration::from_secs(5));
+            Command::new("kill").args(["-KILL", &pid.to_string()]).status().expect("kill");
+        }
+    });
+    let (output, said) = ended(running(&node.secret).args(["--length", "60s"]));
+    killer.join().expect("killed");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("ended early, so these figures are partial"), "{said}");
+    let run = &read(&json)["runs"][0];
+    assert!(run["error"].is_string() && figure(run, "events", "deliveries") > 0.0, "{run}");
+}
+
+fn started() -> Dev {
+    let directory = tempfile::tempdir().expect("a directory");
+    // Five ports in a row.
+    let base = (20_000..30_000)
+        .step_by(7)
+        .find(|&base| (base..base + 5).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()))
+        .expect("free ports");
+    let data: PathBuf = directory.path().join("data");
+    let mut child = Command::new(Path::new(TOOL).with_file_name("notifier"))
+        .args(["dev", "--port", &base.to_string(), "--data-dir"])
+        .arg(&data)
+        .current_dir(&directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the node starts");
+    let output = child.stdout.take().expect("a pipe");
+    let told = BufReader::new(output).lines().map_while(Result::ok).any(|line| line.contains("notifier send"));
+    let config = std::fs::read_to_string(data.join("notifier.toml")).unwrap_or_default();
+    let config: toml::Table = config.parse().expect("the configuration that it runs with");
+    let jwt = &config["auth"]["jwt"];
+    let secret = match jwt.get("hs256_secret").and_then(toml::Value::as_str) {
+        Some(secret) => secret.to_owned(),
+        None => {
+            let file = jwt["hs256_secret_file"].as_str().expect("a secret");
+            std::fs::read_to_string(data.join(file)).or_else(|_| std::fs::read_to_string(file)).expect("a secret")
+        }
+    };
+    let node = Dev { child, _directory: directory, base, secret: secret.trim().to_owned() };
+    assert!(told, "the node did not start");
+    node
+}
