@@ -4,7 +4,6 @@
 //! the same minute says more. Both stand in the table.
 
 pub mod durability;
-pub mod floor;
 
 mod table;
 

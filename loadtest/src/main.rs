@@ -52,8 +52,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Example:\n  notifier-loadtest compare-floor --notifier target/release/notifier \
-                  --brokers 127.0.0.1:9092"
+    after_help = "Example:\n  notifier-loadtest run personal-transient backlog --target floor,notifier --rounds 3 \
+                  --brokers 127.0.0.1:9092 --html results.html"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -74,11 +74,6 @@ enum Command {
     Page(run::PageArgs),
     /// The bare server: one thread, no actors, no authentication, no log
     Floor(floor::Args),
-    /// Measures a running server on this machine
-    #[command(subcommand)]
-    Measure(measure::Scenario),
-    /// Measures the bare server and the product in turns and prints their ratios
-    CompareFloor(compare::floor::Args),
     /// Measures what keeping events costs: SQLite and PostgreSQL beside transient events, in turns
     CompareDurability(compare::durability::Args),
     /// A process of clients, started by the others
@@ -102,8 +97,6 @@ fn main() -> ExitCode {
         Command::Compare(args) => run::compare(&args),
         Command::Page(args) => run::page(&args),
         Command::Floor(args) => floor::run(&args).map(done),
-        Command::Measure(scenario) => scenario.run().map(done),
-        Command::CompareFloor(args) => compare::floor::run(&args).map(done),
         Command::CompareDurability(args) => compare::durability::run(&args).map(done),
         Command::Clients(args) => worker::run(&args).map(done),
     };

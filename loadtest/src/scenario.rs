@@ -134,6 +134,8 @@ const BUNDLED: &[(&str, &str)] = &[
     ("personal-sqlite", include_str!("../scenarios/personal-sqlite.toml")),
     ("personal-postgres", include_str!("../scenarios/personal-postgres.toml")),
     ("backlog", include_str!("../scenarios/backlog.toml")),
+    ("backlog-sqlite", include_str!("../scenarios/backlog-sqlite.toml")),
+    ("backlog-postgres", include_str!("../scenarios/backlog-postgres.toml")),
     ("hot-user", include_str!("../scenarios/hot-user.toml")),
     ("mass-away", include_str!("../scenarios/mass-away.toml")),
     ("slow-readers", include_str!("../scenarios/slow-readers.toml")),

@@ -66,15 +66,6 @@ impl Schedule {
         Self { random: true, ..self }
     }
 
-    /// The same schedule, with each rate multiplied.
-    pub fn times(mut self, factor: f64) -> Self {
-        for stretch in &mut self.stretches {
-            stretch.from *= factor;
-            stretch.to *= factor;
-        }
-        self
-    }
-
     pub fn length(&self) -> Duration {
         Duration::from_secs_f64(self.stretches.iter().map(|stretch| stretch.seconds).sum())
     }
@@ -186,7 +177,7 @@ mod tests {
         let spike = Schedule::constant(10.0, SECOND).then(500.0, 500.0, SECOND).then(10.0, 10.0, SECOND);
         let counts = [between(&spike, 0.0, 1.0), between(&spike, 1.0, 2.0), between(&spike, 2.0, 3.0)];
         assert_eq!(counts, [10, 500, 10]);
-        assert_eq!((spike.peak(), spike.clone().times(2.0).expected()), (500.0, 1_040));
+        assert_eq!((spike.peak(), spike.expected()), (500.0, 520));
     }
 
     /// The counts of a Poisson process's seconds have their mean as variance; evenly spaced ones have none.

@@ -17,25 +17,27 @@ fn required(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run tests/run, or see tests/README.md"))
 }
 
-/// `run` with small numbers, on servers of its own; a machine that is busy with other tests may be late.
-fn small(scenarios: &[&str]) -> Command {
+/// `run` with small numbers, on servers of its own, and with other options over them. A machine that is busy with other
+/// tests may be late.
+fn small(scenarios: &[&str], more: &[(&str, &str)]) -> Command {
     let notifier = Path::new(TOOL).with_file_name("notifier");
     assert!(notifier.exists(), "{} is missing: cargo build --release --workspace", notifier.display());
+    let (brokers, postgres) = (required("NOTIFIER_TEST_KAFKA"), required("NOTIFIER_TEST_POSTGRES"));
+    let usual = [
+        ("--brokers", brokers.as_str()),
+        ("--postgres", &postgres),
+        ("--sessions", "40"),
+        ("--rate", "200"),
+        ("--events", "400"),
+        ("--length", "800ms"),
+        ("--lateness-max", "60s"),
+    ];
     let mut command = Command::new(TOOL);
     command.arg("run").args(scenarios).arg("--notifier").arg(notifier).stdin(Stdio::null());
-    command.args(["--brokers", &required("NOTIFIER_TEST_KAFKA"), "--postgres", &required("NOTIFIER_TEST_POSTGRES")]);
-    command.args([
-        "--sessions",
-        "40",
-        "--rate",
-        "200",
-        "--events",
-        "400",
-        "--length",
-        "1500ms",
-        "--lateness-max",
-        "60s",
-    ]);
+    let usual = usual.iter().filter(|(name, _)| more.iter().all(|(other, _)| other != name));
+    for (name, value) in usual.chain(more) {
+        command.args([name, value]);
+    }
     command
 }
 
@@ -68,6 +70,7 @@ fn every_scenario_runs_and_loses_nothing() {
         ("personal-sqlite", "events"),
         ("personal-postgres", "events"),
         ("backlog", "backlog"),
+        ("backlog-sqlite", "backlog"),
         ("hot-user", "events"),
         ("mass-away", "replay"),
         ("slow-readers", "events"),
@@ -78,8 +81,8 @@ fn every_scenario_runs_and_loses_nothing() {
     let (json, page) = (directory.path().join("a.json"), directory.path().join("a.html"));
     let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
     // In two processes of clients, so that every scenario is put together from parts.
-    let mut command = small(&names);
-    let (output, said) = ended(command.args(["--per-process", "20"]).arg("--json").arg(&json).arg("--html").arg(&page));
+    let mut command = small(&names, &[("--per-process", "20")]);
+    let (output, said) = ended(command.arg("--json").arg(&json).arg("--html").arg(&page));
     assert!(output.status.success(), "{said}");
     let results = read(&json);
     let runs = results["runs"].as_array().expect("runs");
@@ -98,14 +101,14 @@ fn every_scenario_runs_and_loses_nothing() {
             assert_eq!(figure(run, phase_name, "deliveries"), figure(run, phase_name, "events"), "{name}");
         }
     }
-    assert_eq!(figure(&runs[5], "backlog", "events"), 300.0);
-    assert!(figure(&runs[6], "events", "hot_latency_from_due_p50_ms") > 0.0);
-    assert!(figure(&runs[8], "events", "calm_latency_from_due_p50_ms") > 0.0);
+    assert_eq!(figure(&runs[5], "backlog", "events"), 160.0);
+    assert!(figure(&runs[7], "events", "hot_latency_from_due_p50_ms") > 0.0);
+    assert!(figure(&runs[9], "events", "calm_latency_from_due_p50_ms") > 0.0);
     assert!(
-        figure(&runs[8], "events", "deliveries") < figure(&runs[8], "events", "events"),
+        figure(&runs[9], "events", "deliveries") < figure(&runs[9], "events", "events"),
         "who is stalled gets nothing"
     );
-    assert_eq!(runs[10]["protocols"].as_array().map(Vec::len), Some(4));
+    assert_eq!(runs[11]["protocols"].as_array().map(Vec::len), Some(4));
     assert!(std::fs::read_to_string(page).expect("a page").contains("personal-postgres"));
     let (output, said) = ended(Command::new(TOOL).arg("compare").arg(&json).arg(&json));
     assert!(output.status.success() && said.contains("with fewer than 3 runs"), "{said}");
@@ -127,9 +130,9 @@ fn every_protocol_gets_all_and_the_rate_limit_delays_only() {
     let mut names: Vec<&str> = files.iter().map(String::as_str).collect();
     names.push("rate-limited");
     let json = directory.path().join("a.json");
-    let mut command = small(&names);
-    // A burst of some 250 for each of two users, who have 100 at once and 20 a second.
-    let (output, said) = ended(command.args(["--sessions", "2", "--slo", "loss=0,p99<30s"]).arg("--json").arg(&json));
+    let mut command =
+        small(&names, &[("--sessions", "2"), ("--slo", "loss=0,p99<30s"), ("--rate", "1000"), ("--length", "1s")]);
+    let (output, said) = ended(command.arg("--json").arg(&json));
     assert!(output.status.success(), "{said}");
     let results = read(&json);
     for run in results["runs"].as_array().expect("runs") {
@@ -145,8 +148,8 @@ fn every_protocol_gets_all_and_the_rate_limit_delays_only() {
 
 #[test]
 fn the_bare_server_stands_beside_the_node_and_a_missed_objective_has_its_own_exit_code() {
-    let mut command = small(&["personal-transient"]);
-    let (output, said) = ended(command.args(["--target", "floor,notifier", "--slo", "p99<1us"]));
+    let (output, said) =
+        ended(&mut small(&["personal-transient"], &[("--target", "floor,notifier"), ("--slo", "p99<1us")]));
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("| floor | notifier | × floor |") && said.contains("p99<1us: MISSED"), "{said}");
 }
@@ -171,15 +174,17 @@ fn what_is_wrong_is_said_and_never_shown_as_a_result() {
     // Nobody listens there.
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
     let running = |url: &str, pid: u32, secret: &str| {
-        let mut command = small(&["personal-transient"]);
-        command.args(["--target", "running", "--url", url, "--pid", &pid.to_string(), "--secret", secret]);
-        command
+        let pid = pid.to_string();
+        small(
+            &["personal-transient"],
+            &[("--target", "running"), ("--url", url), ("--pid", &pid), ("--secret", secret)],
+        )
     };
     let (output, said) = ended(&mut running(&format!("ws://{free}"), std::process::id(), "x"));
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("no server answers at") && !said.contains("latency_from_due"), "{said}");
 
-    let (output, said) = ended(&mut small(&["personal-transient", "no-such"]));
+    let (output, said) = ended(&mut small(&["personal-transient", "no-such"], &[]));
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("no scenario no-such") && said.contains("personal-sqlite"), "{said}");
 
@@ -194,17 +199,25 @@ fn refused_tokens_and_a_server_that_dies_midway_are_reported_with_what_there_was
     let node = started();
     let directory = tempfile::tempdir().expect("a directory");
     let json = directory.path().join("a.json");
-    let running = |secret: &str| {
-        let mut command = small(&["personal-transient"]);
-        command.args(["--target", "running", "--url", &format!("ws://127.0.0.1:{}", node.base)]);
-        command.args(["--pid", &node.child.id().to_string(), "--admin", &format!("127.0.0.1:{}", node.base + 2)]);
-        command
-            .args(["--secret", secret, "--brokers", &format!("127.0.0.1:{}", node.base + 4)])
-            .arg("--json")
-            .arg(&json);
+    let (url, pid) = (format!("ws://127.0.0.1:{}", node.base), node.child.id().to_string());
+    let [admin, brokers] = [node.base + 2, node.base + 4].map(|port| format!("127.0.0.1:{port}"));
+    let running = |secret: &str, length: &str| {
+        let mut command = small(
+            &["personal-transient"],
+            &[
+                ("--target", "running"),
+                ("--url", &url),
+                ("--pid", &pid),
+                ("--admin", &admin),
+                ("--brokers", &brokers),
+                ("--secret", secret),
+                ("--length", length),
+            ],
+        );
+        command.arg("--json").arg(&json);
         command
     };
-    let (output, said) = ended(&mut running("another-secret-that-is-long-enough-000"));
+    let (output, said) = ended(&mut running("another-secret-that-is-long-enough-000", "1s"));
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("401") && said.contains("--secret") && !said.contains("latency_from_due"), "{said}");
 
@@ -216,7 +229,7 @@ fn refused_tokens_and_a_server_that_dies_midway_are_reported_with_what_there_was
             Command::new("kill").args(["-KILL", &pid.to_string()]).status().expect("kill");
         }
     });
-    let (output, said) = ended(running(&node.secret).args(["--length", "60s"]));
+    let (output, said) = ended(&mut running(&node.secret, "60s"));
     killer.join().expect("killed");
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("ended early, so these figures are partial"), "{said}");

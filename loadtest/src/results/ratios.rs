@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::Run;
-use crate::report::Spread;
+use crate::report::{Spread, number};
 
 /// The figures that servers are compared by.
 const FIGURES: [(&str, &str); 12] = [
@@ -20,6 +20,10 @@ const FIGURES: [(&str, &str); 12] = [
     ("rss_peak_growth_bytes", "peak RSS over idle, bytes"),
     ("context_switches_per_delivery", "context switches a delivery"),
 ];
+
+/// Above these the bare server is not a floor: CPU a delivery of a backlog in µs, memory an idle session in KiB.
+const FLOOR_CPU_MAX: f64 = 7.0;
+const FLOOR_RSS_MAX: f64 = 2.0;
 
 /// A Markdown table of medians with lowest and highest, and what was left out of it.
 pub fn markdown(runs: &[Run]) -> String {
@@ -73,6 +77,22 @@ pub fn markdown(runs: &[Run]) -> String {
             line(format!("| {scenario}: {phase}, {label} |{}", cells.collect::<String>()));
         }
     }
+    for (phase, name, max, what) in [
+        ("backlog", "server_cpu_us_per_delivery", FLOOR_CPU_MAX, "µs a delivery of a backlog"),
+        ("connect", "rss_kib_per_session", FLOOR_RSS_MAX, "KiB a session"),
+    ] {
+        // With few sessions, what a process takes anyway is shared by few.
+        let large = |run: &&Run| run.figure(phase, "sessions").is_some_and(|sessions| sessions >= 1_000.0);
+        let of_floor = runs.iter().filter(|run| run.target == "floor").filter(large);
+        let of_floor = of_floor.filter_map(|run| run.figure(phase, name));
+        if let Some(spread) = Spread::of(of_floor).filter(|spread| spread.median > max) {
+            line(format!(
+                "- The bare server is not a floor here: {} {what}, at most {} count as one",
+                number(spread.median),
+                number(max)
+            ));
+        }
+    }
     for fault in runs.iter().flat_map(Run::faults) {
         line(format!("- FAULT, left out of the table: {fault}"));
     }
@@ -116,6 +136,10 @@ mod tests {
             run("notifier", 3, 1.0, Some("3 lost")),
             run("floor", 3, 10.0, None),
         ];
+        let mut slow = run("floor", 4, 9.0, None);
+        slow.phases[0].report.rename("backlog".to_owned());
+        slow.phases[0].report.value("sessions", 5_000.0);
+        assert!(markdown(&[slow]).contains("not a floor here: 9.00 µs"));
         let table = markdown(&runs);
         assert!(table.contains("| floor | notifier | × floor |"), "{table}");
         assert!(table.contains("| 10.0 (5.00–10.0) | 20.0 (10.0–30.0) | 2.50 (2.00–3.00) |"), "{table}");
