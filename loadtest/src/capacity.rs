@@ -41,6 +41,9 @@ pub struct Args {
     /// Sessions, instead of the scenario's
     #[arg(long)]
     sessions: Option<usize>,
+    /// How late the generator itself may be at its 99th percentile, instead of the scenario's
+    #[arg(long, value_parser = humantime::parse_duration)]
+    lateness_max: Option<Duration>,
     /// Sessions of each process of clients
     #[arg(long, default_value_t = 10_000)]
     per_process: usize,
@@ -84,6 +87,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(args.target.target.len() == 1, "one --target at a time");
     process::raise_descriptors()?;
     let mut scenario = Scenario::load(&args.scenario)?;
+    if let Some(max) = args.lateness_max {
+        scenario.allow_lateness(max);
+    }
     scenario.resize(args.sessions, None, None)?;
     ensure!(scenario.sessions.count.0.len() == 1, "{}: sessions.count must be one number", scenario.name);
     let events = scenario.events.clone().context("the scenario has no events")?;

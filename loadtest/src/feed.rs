@@ -109,8 +109,10 @@ pub fn run(
             break;
         }
         if progress.stop.load(Ordering::Relaxed) > 0 {
-            error = Some(format!("ended after {number} events"));
-            break;
+            // What is under way is given up: whoever stops this has lost the server, and maybe the broker with it.
+            let error = Some(format!("ended after {number} events"));
+            let time = ThreadTime::now().since(before);
+            return Ok(Fed { sent: generator.into_sent(), lateness, time, error });
         }
         lateness.saturating_record(late.as_micros() as u64);
         let (due, sent) = (micros_of(due), micros());

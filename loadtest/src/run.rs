@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::results::slo::Objectives;
 use crate::results::{Results, Run, comparison, page, ratios};
-use crate::scenario::{Length, Scenario};
+use crate::scenario::Scenario;
 use crate::{bench, process, target};
 
 /// An objective was missed, and nothing else was wrong.
@@ -82,9 +82,8 @@ impl Args {
             events.backlog = events.backlog.map(|_| count);
             events.away = events.away.map(|_| count);
         }
-        if let Some(max) = self.lateness_max.map(Length) {
-            scenario.sessions.lateness_max = max;
-            scenario.events.iter_mut().for_each(|events| events.lateness_max = max);
+        if let Some(max) = self.lateness_max {
+            scenario.allow_lateness(max);
         }
         scenario.resize(self.sessions, self.rate, self.length).with_context(|| format!("scenario {name}"))?;
         Ok(scenario)

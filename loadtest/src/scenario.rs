@@ -221,6 +221,12 @@ impl Scenario {
         self.sessions.settle.0 > Duration::ZERO
     }
 
+    /// How late the generator may be, instead of what the file says.
+    pub fn allow_lateness(&mut self, max: Duration) {
+        self.sessions.lateness_max = Length(max);
+        self.events.iter_mut().for_each(|events| events.lateness_max = Length(max));
+    }
+
     /// The same with other numbers: small ones for a first look, greater ones for a greater machine.
     pub fn resize(&mut self, sessions: Option<usize>, rate: Option<f64>, length: Option<Duration>) -> Result<()> {
         if let Some(sessions) = sessions {

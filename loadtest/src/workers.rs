@@ -188,12 +188,13 @@ impl Workers {
     pub fn finish(&mut self) -> Result<Outcome> {
         self.tell(|_| Command::Finish)?;
         let deadline = Instant::now() + PATIENCE;
-        while self.pending.len() < self.workers.len() {
+        let finished = |answer: &Answer| matches!(answer, Answer::Finished(_));
+        while self.pending.iter().filter(|answer| finished(answer)).count() < self.workers.len() {
             ensure!(Instant::now() < deadline, "the clients do not answer");
             self.listen(Duration::from_millis(100))?;
         }
         let mut outcome = Outcome { verdict: Verdict::default(), odd: Odd::default(), latencies: Latencies::new()? };
-        for answer in self.pending.drain(..) {
+        for answer in self.pending.extract_if(.., |answer| finished(answer)) {
             let Answer::Finished(finished) = answer else { continue };
             outcome.verdict.add(finished.verdict);
             outcome.odd.add(finished.odd);

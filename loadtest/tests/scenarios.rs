@@ -154,6 +154,22 @@ fn the_bare_server_stands_beside_the_node_and_a_missed_objective_has_its_own_exi
     assert!(said.contains("| floor | notifier | × floor |") && said.contains("p99<1us: MISSED"), "{said}");
 }
 
+#[test]
+fn capacity_climbs_until_an_objective_breaks() {
+    let climb = |slo: &str| {
+        let mut command = Command::new(TOOL);
+        command.args(["capacity", "personal-transient", "--brokers", &required("NOTIFIER_TEST_KAFKA"), "--slo", slo]);
+        command.args(["--from", "50", "--to", "100", "--factor", "2", "--each", "1500ms", "--sessions", "20"]);
+        ended(command.args(["--lateness-max", "60s"]).stdin(Stdio::null()))
+    };
+    let (output, said) = climb("p99<60s,loss=0");
+    assert!(output.status.success() && said.contains("100.0 events a second held. Nothing broke"), "{said}");
+    assert!(said.contains("sessions per core"), "{said}");
+    let (output, said) = climb("p99<1us");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("not even the first level (50) held: p99<1us was missed"), "{said}");
+}
+
 /// A `notifier dev` that ends with this.
 struct Dev {
     child: Child,
@@ -221,17 +237,17 @@ fn refused_tokens_and_a_server_that_dies_midway_are_reported_with_what_there_was
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("401") && said.contains("--secret") && !said.contains("latency_from_due"), "{said}");
 
-    let killer = std::thread::spawn({
-        let (pid, json) = (node.child.id(), json.clone());
-        let _ = std::fs::remove_file(&json);
-        move || {
-            std::thread::sleep(Duration::from_secs(5));
-            Command::new("kill").args(["-KILL", &pid.to_string()]).status().expect("kill");
-        }
-    });
-    let (output, said) = ended(&mut running(&node.secret, "60s"));
-    killer.join().expect("killed");
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    std::fs::remove_file(&json).expect("the run before was saved");
+    let mut tool =
+        running(&node.secret, "60s").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the tool starts");
+    let mut lines = BufReader::new(tool.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
+    let connected = lines.by_ref().any(|line| line.contains("on running: connect"));
+    assert!(connected, "no session was opened");
+    // Events flow.
+    std::thread::sleep(Duration::from_secs(3));
+    Command::new("kill").args(["-KILL", &pid]).status().expect("kill");
+    let said = lines.collect::<Vec<_>>().join("\n");
+    assert_eq!(tool.wait().expect("the tool ends").code(), Some(1), "{said}");
     assert!(said.contains("ended early, so these figures are partial"), "{said}");
     let run = &read(&json)["runs"][0];
     assert!(run["error"].is_string() && figure(run, "events", "deliveries") > 0.0, "{run}");
