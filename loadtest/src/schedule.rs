@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Arrivals over time: stretches whose rates change evenly from one value to another.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     stretches: Vec<Stretch>,
     /// Arrivals are a Poisson process of that rate, the same in each run, instead of evenly spaced.
@@ -93,12 +93,6 @@ impl Schedule {
             due.position = due.interval();
         }
         due
-    }
-}
-
-impl Default for Schedule {
-    fn default() -> Self {
-        Self { stretches: Vec::new(), random: false }
     }
 }
 

@@ -31,8 +31,9 @@ impl Bench<'_> {
                 None
             }
         };
-        let settled = self.ticks_until(Instant::now() + self.scenario.sessions.settle.0, "settle", 0);
-        if let Err(error) = settled.as_ref().and_then(|()| Ok(())).map_err(|error: &anyhow::Error| anyhow!("{error:#}"))
+        let settled = Instant::now() + self.scenario.sessions.settle.0;
+        if self.broken.is_none()
+            && let Err(error) = self.ticks_until(settled, "settle", 0)
         {
             self.breaks(&error, &mut report);
         }
