@@ -28,6 +28,17 @@ impl Admin {
         value_of(&page, series).with_context(|| format!("no metric {series} on the server's page"))
     }
 
+    /// All metrics as they are now.
+    ///
+    /// # Errors
+    ///
+    /// When there is no answer, or another one than a page.
+    pub fn page(&self) -> Result<Page> {
+        let page = self.get("/metrics").with_context(|| format!("no answer from the admin port {}", self.0))?;
+        anyhow::ensure!(is_ok(&page), "the admin port {} has no page of metrics", self.0);
+        Ok(Page(page))
+    }
+
     /// As HTTP/1.0: the answer ends with the connection and has no chunks.
     fn get(&self, path: &str) -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&self.0, PATIENCE)?;
@@ -36,6 +47,20 @@ impl Admin {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
+    }
+}
+
+/// A page of metrics.
+pub struct Page(String);
+
+impl Page {
+    /// The values of all series of this name together; `None` when there is none.
+    pub fn sum(&self, name: &str) -> Option<f64> {
+        let values = self.0.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']))?;
+            rest.rsplit(' ').next()?.parse::<f64>().ok()
+        });
+        values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
     }
 }
 
@@ -59,6 +84,8 @@ mod tests {
         assert_eq!(value_of(page, "events{outcome=\"stored\"}"), Some(12.0));
         assert_eq!(value_of(page, "events"), None);
         assert_eq!(value_of(page, "users"), None);
+        let page = Page(page.to_owned());
+        assert_eq!((page.sum("events"), page.sum("users_active"), page.sum("users")), (Some(17.0), Some(3.0), None));
     }
 
     #[test]

@@ -1,53 +1,47 @@
-//! Thousands of WebSocket clients on one thread: one epoll, one shared read buffer, and a few words
-//! a connection.
+//! Thousands of clients on one thread: one epoll, one shared read buffer, and a few words a connection.
 //!
-//! Knows the protocol's frames, not what is measured: texts go to a [`Sink`].
+//! Knows sockets; the protocols are the codecs', and what is measured is the [`Sink`]'s.
+
+mod codec;
+mod endpoint;
+mod grpc;
+mod sse;
+mod websocket;
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
+use socket2::{Domain, Socket, Type};
 
-use crate::websocket;
 use crate::workload::micros;
-
-/// Longest frame accepted, in bytes: the contract's payload limit and some room.
-const FRAME_BYTES_MAX: usize = 1 << 20;
-/// The key of RFC 6455's example, the same for every connection: the right answer is known.
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
-/// The masking key only has to be there: nothing between here and a loopback server caches.
-const MASK: [u8; 4] = [0x5A, 0xC3, 0x96, 0x3C];
+use codec::Codec;
+pub use codec::{Message, Protocol};
+pub use endpoint::Endpoint;
 
 /// Short enough that no socket's buffer fills meanwhile.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Receives the notifications of all connections.
+/// Receives the messages of all connections.
 pub trait Sink {
-    /// One text frame of connection `conn`, read at `now` (clock of [`micros`]). Returns the
-    /// sequence to acknowledge, if the frame has one that shall be.
-    fn text(&mut self, conn: usize, text: &[u8], now: u64) -> Option<u64>;
+    /// The session of connection `conn` is open: its `$hello` came at `now` (clock of [`micros`]).
+    fn opened(&mut self, _conn: usize, _now: u64) {}
+
+    /// One message behind the `$hello`. Returns the sequence to acknowledge, if it has one that shall be.
+    fn message(&mut self, conn: usize, message: &Message<'_>, now: u64) -> Option<u64>;
 }
 
 /// A sink for phases in which nothing is expected.
 pub struct Ignore;
 
 impl Sink for Ignore {
-    fn text(&mut self, _: usize, _: &[u8], _: u64) -> Option<u64> {
+    fn message(&mut self, _: usize, _: &Message<'_>, _: u64) -> Option<u64> {
         None
     }
-}
-
-/// A server's WebSocket endpoint.
-#[derive(Debug, Clone)]
-pub struct Endpoint {
-    address: SocketAddr,
-    host: String,
-    path: String,
 }
 
 /// Open connections, by index.
@@ -60,15 +54,17 @@ pub struct Fleet {
     open: usize,
     failures: VecDeque<String>,
     failed: usize,
+    /// The address that connections come from, on loopback.
+    source: Option<Ipv4Addr>,
 }
 
-#[derive(Default)]
 struct Conn {
     stream: Option<TcpStream>,
     state: State,
-    /// The start of a frame whose rest has not come yet, or the request until it is sent.
+    codec: Option<Codec>,
+    /// The start of a frame whose rest has not come yet.
     partial: Vec<u8>,
-    /// Bytes for the server that its socket did not take.
+    /// Bytes for the server that its socket did not take, the request first.
     unsent: Vec<u8>,
 }
 
@@ -77,44 +73,8 @@ enum State {
     #[default]
     Closed,
     Connecting,
-    Upgrading,
     Greeting,
     Open,
-}
-
-impl Endpoint {
-    /// `ws://host:port[/path]`; the path is `/v1/connect` unless given.
-    ///
-    /// # Errors
-    ///
-    /// For another scheme or a host that is not this machine: this tool loads loopback only.
-    pub fn parse(url: &str) -> Result<Self> {
-        let rest = url.strip_prefix("ws://").with_context(|| format!("{url}: only ws:// URLs are understood"))?;
-        let (host, path) = match rest.find('/') {
-            Some(slash) => (&rest[..slash], &rest[slash..]),
-            None => (rest, "/v1/connect"),
-        };
-        let address = host
-            .to_socket_addrs()
-            .with_context(|| format!("{url}: needs host:port"))?
-            .next()
-            .with_context(|| format!("{url}: no address"))?;
-        ensure!(
-            address.ip().is_loopback(),
-            "{url} is not a loopback address: server and clients are measured on one machine"
-        );
-        Ok(Self { address, host: host.to_owned(), path: path.to_owned() })
-    }
-
-    fn request(&self, token: &str) -> Vec<u8> {
-        format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\
-             Authorization: Bearer {token}\r\n\r\n",
-            self.path, self.host
-        )
-        .into_bytes()
-    }
 }
 
 impl Fleet {
@@ -128,7 +88,13 @@ impl Fleet {
             open: 0,
             failures: VecDeque::new(),
             failed: 0,
+            source: None,
         })
+    }
+
+    /// Connects to loopback from this address of it: each has some 28,000 ports towards one server.
+    pub fn from(source: Ipv4Addr) -> Result<Self> {
+        Ok(Self { source: Some(source), ..Self::new()? })
     }
 
     /// Opens one connection per token, `concurrency` at a time, each until its `$hello`.
@@ -149,8 +115,7 @@ impl Fleet {
         let already_open = self.open;
         while self.open - already_open < tokens.len() {
             while self.conns.len() < goal && self.conns.len() - self.open < concurrency {
-                let request = endpoint.request(&tokens[self.conns.len() - first]);
-                self.start(endpoint.address, request)?;
+                self.start(endpoint, &tokens[self.conns.len() - first])?;
             }
             self.turn(Duration::from_millis(100), sink)?;
             if let Some(failure) = self.failures.front() {
@@ -164,6 +129,24 @@ impl Fleet {
             );
         }
         Ok(())
+    }
+
+    /// Sessions that are open now.
+    pub fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Connections that were started, also those that have ended.
+    pub fn started(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// From now on reads nothing of this connection, as a client that hangs.
+    pub fn stall(&mut self, index: usize) -> Result<()> {
+        match &mut self.conns[index].stream {
+            Some(stream) => self.poll.registry().deregister(stream).context("epoll"),
+            None => Ok(()),
+        }
     }
 
     /// Connections that ended since the start, and why the first of them did.
@@ -209,16 +192,33 @@ impl Fleet {
         Ok(())
     }
 
-    fn start(&mut self, address: SocketAddr, request: Vec<u8>) -> Result<()> {
+    /// Begins to connect. The connection's index is the number of those started before.
+    pub fn start(&mut self, endpoint: &Endpoint, token: &str) -> Result<()> {
         let index = self.conns.len();
-        let mut stream = TcpStream::connect(address).context("connect")?;
+        let mut stream = self.socket(endpoint.address).context("connect")?;
         // Edge-triggered: WRITABLE fires once at the connect and then only after a full buffer.
         self.poll
             .registry()
             .register(&mut stream, Token(index), Interest::READABLE | Interest::WRITABLE)
             .context("epoll")?;
-        self.conns.push(Conn { stream: Some(stream), state: State::Connecting, partial: Vec::new(), unsent: request });
+        let codec = Codec::new(endpoint);
+        let unsent = codec.request(endpoint, token);
+        let (state, codec) = (State::Connecting, Some(codec));
+        self.conns.push(Conn { stream: Some(stream), state, codec, partial: Vec::new(), unsent });
         Ok(())
+    }
+
+    fn socket(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let Some(source) = self.source.filter(|_| address.ip().is_loopback() && address.is_ipv4()) else {
+            return TcpStream::connect(address);
+        };
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        match socket.connect(&address.into()) {
+            Err(e) if e.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => return Err(e),
+            _ => {}
+        }
+        Ok(TcpStream::from_std(socket.into()))
     }
 
     fn close(&mut self, index: usize, why: String) {
@@ -226,7 +226,7 @@ impl Fleet {
         if conn.state == State::Open {
             self.open -= 1;
         }
-        *conn = Conn::default();
+        *conn = Conn { stream: None, state: State::Closed, codec: None, partial: Vec::new(), unsent: Vec::new() };
         self.failed += 1;
         if self.failures.len() < 8 {
             self.failures.push_back(why);
@@ -247,7 +247,7 @@ impl Fleet {
             }
             // Delays of the client's acknowledgements would be measured as the server's.
             stream.set_nodelay(true).map_err(|e| e.to_string())?;
-            self.conns[index].state = State::Upgrading;
+            self.conns[index].state = State::Greeting;
         }
         if writable && !self.conns[index].unsent.is_empty() {
             let rest = std::mem::take(&mut self.conns[index].unsent);
@@ -266,7 +266,7 @@ impl Fleet {
             self.buffer[..kept].copy_from_slice(&conn.partial);
             let stream = conn.stream.as_mut().expect("an open connection has one");
             let count = match stream.read(&mut self.buffer[kept..]) {
-                Ok(0) => return Err("closed by the server without a close frame".to_owned()),
+                Ok(0) => return Err("closed by the server without a goodbye".to_owned()),
                 Ok(count) => count,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -291,51 +291,33 @@ impl Fleet {
 
     /// Handles the complete frames in the buffer and returns how many bytes they were.
     fn consume(&mut self, index: usize, filled: usize, sink: &mut impl Sink) -> Result<usize, String> {
-        let conn = &mut self.conns[index];
-        let bytes = &self.buffer[..filled];
-        let mut at = 0;
-        if conn.state == State::Upgrading {
-            let Some(end) = memchr::memmem::find(bytes, b"\r\n\r\n") else {
-                return Ok(0);
-            };
-            check_upgrade(&bytes[..end])?;
-            conn.state = State::Greeting;
-            at = end + 4;
-        }
+        let Conn { state, codec, .. } = &mut self.conns[index];
+        let codec = codec.as_mut().expect("an open connection has one");
         let now = micros();
-        let mut acknowledge = None;
+        let (mut acknowledge, mut opened) = (None, false);
         self.out.clear();
-        while let Some(frame) = websocket::parse(&bytes[at..], FRAME_BYTES_MAX).map_err(|e| e.to_string())? {
-            let payload = &bytes[at..][frame.payload];
-            at += frame.end;
-            match frame.opcode {
-                websocket::TEXT if conn.state == State::Greeting => {
-                    if memchr::memmem::find(payload, br#""type":"$hello""#).is_none() {
-                        return Err("the first frame was not $hello".to_owned());
-                    }
-                    conn.state = State::Open;
-                    self.open += 1;
-                }
-                websocket::TEXT => {
-                    acknowledge = sink.text(index, payload, now).max(acknowledge);
-                }
-                websocket::PING => {
-                    websocket::write_client_frame(&mut self.out, websocket::PONG, payload, MASK);
-                }
-                websocket::PONG => {}
-                websocket::CLOSE => return Err(close_reason(payload)),
-                websocket::BINARY => return Err("binary frame".to_owned()),
-                other => return Err(format!("unknown opcode {other}")),
+        let used = codec.read(&self.buffer[..filled], &mut self.out, &mut |message| {
+            if *state == State::Open {
+                acknowledge = sink.message(index, &message, now).max(acknowledge);
+                return Ok(());
             }
-        }
+            if message.control().as_deref() != Some("$hello") {
+                return Err("the first frame was not $hello".to_owned());
+            }
+            *state = State::Open;
+            opened = true;
+            sink.opened(index, now);
+            Ok(())
+        });
+        self.open += usize::from(opened);
+        let used = used?;
         if let Some(sequence) = acknowledge {
-            let text = format!(r#"{{"ack":{sequence}}}"#);
-            websocket::write_client_frame(&mut self.out, websocket::TEXT, text.as_bytes(), MASK);
+            codec.acknowledge(sequence, &mut self.out);
         }
         if !self.out.is_empty() {
-            conn.send(&self.out)?;
+            self.conns[index].send(&self.out)?;
         }
-        Ok(at)
+        Ok(used)
     }
 }
 
@@ -360,65 +342,5 @@ impl Conn {
             }
         }
         Ok(())
-    }
-}
-
-fn check_upgrade(head: &[u8]) -> Result<(), String> {
-    let head = String::from_utf8_lossy(head);
-    let status = head.lines().next().unwrap_or_default();
-    if status.split(' ').nth(1) != Some("101") {
-        return Err(format!("the upgrade was refused: {status}"));
-    }
-    let accepted = head.lines().any(|line| {
-        line.split_once(':')
-            .is_some_and(|(name, value)| name.eq_ignore_ascii_case("sec-websocket-accept") && value.trim() == ACCEPT)
-    });
-    if !accepted {
-        return Err("wrong Sec-WebSocket-Accept".to_owned());
-    }
-    Ok(())
-}
-
-fn close_reason(payload: &[u8]) -> String {
-    match payload {
-        [high, low, reason @ ..] => {
-            format!("closed by the server: {} {}", u16::from_be_bytes([*high, *low]), String::from_utf8_lossy(reason))
-        }
-        _ => "closed by the server".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_get_the_default_path_and_only_loopback_is_loaded() {
-        let endpoint = Endpoint::parse("ws://127.0.0.1:8000").unwrap();
-        assert_eq!(endpoint.path, "/v1/connect");
-        assert_eq!(endpoint.host, "127.0.0.1:8000");
-        assert_eq!(Endpoint::parse("ws://127.0.0.1:1/x?y").unwrap().path, "/x?y");
-        for wrong in ["http://127.0.0.1:1", "ws://127.0.0.1", "ws://192.0.2.1:80"] {
-            assert!(Endpoint::parse(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn only_101_with_the_right_key_is_an_upgrade() {
-        let good = format!("HTTP/1.1 101 Switching Protocols\r\nsec-websocket-accept: {ACCEPT}");
-        assert_eq!(check_upgrade(good.as_bytes()), Ok(()));
-        let refused = check_upgrade(b"HTTP/1.1 401 Unauthorized").unwrap_err();
-        assert!(refused.contains("401"), "{refused}");
-        assert!(check_upgrade(b"HTTP/1.1 101 x\r\nSec-WebSocket-Accept: no").is_err());
-    }
-
-    #[test]
-    fn the_known_answer_belongs_to_the_key() {
-        assert_eq!(websocket::accept_key(KEY.as_bytes()), ACCEPT);
-    }
-
-    #[test]
-    fn a_close_frame_names_its_code() {
-        assert_eq!(close_reason(b"\x0f\xa1gone"), "closed by the server: 4001 gone");
     }
 }

@@ -4,9 +4,7 @@
 //! the same minute says more. Both stand in the table.
 
 pub mod durability;
-pub mod floor;
 
-mod server;
 mod table;
 
 use std::fs;

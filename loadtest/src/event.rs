@@ -1,8 +1,8 @@
 //! `NotificationDeliveryRequested` as protobuf bytes, by hand: the generator fills one reused buffer
 //! per event, and the bare server borrows the fields it needs without building a message.
 //!
-//! Knows fields 1 and 3 of the event, 1 and 2 of the notification, and the durability in field 5;
-//! everything else is skipped.
+//! Knows fields 1 and 3 of the event, 1, 2 and 4 of the notification, and the durability in field 5;
+//! everything else is skipped. Clients that speak protobuf read their notifications here too.
 
 /// What the bare server needs of an event, borrowed from the record.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,8 +13,19 @@ pub struct Event<'a> {
     pub data: &'a str,
 }
 
+/// A notification as it reaches a client, borrowed from the frame.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Notification<'a> {
+    pub kind: &'a str,
+    /// A JSON text.
+    pub data: &'a str,
+    /// `None` for transient ones.
+    pub sequence: Option<u64>,
+}
+
 /// The contract's `Durability`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// For those who are connected; no sequence.
     Transient = 1,
@@ -27,20 +38,36 @@ pub fn decode(bytes: &[u8]) -> Option<Event<'_>> {
     let (mut user, mut notification) = ("", None);
     for field in Fields(bytes) {
         match field? {
-            (1, value) => user = std::str::from_utf8(value).ok()?,
-            (3, value) => notification = Some(value),
+            (1, Value::Bytes(value)) => user = std::str::from_utf8(value).ok()?,
+            (3, Value::Bytes(value)) => notification = Some(value),
             _ => {}
         }
     }
-    let (mut kind, mut data) = ("", "");
-    for field in Fields(notification?) {
-        match field? {
-            (1, value) => kind = std::str::from_utf8(value).ok()?,
-            (2, value) => data = std::str::from_utf8(value).ok()?,
-            _ => {}
-        }
-    }
+    let Notification { kind, data, .. } = decode_notification(notification?)?;
     Some(Event { user, kind, data })
+}
+
+/// Reads a notification; `None` when the bytes are no such message.
+pub fn decode_notification(bytes: &[u8]) -> Option<Notification<'_>> {
+    let mut notification = Notification { kind: "", data: "", sequence: None };
+    for field in Fields(bytes) {
+        match field? {
+            (1, Value::Bytes(value)) => notification.kind = std::str::from_utf8(value).ok()?,
+            (2, Value::Bytes(value)) => notification.data = std::str::from_utf8(value).ok()?,
+            (4, Value::Number(value)) => notification.sequence = Some(value),
+            _ => {}
+        }
+    }
+    Some(notification)
+}
+
+/// Appends an `AcknowledgeRequest`; WebSocket's need not name the session.
+pub fn encode_acknowledgement(out: &mut Vec<u8>, session: &str, sequence: u64) {
+    if !session.is_empty() {
+        field(out, 1, session.as_bytes());
+    }
+    out.push(2 << 3);
+    varint(out, sequence);
 }
 
 /// Appends an event's bytes to `out`.
@@ -74,7 +101,13 @@ fn varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// The length-delimited fields of a message; `None` as an item means malformed bytes.
+/// A field's value; fixed-width ones are skipped.
+enum Value<'a> {
+    Bytes(&'a [u8]),
+    Number(u64),
+}
+
+/// The fields of a message; `None` as an item means malformed bytes.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -96,14 +129,14 @@ impl<'a> Fields<'a> {
         Some(head)
     }
 
-    fn next_field(&mut self) -> Option<Option<(u64, &'a [u8])>> {
+    fn next_field(&mut self) -> Option<Option<(u64, Value<'a>)>> {
         let tag = self.varint()?;
         match tag & 7 {
-            0 => self.varint().map(|_| None),
+            0 => self.varint().map(|value| Some((tag >> 3, Value::Number(value)))),
             1 => self.take(8).map(|_| None),
             2 => {
                 let length = self.varint()?;
-                self.take(length).map(|value| Some((tag >> 3, value)))
+                self.take(length).map(|value| Some((tag >> 3, Value::Bytes(value))))
             }
             5 => self.take(4).map(|_| None),
             _ => None,
@@ -112,7 +145,7 @@ impl<'a> Fields<'a> {
 }
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = Option<(u64, &'a [u8])>;
+    type Item = Option<(u64, Value<'a>)>;
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.0.is_empty() {
@@ -152,6 +185,18 @@ mod tests {
         let event = Event { user: "u", kind: "t", data: "1" };
         encode(&mut bytes, &event, Durability::Transient);
         assert_eq!(bytes, b"\x0a\x01u\x1a\x06\x0a\x01t\x12\x011\x2a\x02\x08\x01");
+    }
+
+    #[test]
+    fn a_notification_s_number_is_its_fourth_field_and_an_acknowledgement_s_its_second() {
+        let bytes = b"\x0a\x01t\x12\x011\x1a\x02id\x20\xac\x02";
+        let expected = Notification { kind: "t", data: "1", sequence: Some(300) };
+        assert_eq!(decode_notification(bytes), Some(expected));
+        assert_eq!(decode_notification(&bytes[..bytes.len() - 1]), None);
+        let mut out = Vec::new();
+        encode_acknowledgement(&mut out, "s", 300);
+        encode_acknowledgement(&mut out, "", 1);
+        assert_eq!(out, b"\x0a\x01s\x10\xac\x02\x10\x01");
     }
 
     #[test]

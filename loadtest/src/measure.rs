@@ -6,113 +6,21 @@
 pub mod away;
 pub mod backlog;
 pub mod connect;
-pub mod idle;
 pub mod replay;
 pub mod steady;
 
-mod receiver;
-
 use std::ops::Range;
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use anyhow::Result;
 
-use crate::client::{Endpoint, Fleet};
+use crate::client::Fleet;
 use crate::event::Durability;
 use crate::kafka::Topic;
 use crate::process::Process;
-use crate::report::{self, Report};
-use crate::workload::{Users, user_name};
-
-/// How long a token made here is valid.
-const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
-
-/// The scenarios.
-#[derive(Debug, clap::Subcommand)]
-pub enum Scenario {
-    /// A backlog written while the server stands still, then drained: CPU per delivery
-    Backlog {
-        #[command(flatten)]
-        server: ServerArgs,
-        #[command(flatten)]
-        load: LoadArgs,
-        /// Events of the backlog
-        #[arg(long, default_value_t = 300_000)]
-        events: u64,
-    },
-    /// A fixed rate that waits for nobody: latency and CPU per delivery
-    Steady {
-        #[command(flatten)]
-        server: ServerArgs,
-        #[command(flatten)]
-        load: LoadArgs,
-        #[command(flatten)]
-        rate: RateArgs,
-    },
-    /// Sessions that do nothing: memory per session, CPU
-    Idle {
-        #[command(flatten)]
-        server: ServerArgs,
-        #[command(flatten)]
-        idle: IdleArgs,
-    },
-    /// Sessions opened with a token: CPU per connect
-    Connect {
-        #[command(flatten)]
-        server: ServerArgs,
-    },
-}
-
-/// The server under test and its clients.
-#[derive(Debug, Clone, clap::Args)]
-pub struct ServerArgs {
-    /// WebSocket URL on loopback, e.g. ws://127.0.0.1:8000
-    #[arg(long)]
-    url: String,
-    /// The server's process id
-    #[arg(long)]
-    pid: u32,
-    /// HS256 secret that the clients' tokens are signed with
-    #[arg(long, env = "NOTIFIER_LOADTEST_SECRET", default_value = "loadtest")]
-    secret: String,
-    /// Sessions, each of its own user
-    #[arg(long, default_value_t = 10_000)]
-    users: usize,
-    /// Connects in progress at one time
-    #[arg(long, default_value_t = 50)]
-    concurrency: usize,
-    /// Writes the figures as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-}
-
-/// What is written to Kafka.
-#[derive(Debug, Clone, clap::Args)]
-pub struct LoadArgs {
-    /// Kafka's bootstrap servers
-    #[arg(long)]
-    brokers: String,
-    /// Events topic of the server
-    #[arg(long)]
-    topic: String,
-    /// Size of each event's `data`
-    #[arg(long, default_value_t = 512)]
-    bytes: usize,
-    /// Durability that each event asks for
-    #[arg(long, value_enum, default_value = "transient")]
-    durability: Durability,
-    /// Clients acknowledge the highest sequence of each read (default with durable)
-    #[arg(long, overrides_with = "no_ack")]
-    ack: bool,
-    /// Clients acknowledge nothing
-    #[arg(long, overrides_with = "ack")]
-    no_ack: bool,
-    /// How long the producer collects a batch, in milliseconds
-    #[arg(long, default_value_t = 5)]
-    linger_ms: u64,
-}
+use crate::report::Report;
+use crate::token::token;
+use crate::workload::Users;
 
 /// An open-model rate.
 #[derive(Debug, Clone, clap::Args)]
@@ -131,17 +39,6 @@ pub struct RateArgs {
     pub lateness_max_ms: u64,
 }
 
-/// An idle period.
-#[derive(Debug, Clone, clap::Args)]
-pub struct IdleArgs {
-    /// Seconds between the last connect and the reading of memory
-    #[arg(long, default_value_t = 5)]
-    pub settle: u64,
-    /// Seconds of idling over which CPU is taken; memory is read again at their end
-    #[arg(long, default_value_t = 30)]
-    pub seconds: u64,
-}
-
 /// What the load scenarios send.
 #[derive(Debug, Clone)]
 pub struct Load {
@@ -153,85 +50,15 @@ pub struct Load {
     pub linger: Duration,
 }
 
-impl LoadArgs {
-    fn load(&self, users: usize) -> Load {
-        Load {
-            topic: Topic { brokers: self.brokers.clone(), name: self.topic.clone() },
-            users: Users::at_random(users),
-            bytes: self.bytes,
-            durability: self.durability,
-            acknowledge: !self.no_ack && (self.ack || self.durability == Durability::Durable),
-            linger: Duration::from_millis(self.linger_ms),
-        }
-    }
-}
-
-impl Scenario {
-    /// Runs it, prints the figures.
-    ///
-    /// # Errors
-    ///
-    /// Also when events were lost, doubled or out of order, or when the rate could not be made:
-    /// then the figures are printed with what is wrong about them.
-    pub fn run(&self) -> Result<()> {
-        let (Self::Backlog { server, .. }
-        | Self::Steady { server, .. }
-        | Self::Idle { server, .. }
-        | Self::Connect { server }) = self;
-        let process = Process::new(server.pid)?;
-        let endpoint = Endpoint::parse(&server.url)?;
-        check_descriptors(&process, server.users)?;
-        let tokens = tokens(&server.secret, 0..server.users)?;
-        let (mut fleet, connected) = connect::run(&process, &endpoint, &tokens, server.concurrency)?;
-        let report = match self {
-            Self::Connect { .. } => connected,
-            Self::Idle { idle, .. } => {
-                let before = connected.get(connect::RSS_BEFORE).unwrap_or(0.0);
-                idle::run(&process, &mut fleet, server.users, before, idle)?
-            }
-            Self::Backlog { load, events, .. } => {
-                backlog::run(&process, &mut fleet, &load.load(server.users), *events)?
-            }
-            Self::Steady { load, rate, .. } => steady::run(&process, &mut fleet, &load.load(server.users), rate)?,
-        };
-        print!("{}", report.table());
-        if let Some(path) = &server.json {
-            report::write_json(path, &report.json())?;
-        }
-        judge(&report)
-    }
-}
-
-/// An error when the report holds a fault.
-pub fn judge(report: &Report) -> Result<()> {
-    match report.faults() {
-        [] => Ok(()),
-        faults => bail!("the measurement does not count: {}", faults.join("; ")),
-    }
-}
-
 /// Both ends need a descriptor for each session: said before anything is started.
 pub fn check_descriptors(server: &Process, sessions: usize) -> Result<()> {
     Process::current().check_descriptors("this process", sessions)?;
     server.check_descriptors("the server", sessions)
 }
 
-/// One HS256 token for each of the users with these indexes.
+/// One token for each of the users with these indexes.
 pub fn tokens(secret: &str, users: Range<usize>) -> Result<Vec<String>> {
-    #[derive(serde::Serialize)]
-    struct Claims {
-        sub: String,
-        exp: u64,
-    }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is before 1970")?;
-    let exp = (now + TOKEN_TTL).as_secs();
-    let (header, key) = (Header::new(Algorithm::HS256), EncodingKey::from_secret(secret.as_bytes()));
-    users
-        .map(|user| {
-            let sub = user_name(user);
-            jsonwebtoken::encode(&header, &Claims { sub, exp }, &key).context("signing a token")
-        })
-        .collect()
+    users.map(|user| token(secret, user)).collect()
 }
 
 /// Notes the connections that ended while they should not have.
@@ -243,10 +70,4 @@ fn note_failures(report: &mut Report, fleet: &Fleet) {
 
 fn per(total: Duration, count: u64) -> f64 {
     total.as_secs_f64() * 1e6 / count.max(1) as f64
-}
-
-/// A number that tells this run's events from those of earlier ones on the same topic.
-fn new_run() -> u32 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    now.as_micros() as u32
 }

@@ -16,7 +16,7 @@ pub struct Checker {
 }
 
 /// What a finished check found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Verdict {
     /// Different events that arrived.
     pub received: u64,
@@ -28,9 +28,24 @@ pub struct Verdict {
     pub reordered: u64,
 }
 
+impl Verdict {
+    /// Of other users.
+    pub fn add(&mut self, other: Self) {
+        self.received += other.received;
+        self.lost += other.lost;
+        self.duplicates += other.duplicates;
+        self.reordered += other.reordered;
+    }
+}
+
 impl Checker {
     pub fn new(users: usize) -> Self {
         Self { next: vec![0; users], ..Self::default() }
+    }
+
+    /// One user more.
+    pub fn add(&mut self) {
+        self.next.push(0);
     }
 
     /// Notes the arrival of `number` at `user`; false when it had arrived before.
@@ -56,10 +71,11 @@ impl Checker {
         self.received
     }
 
-    /// Compares with how many events each user was sent.
-    pub fn verdict(&self, sent: &[u32]) -> Verdict {
-        let holes: usize = self.holes.values().map(BTreeSet::len).sum();
-        let never: u64 = sent.iter().zip(&self.next).map(|(&sent, &next)| u64::from(sent.saturating_sub(next))).sum();
+    /// Compares with how many events each user was sent. Only users who `read` can lose any.
+    pub fn verdict(&self, sent: &[u32], read: impl Fn(usize) -> bool) -> Verdict {
+        let holes: usize = self.holes.iter().filter(|(user, _)| read(**user)).map(|(_, holes)| holes.len()).sum();
+        let never = sent.iter().zip(&self.next).enumerate().filter(|(user, _)| read(*user));
+        let never: u64 = never.map(|(_, (&sent, &next))| u64::from(sent.saturating_sub(next))).sum();
         Verdict {
             received: self.received,
             lost: never + holes as u64,
@@ -78,7 +94,7 @@ mod tests {
         for &number in arrivals {
             checker.arrived(1, number);
         }
-        checker.verdict(&[0, sent])
+        checker.verdict(&[0, sent], |_| true)
     }
 
     #[test]
@@ -109,10 +125,18 @@ mod tests {
     }
 
     #[test]
+    fn who_does_not_read_loses_nothing() {
+        let mut checker = Checker::new(2);
+        checker.arrived(1, 1);
+        assert_eq!(checker.verdict(&[0, 5], |_| true).lost, 4);
+        assert_eq!(checker.verdict(&[0, 5], |user| user != 1).lost, 0);
+    }
+
+    #[test]
     fn users_do_not_mix() {
         let mut checker = Checker::new(2);
         assert!(checker.arrived(0, 0));
         assert!(checker.arrived(1, 0));
-        assert_eq!(checker.verdict(&[1, 2]).lost, 1);
+        assert_eq!(checker.verdict(&[1, 2], |_| true).lost, 1);
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, test_kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit, test_kill_process};
 
 use crate::interrupt::Undo;
 
@@ -94,6 +94,32 @@ impl Process {
         self.kilobytes("smaps_rollup", "Pss:")
     }
 
+    /// Context switches of the threads that it has now, asked for and not.
+    pub fn context_switches(&self) -> Result<u64> {
+        let threads = fs::read_dir(self.path("task")).context("its threads cannot be read: has it ended?")?;
+        let statuses = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+        Ok(statuses.map(|status| switches_of_status(&status)).sum())
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        self.read("stat").is_ok_and(|stat| !matches!(state_of_stat(&stat), None | Some('Z' | 'X')))
+    }
+
+    /// How many files it may open; `None`: no limit.
+    pub fn descriptors(&self) -> Result<Option<u64>> {
+        let limits = self.read("limits")?;
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let soft = line.and_then(|rest| rest.split_whitespace().next());
+        Ok(soft.context("no line about open files in /proc/PID/limits")?.parse().ok())
+    }
+
+    /// How many sockets it may have at the most, besides what else it opens.
+    pub fn sockets_max(&self) -> Result<usize> {
+        let limit = self.descriptors()?.unwrap_or(u64::MAX / 2);
+        Ok(usize::try_from(limit.saturating_sub(SPARE_DESCRIPTORS)).unwrap_or(usize::MAX))
+    }
+
     /// Starts a new peak: see `clear_refs` in proc(5).
     pub fn reset_peak(&self) -> Result<()> {
         fs::write(self.path("clear_refs"), "5").context("cannot reset the peak memory")
@@ -105,21 +131,13 @@ impl Process {
     ///
     /// Says which process has too few descriptors, and what to do.
     pub fn check_descriptors(&self, who: &str, sockets: usize) -> Result<()> {
-        let limits = self.read("limits")?;
-        let soft = limits
-            .lines()
-            .find_map(|line| line.strip_prefix("Max open files"))
-            .and_then(|rest| rest.split_whitespace().next())
-            .context("no line about open files in /proc/PID/limits")?;
-        let Ok(soft) = soft.parse::<u64>() else {
-            return Ok(()); // "unlimited"
-        };
+        let Some(soft) = self.descriptors()? else { return Ok(()) };
         let needed = sockets as u64 + SPARE_DESCRIPTORS;
         ensure!(
             soft >= needed,
             "{who} may open {soft} files, and {sockets} sessions need {needed}: raise it where \
              that process is started (`ulimit -n {needed}`, hard limit here: {}), or measure with \
-             fewer --users",
+             fewer sessions",
             getrlimit(Resource::Nofile).maximum.map_or("none".to_owned(), |hard| hard.to_string()),
         );
         Ok(())
@@ -201,6 +219,18 @@ impl ThreadTime {
     }
 }
 
+/// Raises this process's soft limit of open files to the hard one: the processes that it starts inherit it.
+pub fn raise_descriptors() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).context("raising the limit of open files")
+}
+
+fn switches_of_status(status: &str) -> u64 {
+    let of =
+        |key| status.lines().find_map(|line: &str| line.strip_prefix(key)?.trim().parse::<u64>().ok()).unwrap_or(0);
+    of("voluntary_ctxt_switches:") + of("nonvoluntary_ctxt_switches:")
+}
+
 /// The command's name may hold blanks and brackets: fields are counted after its last bracket.
 fn after_name(stat: &str) -> Option<impl Iterator<Item = &str>> {
     Some(stat.get(stat.rfind(')')? + 1..)?.split_whitespace())
@@ -254,6 +284,17 @@ mod tests {
         let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
         assert_eq!(kilobytes(status, "VmRSS:"), Some(1 << 20));
         assert_eq!(kilobytes(status, "VmSwap:"), None);
+    }
+
+    #[test]
+    fn both_kinds_of_context_switches_count() {
+        let status = "Name:\tx\nvoluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t5\n";
+        assert_eq!(switches_of_status(status), 12);
+        let process = Process::current();
+        let before = process.context_switches().unwrap();
+        (0..50).for_each(|_| std::thread::sleep(Duration::from_millis(1)));
+        assert!(process.context_switches().unwrap() >= before + 40);
+        assert!(process.is_alive());
     }
 
     #[test]

@@ -1,27 +1,44 @@
 //! What a measurement found: named figures and faults, as a table and as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Context;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The figures of one scenario. Names carry their unit last, as everywhere in the project.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
-    scenario: &'static str,
+    scenario: String,
+    #[serde(serialize_with = "as_map", deserialize_with = "from_map")]
     values: Vec<(String, f64)>,
     faults: Vec<String>,
 }
 
 impl Report {
-    pub fn new(scenario: &'static str) -> Self {
-        Self { scenario, ..Self::default() }
+    pub fn new(scenario: impl Into<String>) -> Self {
+        Self { scenario: scenario.into(), ..Self::default() }
     }
 
-    /// Adds a figure.
+    pub fn scenario(&self) -> &str {
+        &self.scenario
+    }
+
+    pub fn rename(&mut self, scenario: String) {
+        self.scenario = scenario;
+    }
+
+    /// Adds a figure, if it is a number.
     pub fn value(&mut self, name: impl Into<String>, value: f64) {
-        self.values.push((name.into(), value));
+        if value.is_finite() {
+            self.values.push((name.into(), value));
+        }
+    }
+
+    pub fn values(&self) -> &[(String, f64)] {
+        &self.values
     }
 
     /// Adds something that makes the figures worthless or the server wrong.
@@ -58,8 +75,16 @@ impl Report {
     }
 }
 
+fn as_map<S: Serializer>(values: &[(String, f64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(values.iter().map(|(name, value)| (name, value)))
+}
+
+fn from_map<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, f64)>, D::Error> {
+    Ok(BTreeMap::deserialize(deserializer)?.into_iter().collect())
+}
+
 /// Writes a JSON document, readable.
-pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+pub fn write_json(path: &Path, value: &serde_json::Value) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value).context("JSON")?;
     fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
 }

@@ -3,27 +3,24 @@
 //! Each round gives each two stores: one for a node whose users are connected, one for a node whose users are away
 //! and for its successor, to which they come back.
 
-mod store;
 mod table;
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::server::{Program, Server};
 use super::{CommonArgs, SECRET, Sample, finish, in_turns};
 use crate::event::Durability;
 use crate::kafka::Topic;
 use crate::measure::away::{self, Stored};
 use crate::measure::{backlog, check_descriptors, connect, replay, steady, tokens};
 use crate::report::Report;
-use crate::workload::Users;
-use store::Store;
+use crate::server::{Program, Server};
+use crate::store::{self, POSTGRES, SQLITE, Store};
+use crate::workload::{Pick, Users};
 
-/// The three that are compared: what stands behind the node.
+/// What is compared with the two stores: a node that keeps nothing.
 const TRANSIENT: &str = "transient";
-const SQLITE: &str = "sqlite";
-const POSTGRES: &str = "postgres";
 
 /// Scenarios in which one user comes back, with how many events wait for it.
 const REPLAYS: [(&str, u64); 2] = [("replay of 1,000", 1_000), ("replay of 10,000", 10_000)];
@@ -123,7 +120,7 @@ fn absent(args: &Args, notifier: &Path, sample: &mut Sample) -> Result<()> {
 /// The first users, one for each replay. The node is warm afterwards.
 fn wait_for_some(args: &Args, server: &Server, topic: &Topic) -> Result<Vec<Stored>> {
     let stored = REPLAYS.iter().enumerate().map(|(first, (_, pending))| {
-        let load = args.common.load(topic, Users { first, count: 1, in_turn: true }, Durability::Durable);
+        let load = args.common.load(topic, Users { first, count: 1, pick: Pick::InTurn }, Durability::Durable);
         away::store(&server.process(), server.admin(), &load, *pending)
     });
     let stored = stored.collect::<Result<_>>()?;
@@ -136,7 +133,7 @@ fn wait_for_some(args: &Args, server: &Server, topic: &Topic) -> Result<Vec<Stor
 fn wait_for_many(args: &Args, server: &Server, store: &mut Store, topic: &Topic, sample: &mut Sample) -> Result<()> {
     let process = server.process();
     let mut stored = |first, count| {
-        let load = args.common.load(topic, Users { first, count, in_turn: true }, Durability::Durable);
+        let load = args.common.load(topic, Users { first, count, pick: Pick::InTurn }, Durability::Durable);
         store.watch(&process, || away::run(&process, server.admin(), &load, args.cold_users))
     };
     let few = stored(REPLAYS.len(), FEW)?;

@@ -12,7 +12,7 @@ use super::{Load, per};
 use crate::admin::Admin;
 use crate::process::Process;
 use crate::report::Report;
-use crate::workload::{Generator, micros};
+use crate::workload::{Generator, micros, new_run};
 
 const STORED: &str = "notifier_events_total{outcome=\"stored\"}";
 const ACTIVE: &str = "notifier_users_active";
@@ -74,7 +74,7 @@ pub fn run(process: &Process, admin: Admin, load: &Load, events: u64) -> Result<
 ///
 /// When they are not stored in time, or more are than were sent.
 pub fn store(process: &Process, admin: Admin, load: &Load, events: u64) -> Result<Stored> {
-    let run = super::new_run();
+    let run = new_run();
     let mut generator = Generator::new(run, load.users, load.bytes, load.durability);
     let mut producer = load.topic.producer(load.linger)?;
     let before = admin.metric(STORED)?;

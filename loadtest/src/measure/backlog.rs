@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::receiver::Receiver;
 use super::{Load, per};
 use crate::client::Fleet;
 use crate::process::{Process, ThreadTime};
+use crate::receiver::Receiver;
 use crate::report::Report;
-use crate::workload::{Generator, micros};
+use crate::workload::{Generator, micros, new_run};
 
 /// The backlog must arrive within this time.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -22,7 +22,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 const AFTERMATH: Duration = Duration::from_secs(1);
 
 pub fn run(process: &Process, fleet: &mut Fleet, load: &Load, events: u64) -> Result<Report> {
-    let run = super::new_run();
+    let run = new_run();
     let mut receiver = Receiver::new(run, load.users.count, load.acknowledge)?;
     let mut generator = Generator::new(run, load.users, load.bytes, load.durability);
     let mut producer = load.topic.producer(load.linger)?;

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::receiver::Receiver;
 use super::{away, per};
 use crate::admin::Admin;
 use crate::client::{Endpoint, Fleet};
 use crate::process::Process;
+use crate::receiver::Receiver;
 use crate::report::Report;
 
 /// Everything must have arrived within this time.

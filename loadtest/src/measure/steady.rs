@@ -5,57 +5,47 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use hdrhistogram::Histogram;
 
-use super::receiver::{Receiver, histogram};
 use super::{Load, RateArgs, per};
 use crate::client::Fleet;
-use crate::kafka::Producer;
+use crate::feed::{self, Plan, Progress};
 use crate::process::{Process, ThreadTime};
+use crate::receiver::Receiver;
 use crate::report::Report;
 use crate::schedule::Schedule;
-use crate::workload::{Generator, micros, micros_of};
+use crate::workload::{Generator, micros_of, new_run};
 
 /// Time for both threads to be ready before the first event is due.
 const LEAD: Duration = Duration::from_millis(300);
-/// The producer gives up when it is this late: it can never catch up honestly.
-const HOPELESS: Duration = Duration::from_secs(5);
 /// How long after the last event its delivery may take before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// A client thread that runs or waits for a core this much of the time measures itself.
 const BUSY_MAX: f64 = 0.95;
 
-/// What the producing thread did.
-struct Produced {
-    sent: Vec<u32>,
-    /// Microseconds that each event was handed over after it was due.
-    lateness: Histogram<u64>,
-    time: ThreadTime,
-}
-
 pub fn run(process: &Process, fleet: &mut Fleet, load: &Load, args: &RateArgs) -> Result<Report> {
-    let run = super::new_run();
+    let run = new_run();
     let length = Duration::from_secs(args.warmup + args.seconds);
-    let schedule = Schedule::constant(args.rate, length);
+    let schedule = Schedule::constant(f64::from(args.rate), length);
     let generator = Generator::new(run, load.users, load.bytes, load.durability);
     let producer = load.topic.producer(load.linger)?;
     let mut receiver = Receiver::new(run, load.users.count, load.acknowledge)?;
     let start = Instant::now() + LEAD;
     let measured = start + Duration::from_secs(args.warmup);
-    receiver.measured_from = micros_of(measured);
+    receiver.measure_from(micros_of(measured));
+    let total = schedule.expected();
     let (done, result) = mpsc::channel();
     let producing = thread::spawn(move || {
         // The receiver is gone only when the measurement has failed already.
-        let _ = done.send(produce(producer, generator, schedule, start));
+        let _ = done.send(feed::run(producer, generator, &Plan::of(schedule), start, &Progress::default()));
     });
-    // From here on the thread ends by itself: it sends no longer than its schedule and HOPELESS.
+    // From here on the thread ends by itself: it sends no longer than its schedule and a little.
     fleet.hold(measured.saturating_duration_since(Instant::now()), &mut receiver)?;
     let (cpu, own, before) = (process.cpu()?, ThreadTime::now(), receiver.received());
     let window = Instant::now();
     let produced = loop {
         fleet.turn(Duration::from_millis(50), &mut receiver)?;
         match result.try_recv() {
-            Ok(produced) => break produced?,
+            Ok(fed) => break fed?,
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => bail!("the producing thread panicked"),
         }
@@ -64,18 +54,21 @@ pub fn run(process: &Process, fleet: &mut Fleet, load: &Load, args: &RateArgs) -
     let (window, own) = (window.elapsed(), ThreadTime::now().since(own));
     let deliveries = receiver.received() - before;
     producing.join().ok().context("the producing thread panicked")?;
+    if let Some(error) = produced.error {
+        bail!(error);
+    }
     let end = Instant::now() + PATIENCE;
-    while receiver.received() < schedule.total() && Instant::now() < end {
+    while receiver.received() < total && Instant::now() < end {
         fleet.turn(Duration::from_millis(50), &mut receiver)?;
     }
     fleet.hold(Duration::from_millis(500), &mut receiver)?;
 
     let mut report = Report::new("steady");
-    report.value("events", schedule.total() as f64);
+    report.value("events", total as f64);
     report.value("rate_per_second", f64::from(args.rate));
     report.value("server_cpu_us_per_delivery", per(cpu, deliveries));
     report.value("server_cpu_percent_of_a_core", cpu.as_secs_f64() / window.as_secs_f64() * 100.0);
-    receiver.latencies(&mut report);
+    receiver.latencies.figures(&mut report);
     receiver.correctness(&mut report, &produced.sent);
     let late = |quantile| produced.lateness.value_at_quantile(quantile) as f64 / 1e3;
     report.value("own_lateness_p50_ms", late(0.5));
@@ -99,30 +92,4 @@ pub fn run(process: &Process, fleet: &mut Fleet, load: &Load, args: &RateArgs) -
     }
     super::note_failures(&mut report, fleet);
     Ok(report)
-}
-
-fn produce(mut producer: Producer, mut generator: Generator, schedule: Schedule, start: Instant) -> Result<Produced> {
-    let mut lateness = histogram()?;
-    let before = ThreadTime::now();
-    for number in 0..schedule.total() {
-        let due = start + schedule.due(number);
-        // Never waits for anything but the clock; a late event is sent at once, with its own time.
-        let wait = due.saturating_duration_since(Instant::now());
-        if !wait.is_zero() {
-            thread::sleep(wait);
-        }
-        let late = due.elapsed();
-        if late > HOPELESS {
-            bail!(
-                "the schedule slipped by {late:.1?} after {number} events: this machine cannot \
-                 make that rate now"
-            );
-        }
-        lateness.saturating_record(late.as_micros() as u64);
-        let (key, value) = generator.next(micros_of(due), micros());
-        producer.send(key, value)?;
-    }
-    let time = ThreadTime::now().since(before);
-    producer.finish()?;
-    Ok(Produced { sent: generator.into_sent(), lateness, time })
 }

@@ -36,7 +36,7 @@ impl Database {
 
     /// The write-ahead log and the CPU are the whole server's: nothing else should be using it.
     pub fn footprint(&self) -> Result<Footprint> {
-        let cpu = self.postmaster.map(|postmaster| postmaster.cpu_with_children()).transpose()?;
+        let cpu = self.cpu()?;
         let (rows, bytes, written) = block_on(async {
             let mut connection = PgConnection::connect(&self.url()).await?;
             // Counted, because the server's statistics lag behind by up to ten seconds.
@@ -53,6 +53,11 @@ impl Database {
             Ok((rows, bytes, written))
         })?;
         Ok(Footprint { rows: rows as u64, bytes: bytes as u64, written: written as u64, cpu })
+    }
+
+    /// CPU of all processes of the server so far; `None` when they are not on this machine.
+    pub fn cpu(&self) -> Result<Option<Duration>> {
+        self.postmaster.map(|postmaster| postmaster.cpu_with_children()).transpose()
     }
 
     /// Rows inserted, updated and deleted by the server's own statistics since the database was made, claims on

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{POSTGRES, SQLITE};
 use crate::process::Process;
 use crate::report::Report;
+
+/// The engines by name; any other name stands for no store.
+pub const SQLITE: &str = "sqlite";
+pub const POSTGRES: &str = "postgres";
 
 /// CPU of the store's own processes, an event.
 pub const CPU: &str = "store_cpu_us_per_event";
@@ -90,6 +93,14 @@ impl Store {
         Ok(Some(report))
     }
 
+    /// CPU of its own processes so far; `None` when it has none or they are not on this machine.
+    pub fn cpu(&self) -> Result<Option<Duration>> {
+        match &self.engine {
+            Engine::Postgres(database) => database.cpu(),
+            Engine::Nothing | Engine::Sqlite(_) => Ok(None),
+        }
+    }
+
     fn footprint(&self, node: &Process) -> Result<Option<Footprint>> {
         match &self.engine {
             Engine::Nothing => Ok(None),
@@ -136,7 +147,7 @@ mod tests {
 
     #[test]
     fn without_a_store_nothing_is_configured_and_nothing_grows() {
-        let mut store = Store::create(super::super::TRANSIENT, None, String::new()).unwrap();
+        let mut store = Store::create("transient", None, String::new()).unwrap();
         assert_eq!(store.configuration(), "");
         let mut measured = Report::new("test");
         measured.value("events", 5.0);

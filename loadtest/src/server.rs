@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::admin::Admin;
-use crate::client::Endpoint;
+use crate::client::{Endpoint, Protocol};
 use crate::interrupt::Undo;
 use crate::kafka::Topic;
 use crate::process::Process;
@@ -26,7 +26,7 @@ const LOG_TAIL: usize = 2_000;
 pub enum Program<'a> {
     /// This tool's bare server.
     Floor,
-    /// The product, with more configuration behind what every measurement needs: whole TOML sections.
+    /// The product, with more configuration over what every measurement needs.
     Notifier { binary: &'a Path, more: &'a str },
 }
 
@@ -35,6 +35,7 @@ pub struct Server {
     child: Child,
     process: Process,
     endpoint: Endpoint,
+    grpc: SocketAddr,
     admin: Admin,
     log: PathBuf,
     _undo: Undo,
@@ -46,7 +47,7 @@ impl Server {
     /// Starts it on free ports of loopback and waits until it is ready.
     pub fn start(program: Program<'_>, topic: &Topic, secret: &str) -> Result<Self> {
         let dir = tempfile::tempdir().context("temporary directory")?;
-        let [client, admin] = free_addresses()?;
+        let [client, grpc, admin] = free_addresses()?;
         let mut command = match program {
             Program::Floor => {
                 let mut command = Command::new(std::env::current_exe().context("own binary")?);
@@ -60,7 +61,8 @@ impl Server {
             }
             Program::Notifier { binary, more } => {
                 let path = dir.path().join("notifier.toml");
-                fs::write(&path, config(client, admin, topic, secret) + more).context("configuration")?;
+                let text = merged(&config(client, grpc, admin, topic, secret), more)?;
+                fs::write(&path, text).context("configuration")?;
                 let mut command = Command::new(binary);
                 command.arg("serve").arg("--config").arg(path);
                 command
@@ -79,7 +81,8 @@ impl Server {
         let mut server = Self {
             child,
             process,
-            endpoint: Endpoint::parse(&format!("ws://{client}"))?,
+            endpoint: Endpoint::parse(&format!("ws://{client}"), Protocol::Websocket, false)?,
+            grpc,
             admin: Admin(admin),
             log,
             _undo: process.kill_on_interrupt(),
@@ -98,6 +101,16 @@ impl Server {
 
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Where clients of that protocol come in; the bare server knows only one.
+    pub fn endpoint_for(&self, protocol: Protocol) -> Result<Endpoint> {
+        let url = match protocol {
+            Protocol::Websocket | Protocol::WebsocketProto => format!("ws://{}", self.endpoint.address),
+            Protocol::Sse => format!("http://{}", self.endpoint.address),
+            Protocol::Grpc => format!("http://{}", self.grpc),
+        };
+        Endpoint::parse(&url, protocol, false)
     }
 
     /// The product's admin port; nobody listens on the bare server's.
@@ -155,7 +168,7 @@ impl Drop for Server {
 }
 
 /// Everything as by default, but what a measurement on loopback needs otherwise.
-fn config(client: SocketAddr, admin: SocketAddr, topic: &Topic, secret: &str) -> String {
+fn config(client: SocketAddr, grpc: SocketAddr, admin: SocketAddr, topic: &Topic, secret: &str) -> String {
     let Topic { brokers, name } = topic;
     format!(
         r#"[node]
@@ -163,7 +176,7 @@ id = "loadtest"
 [client]
 listen = "{client}"
 [grpc]
-listen = "127.0.0.1:0"
+listen = "{grpc}"
 [admin]
 listen = "{admin}"
 [kafka]
@@ -185,6 +198,24 @@ deadline = "5s"
     )
 }
 
+/// One configuration over another: tables are merged, other values replaced.
+fn merged(base: &str, over: &str) -> Result<String> {
+    let mut table: toml::Table = base.parse().context("configuration")?;
+    merge(&mut table, over.parse().context("configuration")?);
+    toml::to_string(&table).context("configuration")
+}
+
+fn merge(base: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(base)), toml::Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
 /// Free now, all held at once so that they differ; nobody else on the machine should be taking
 /// ports at random.
 fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
@@ -197,4 +228,25 @@ fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
         *address = listener.local_addr().context("no free port")?;
     }
     Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_configuration_over_another_keeps_what_it_does_not_name() {
+        let base =
+            "[limits]\nconnects_per_second = 0\n[[limits.delivery]]\npriority = \"low\"\n[drain]\ndeadline = \"5s\"\n";
+        let over = "[store]\nurl = 'sqlite:x'\n[[limits.delivery]]\npriority = \"normal\"\n";
+        let merged: toml::Table = merged(base, over).unwrap().parse().unwrap();
+        assert_eq!(merged["limits"]["connects_per_second"].as_integer(), Some(0));
+        let delivery = merged["limits"]["delivery"].as_array().unwrap();
+        assert_eq!(delivery.len(), 1);
+        assert_eq!(delivery[0]["priority"].as_str(), Some("normal"));
+        assert_eq!(
+            (merged["store"]["url"].as_str(), merged["drain"]["deadline"].as_str()),
+            (Some("sqlite:x"), Some("5s"))
+        );
+    }
 }

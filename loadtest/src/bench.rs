@@ -1,0 +1,172 @@
+//! One scenario on one server, from the first connect to the last event.
+//!
+//! Coordinates: the clients are processes of their own, the events have a thread, and this samples the server
+//! meanwhile. What goes wrong midway ends the run; what was seen until then is kept, and counted as faulty.
+
+mod away;
+mod connect;
+mod events;
+mod sampler;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::latency;
+use crate::report::Report;
+use crate::results::{Phase, Point, Run};
+use crate::scenario::Scenario;
+use crate::target::{self, Args, Kind, Target};
+use crate::workers::Workers;
+use sampler::Sampler;
+
+/// How long one look at the clients takes.
+const TICK: Duration = Duration::from_millis(50);
+/// Listened for duplicates after the last event.
+const AFTERMATH: Duration = Duration::from_millis(500);
+
+/// A run under way.
+pub struct Bench<'a> {
+    scenario: &'a Scenario,
+    target: &'a Target,
+    workers: Workers,
+    sampler: Sampler,
+    phases: Vec<Phase>,
+    /// The server's memory before the first session, in bytes.
+    rss_before: u64,
+    /// Why nothing further can be measured.
+    broken: Option<String>,
+}
+
+/// Runs the scenario once. A failure is in the run, with what was measured before it.
+pub fn run(scenario: &Scenario, args: &Args, kind: Kind, round: usize, per_process: usize) -> Run {
+    let mut run = Run::new(scenario, kind.name(), round);
+    let result = args.start(scenario, kind).and_then(|target| {
+        let measured = measure(scenario, &target, per_process, &mut run, |bench| bench.all());
+        let log = if measured.is_err() { target.log_tail() } else { String::new() };
+        let stopped = target.stop();
+        measured.and_then(|broken| broken.map_or(Ok(()), |broken| Err(anyhow!(broken)))).context(log).and(stopped)
+    });
+    run.error = result.err().map(|error| format!("{error:#}").trim_start_matches(": ").to_owned());
+    run
+}
+
+/// Measures something on a server that is up; the answer is why it could not be ended.
+pub fn measure(
+    scenario: &Scenario,
+    target: &Target,
+    per_process: usize,
+    run: &mut Run,
+    what: impl FnOnce(&mut Bench<'_>) -> Result<()>,
+) -> Result<Option<String>> {
+    let count = target::processes(scenario.sessions.count.most(), per_process, target.meter.process)?;
+    let workers = Workers::start(count, &target.secret)?;
+    let rss_before = target.meter.read()?.rss;
+    let sampler = Sampler::new(&format!("{} on {}", scenario.name, target.kind.name()));
+    let mut bench = Bench { scenario, target, workers, sampler, phases: Vec::new(), rss_before, broken: None };
+    let result = what(&mut bench);
+    bench.sampler.end();
+    run.phases = bench.phases;
+    run.series = bench.sampler.into_points();
+    result.map(|()| bench.broken)
+}
+
+impl Bench<'_> {
+    /// Every step of the scenario.
+    pub fn all(&mut self) -> Result<()> {
+        let steps = &self.scenario.sessions.count.0;
+        for &sessions in steps {
+            let suffix = if steps.len() > 1 { format!(" at {sessions}") } else { String::new() };
+            self.step(sessions, &suffix)?;
+            if self.broken.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects up to so many sessions, then idles and sends events as the scenario says.
+    pub fn step(&mut self, sessions: usize, suffix: &str) -> Result<()> {
+        let events = self.scenario.events.as_ref();
+        if let Some(away) = events.and_then(|events| events.away) {
+            return self.away(sessions, away);
+        }
+        self.connect(sessions, suffix)?;
+        if self.broken.is_none() && self.scenario.sessions.idle.is_some() {
+            self.idle(suffix)?;
+        }
+        match events {
+            Some(events) if self.broken.is_none() => self.events(events, suffix),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks at clients and server for a moment.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is gone.
+    fn tick(&mut self, phase: &str, sent: u64) -> Result<()> {
+        self.workers.listen(TICK)?;
+        self.sampler.look(phase, sent, &mut self.workers, &self.target.meter)?;
+        let (sessions, open) = (self.workers.sessions(), self.workers.open());
+        match self.workers.failures() {
+            Some((failed, first)) if open == 0 && failed >= sessions.min(20) => {
+                Err(anyhow!("no session is open any more, {failed} of {sessions} failed, the first: {first}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Like [`Self::tick`], until then.
+    fn ticks_until(&mut self, end: Instant, phase: &str, sent: u64) -> Result<()> {
+        while Instant::now() < end {
+            self.tick(phase, sent)?;
+        }
+        Ok(())
+    }
+
+    /// Notes why the run ends here.
+    fn breaks(&mut self, error: &anyhow::Error, report: &mut Report) {
+        let why = format!("{error:#}");
+        report.fault(format!("ended early, so these figures are partial: {why}"));
+        self.broken = Some(why);
+    }
+
+    fn note_failures(&self, report: &mut Report) {
+        if let Some((count, first)) = self.workers.failures() {
+            report.fault(format!("{count} connections failed or ended, the first: {first}"));
+        }
+    }
+
+    fn add(&mut self, name: String, mut report: Report, curves: Vec<(&str, &hdrhistogram::Histogram<u64>)>) {
+        report.rename(name);
+        let curves = curves.into_iter().filter(|(_, histogram)| !histogram.is_empty());
+        let curves = curves.map(|(name, histogram)| (name.to_owned(), latency::curve(histogram))).collect();
+        self.sampler.say(&report);
+        self.phases.push(Phase { report, curves });
+    }
+
+    /// Opens the scenario's sessions.
+    pub fn open_all(&mut self) -> Result<()> {
+        self.open_up_to(self.scenario.sessions.count.most())
+    }
+
+    /// Opens sessions until there are so many.
+    pub fn open_up_to(&mut self, sessions: usize) -> Result<()> {
+        self.connect(sessions, &format!(" at {sessions}"))
+    }
+
+    /// What was sampled so far.
+    pub fn points(&self) -> &[Point] {
+        self.sampler.points()
+    }
+
+    pub fn last_phase(&self) -> Option<&Phase> {
+        self.phases.last()
+    }
+
+    pub fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+}
