@@ -33,6 +33,7 @@ mod examples;
 mod forms;
 mod grpc;
 mod handshakes;
+mod health;
 mod hostile;
 mod http;
 mod kafka_faults;
