@@ -4,9 +4,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::harness::{
-    Event, Feed, Kafka, Node, Record, Store, certs::Certs, node::Builder, prometheus::Prometheus,
-};
+use crate::harness::{Event, Feed, Kafka, Node, Record, Store, certs::Certs, node::Builder, prometheus::Prometheus};
 
 fn ago(time: Duration) -> Option<i64> {
     let then = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") - time;

@@ -12,7 +12,7 @@ use crate::harness::{
     Event, Feed, Node, Store,
     certs::Certs,
     command::{COMMAND_DEADLINE, finish, notifier},
-    jwks::Issuer,
+    jwks::{Answer, Issuer},
     process::{Process, command, required},
     token,
 };
@@ -146,7 +146,7 @@ async fn a_pod_is_asked_and_ended_as_the_chart_says() {
 #[tokio::test]
 async fn a_node_exports_every_metric_that_alerts_and_dashboards_name() {
     let certs = Certs::new().await;
-    let issuer = Issuer::start().await;
+    let issuer = Issuer::start(Answer::keys(&[])).await;
     let store = Store::postgres().await;
     let feed = Feed::new(1).await;
     let builder = certs.on_port("grpc", store.of(Node::builder(&feed)));
@@ -174,7 +174,8 @@ async fn the_charts_own_test_sends_and_receives() {
     let node = Node::builder(&feed).set("auth.jwt.issuer", "issuer").set("auth.jwt.audience", "notifier").start().await;
     // Something that waited before is passed over.
     feed.send(&Event::new("helm-test", "older")).await;
-    let send = ["send", "--user", "helm-test", "--type", "helm.test", "--data", "1", "--id", "uid", "--durability", "durable"];
+    let send =
+        ["send", "--user", "helm-test", "--type", "helm.test", "--data", "1", "--id", "uid", "--durability", "durable"];
     finish(node.command(&send)).await.ok();
     let receive = |secret: &str, audience: &str| {
         let mut receive = command("python3");
