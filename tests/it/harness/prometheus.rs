@@ -53,6 +53,8 @@ impl Prometheus {
             (!answer["data"]["result"].as_array()?.is_empty()).then_some(())
         })
         .await;
+        // Before the first scrape there was no node.
+        prometheus.ends("NotifierDown").await;
         prometheus
     }
 
