@@ -98,6 +98,9 @@
 {{- if and .Values.monitoring.kind .Values.networkPolicy.enabled (not .Values.networkPolicy.ingress.monitoring) -}}
 {{- fail "networkPolicy.ingress.monitoring is empty: Prometheus could not reach the admin port" -}}
 {{- end -}}
+{{- if and .Values.ingress.enabled (eq .Values.ingress.controller "alb") .Values.networkPolicy.enabled (not .Values.networkPolicy.ingress.monitoring) -}}
+{{- fail "networkPolicy.ingress.monitoring is empty: the balancer of ingress.controller alb could not ask the admin port for readiness; name its subnets" -}}
+{{- end -}}
 {{- if and .Values.migration.enabled (not (hasPrefix "postgres" $url)) -}}
 {{- fail "migration.enabled needs PostgreSQL in config.store.url" -}}
 {{- end -}}
