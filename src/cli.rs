@@ -2,6 +2,7 @@
 
 mod check_config;
 mod dev;
+mod health;
 mod migrate;
 mod send;
 mod serve;
@@ -29,8 +30,8 @@ use crate::{
 #[derive(Parser)]
 #[command(name = "notifier", version, max_term_width = 100)]
 struct Cli {
-    /// The configuration file; without one, send, tail, token and check-config read .notifier/notifier.toml if
-    /// `notifier dev` has written it
+    /// The configuration file; without one, send, tail, token, health and check-config read .notifier/notifier.toml
+    /// if `notifier dev` has written it
     #[arg(long, short, global = true, value_name = "FILE", env = "NOTIFIER_CONFIG")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -45,6 +46,7 @@ enum Command {
     Tail(tail::Args),
     Token(token::Args),
     Migrate(migrate::Args),
+    Health(health::Args),
     CheckConfig(check_config::Args),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  notifier completions bash > /etc/bash_completion.d/notifier")]
@@ -98,6 +100,7 @@ impl Cli {
             Command::Tail(args) => tail::run(args, &load(file.as_deref())?).await,
             Command::Token(args) => token::run(args, &load(file.as_deref())?),
             Command::Migrate(args) => migrate::run(args, &load(file.as_deref())?).await,
+            Command::Health(args) => health::run(args, &load(file.as_deref())?).await,
             Command::CheckConfig(args) => check_config::run(&args, file.as_deref()),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

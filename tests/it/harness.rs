@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod node;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod raw;
 pub mod script;

@@ -254,6 +254,11 @@ impl Node {
         self.grpc
     }
 
+    /// The admin port's address.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin
+    }
+
     pub fn ws_url(&self) -> String {
         format!("ws://{}/v1/connect", self.client)
     }
