@@ -78,8 +78,8 @@ pub enum Msg {
 pub struct Start {
     /// The last number the client has.
     pub after: Sequence,
-    /// The last number the client has acknowledged.
-    pub acknowledged: Sequence,
+    /// What it has and has not acknowledged.
+    pub window: Window,
     /// Sent before everything else; none when the client has seen it on this connection.
     pub hello: Option<Frame>,
     /// Sent after that.
@@ -100,8 +100,6 @@ pub struct Args {
     pub attachment: Attachment,
     /// Where it begins.
     pub start: Start,
-    /// Whether the protocol lets the client acknowledge in-band: the window counts what is unacknowledged.
-    pub counts_acknowledgements: bool,
     /// The log.
     pub store: Arc<dyn Store>,
     /// Bounds and times.
@@ -163,15 +161,13 @@ impl Actor for Session {
     type Arguments = Args;
 
     async fn pre_start(&self, myself: SessionRef, args: Args) -> Result<State, ActorProcessingErr> {
-        let Args { id, user, device, attachment, start, counts_acknowledgements, store, config, outcomes } = args;
-        let mut window = Window::new(config.window, counts_acknowledgements);
-        window.resume(start.acknowledged, start.after, Instant::now());
+        let Args { id, user, device, attachment, start, store, config, outcomes } = args;
         let mut state = State {
             id,
             user,
             device,
             attachment,
-            window,
+            window: start.window,
             sent: start.after,
             told: start.after,
             untold_since: None,

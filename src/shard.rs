@@ -17,7 +17,7 @@ use crate::{
     ids::{NotificationId, UserId},
     placement::shard,
     store::{journal::Cancelled, writer::CancelReply},
-    user::{self, Attach, UserRef, limiter::Limiter},
+    user::{self, Attach, Request, UserRef, limiter::Limiter},
 };
 
 /// So many users' actors ask at a time what waits since before a crash.
@@ -98,7 +98,7 @@ struct Entry {
 enum Phase {
     Running,
     /// Told to stop; what comes meanwhile waits for the successor.
-    Stopping(Vec<user::Msg>),
+    Stopping(Vec<Request>),
 }
 
 impl Actor for Shard {
@@ -128,9 +128,9 @@ impl Actor for Shard {
             Msg::Events(events) => state.events(&myself, events).await?,
             Msg::Attach(attach) => {
                 let user = attach.user.clone();
-                state.tell(&myself, user, user::Msg::Attach(attach)).await?;
+                state.tell(&myself, user, Request::Attach(attach)).await?;
             }
-            Msg::Cancel(user, id, reply) => state.tell(&myself, user, user::Msg::Cancel(id, reply)).await?,
+            Msg::Cancel(user, id, reply) => state.tell(&myself, user, Request::Cancel(id, reply)).await?,
             Msg::User(user::Outcome::Idle { user, handled, limiter }) => state.idle(user, handled, limiter),
             Msg::User(user::Outcome::Recovered) => state.recover_next(&myself).await?,
         }
@@ -168,7 +168,7 @@ impl State {
             while let Some(next) = events.next_if(|next| next.event.user == user) {
                 run.push(next);
             }
-            self.tell(myself, user, user::Msg::Events(run)).await?;
+            self.tell(myself, user, Request::Events(run)).await?;
         }
         Ok(())
     }
@@ -180,27 +180,27 @@ impl State {
         self.refusing.contains(user)
     }
 
-    /// Passes a message on to the user's actor, which is started when there is none.
-    async fn tell(&mut self, myself: &ShardRef, user: UserId, msg: user::Msg) -> Result<(), ActorProcessingErr> {
+    /// Passes a request on to the user's actor, which is started when there is none.
+    async fn tell(&mut self, myself: &ShardRef, user: UserId, request: Request) -> Result<(), ActorProcessingErr> {
         if let Some(entry) = self.users.get_mut(&user) {
             match &mut entry.phase {
-                Phase::Stopping(waiting) => waiting.push(msg),
+                Phase::Stopping(waiting) => waiting.push(request),
                 Phase::Running => {
                     entry.sent += 1;
                     // A failed actor drops the message, and with it its permits and attachment, which report that.
-                    let _ = entry.actor.cast(msg);
+                    let _ = entry.actor.cast(user::Msg::Request(request));
                 }
             }
             return Ok(());
         }
-        Box::pin(self.start(myself, user, std::iter::once(msg))).await
+        Box::pin(self.start(myself, user, std::iter::once(request))).await
     }
 
     async fn start(
         &mut self,
         myself: &ShardRef,
         user: UserId,
-        msgs: impl Iterator<Item = user::Msg>,
+        requests: impl Iterator<Item = Request>,
     ) -> Result<(), ActorProcessingErr> {
         let args = user::Args {
             user: user.clone(),
@@ -211,9 +211,9 @@ impl State {
         };
         let actor = user::spawn(args, myself.get_cell()).await?;
         let mut sent = 0;
-        for msg in msgs {
+        for request in requests {
             sent += 1;
-            let _ = actor.cast(msg);
+            let _ = actor.cast(user::Msg::Request(request));
         }
         self.by_actor.insert(actor.get_id(), user.clone());
         self.users.insert(user, Entry { actor, sent, phase: Phase::Running });

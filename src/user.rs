@@ -60,14 +60,20 @@ pub struct Config {
     pub receipts: Arc<dyn Receipts>,
 }
 
-/// What a user can be told. The shard counts the first three.
-pub enum Msg {
+/// What the shard asks of a user; both count it.
+pub enum Request {
     /// Events for this user, in order.
     Events(SmallVec<[InFlight; 1]>),
     /// A connection wants a session.
     Attach(Box<Attach>),
     /// A notification must not be delivered any more.
     Cancel(NotificationId, CancelReply),
+}
+
+/// What a user can be told.
+pub enum Msg {
+    /// The shard asks for something.
+    Request(Request),
     /// The store knows where that session begins; it was asked when this was the newest number.
     Opened(Box<Attach>, Opened, Sequence),
     /// The store answered a write.
@@ -113,11 +119,11 @@ impl TryFrom<Msg> for session::Outcome {
 /// What a user tells its shard.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Nothing to do, after this many messages of the shard's: may I stop?
+    /// Nothing to do, after this many requests of the shard's: may I stop?
     Idle {
         /// Who asks.
         user: UserId,
-        /// Messages handled.
+        /// Requests handled.
         handled: u64,
         /// What its successor has to know, if it comes soon.
         limiter: Option<Limiter>,
@@ -157,7 +163,7 @@ struct State {
     outcomes: DerivedActorRef<Outcome>,
     /// Oldest first.
     sessions: SmallVec<[Attached; 1]>,
-    /// Messages of the shard's.
+    /// Requests of the shard's.
     handled: u64,
     /// The highest number that was stored while this actor ran.
     newest: Sequence,
@@ -212,18 +218,7 @@ impl Actor for User {
         state: &mut State,
     ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
         match msg {
-            Msg::Events(events) => {
-                state.handled += 1;
-                state.events(&myself, events);
-            }
-            Msg::Attach(attach) => {
-                state.handled += 1;
-                state.attach(&myself, attach);
-            }
-            Msg::Cancel(id, reply) => {
-                state.handled += 1;
-                state.cancel(id, reply);
-            }
+            Msg::Request(request) => state.request(&myself, request),
             Msg::Opened(_, opened, newest) if opened.head < newest => {
                 state.pending -= 1;
                 state.went_back(opened.head, newest);
@@ -274,6 +269,15 @@ impl Actor for User {
 }
 
 impl State {
+    fn request(&mut self, myself: &UserRef, request: Request) {
+        self.handled += 1;
+        match request {
+            Request::Events(events) => self.events(myself, events),
+            Request::Attach(attach) => self.attach(myself, attach),
+            Request::Cancel(id, reply) => self.cancel(id, reply),
+        }
+    }
+
     fn events(&mut self, myself: &UserRef, events: SmallVec<[InFlight; 1]>) {
         self.last_activity = Instant::now();
         let mut for_all = Batch::new();

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::{Attached, Msg, State, UserRef};
 use crate::{
     ids::{DeviceId, Sequence, SessionId, Since, UserId},
-    session::{self, Attachment, Start},
+    session::{self, Attachment, Start, window::Window},
     store::{Opened, Opening},
     wire::{self, Close, CloseCode, Gap, GapReason},
 };
@@ -76,7 +76,6 @@ impl State {
             device: attach.device,
             attachment: attach.attachment,
             start,
-            counts_acknowledgements: attach.counts_acknowledgements,
             store: self.config.store.clone(),
             config: self.config.session.clone(),
             outcomes: myself.get_derived(),
@@ -96,28 +95,36 @@ impl State {
             let times = (config.session.heartbeat, config.session.reconnect);
             Some(wire::hello(attach.session, &user, &config.store.epoch(), (head, cursor), times))
         };
+        let window = |acknowledged, sent| {
+            let mut window = Window::new(config.session.window, attach.counts_acknowledgements);
+            window.resume(acknowledged, sent, Instant::now());
+            window
+        };
         match &attach.from {
             Origin::Connection { passed, acknowledged } => {
                 // An actor that crashed may have taken the last acknowledgements with it.
                 if *acknowledged > cursor {
                     self.acknowledged(attach.session, attach.device.clone(), *acknowledged, None, None);
                 }
-                Start { after: *passed, acknowledged: *acknowledged, hello: None, gap: None, head }
+                Start { after: *passed, window: window(*acknowledged, *passed), hello: None, gap: None, head }
             }
-            Origin::Cursor => Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: None, head },
+            Origin::Cursor => {
+                Start { after: cursor, window: window(cursor, cursor), hello: hello(cursor), gap: None, head }
+            }
             Origin::Since(since) if *since.epoch == *self.config.store.epoch() && since.seq <= head => {
                 if since.seq > cursor {
                     self.acknowledged(attach.session, attach.device.clone(), since.seq, None, None);
                 }
                 let hello = hello(cursor.max(since.seq));
-                Start { after: since.seq, acknowledged: since.seq, hello, gap: None, head }
+                Start { after: since.seq, window: window(since.seq, since.seq), hello, gap: None, head }
             }
             Origin::Since(since) => {
                 // Nothing up to the cursor can be compared with what the client has.
                 let restored = self.config.store.was(&since.epoch);
                 let reason = if restored { GapReason::Restored } else { GapReason::Epoch };
                 let gap = Gap { from: cursor.min(1), to: cursor, reason };
-                Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: Some(gap), head }
+                let window = window(cursor, cursor);
+                Start { after: cursor, window, hello: hello(cursor), gap: Some(gap), head }
             }
         }
     }

@@ -70,7 +70,7 @@ impl Running {
     fn event(&self, event: Arc<Event>) {
         let number = self.next.get();
         self.next.set(number + 1);
-        self.actor.cast(Msg::Events(smallvec![self.reports.in_flight(number, event)])).unwrap();
+        self.actor.cast(Msg::Request(Request::Events(smallvec![self.reports.in_flight(number, event)]))).unwrap();
     }
 
     async fn stored(&self, count: u64) {
@@ -95,7 +95,7 @@ impl Running {
             counts_acknowledgements: true,
             attachment: Attachment::new(outlet.clone(), number),
         };
-        self.actor.cast(Msg::Attach(Box::new(attach))).unwrap();
+        self.actor.cast(Msg::Request(Request::Attach(Box::new(attach)))).unwrap();
     }
 }
 

@@ -64,7 +64,7 @@ impl Running {
 
     pub(super) fn cancel(&self, id: &str) -> tokio::sync::oneshot::Receiver<Cancelled> {
         let (reply, answer) = tokio::sync::oneshot::channel();
-        self.actor.cast(Msg::Cancel(NotificationId::new(id).unwrap(), reply)).unwrap();
+        self.actor.cast(Msg::Request(Request::Cancel(NotificationId::new(id).unwrap(), reply))).unwrap();
         answer
     }
 }
