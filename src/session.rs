@@ -2,6 +2,7 @@
 //! gets next: what follows in the log while it is behind, what arrives while it is not. It knows no protocol
 //! and no socket: frames go to an [`Outlet`].
 
+mod dormant;
 mod latest;
 pub mod metric;
 mod outcome;
@@ -14,11 +15,12 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, Sp
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use self::{latest::Latest, window::Window};
 pub use self::{
+    dormant::Dormant,
     outcome::{Handed, Outcome, What},
     outlet::{Attachment, Kind, Outgoing, Outlet, Pushed},
 };
+use self::{latest::Latest, window::Window};
 use crate::{
     event::{Event, Notification, UnixMillis, unix_millis_now},
     ids::{DeviceId, Sequence, SessionId, UserId},
@@ -68,6 +70,8 @@ pub enum Msg {
     Drained,
     /// A deadline may have passed.
     CheckDeadlines,
+    /// Answer whether there is nothing to do: with [`What::Rests`] or [`What::Busy`], after all that was said before.
+    Rest,
     /// End the connection and stop.
     Close(Close),
     /// The connection is gone.
@@ -140,13 +144,15 @@ struct State {
     latest: Option<Box<Latest>>,
     /// The outlet takes nothing from this session any more.
     gone: bool,
+    /// It has let go of its connection, and is not needed any more.
+    rests: bool,
     stalled_since: Option<Instant>,
     /// When the one timer that counts will fire.
     timer_at: Option<Instant>,
     store: Arc<dyn Store>,
     config: Arc<Config>,
     outcomes: DerivedActorRef<Outcome>,
-    _counted: metric::Active,
+    _counted: metric::Counted,
 }
 
 #[derive(Clone, Copy)]
@@ -176,12 +182,13 @@ impl Actor for Session {
             outlet_full: false,
             latest: None,
             gone: false,
+            rests: false,
             stalled_since: None,
             timer_at: None,
             store,
             config,
             outcomes,
-            _counted: metric::Active::one(),
+            _counted: metric::Counted::one(metric::Kind::Active),
         };
         if !state.attachment.outlet.attached(state.attachment.number, myself.clone(), start.after) {
             myself.stop(None);
@@ -204,6 +211,10 @@ impl Actor for Session {
         msg: Msg,
         state: &mut State,
     ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
+        if state.rests {
+            // What is left of it is somebody else's.
+            return ready(Ok(()));
+        }
         match msg {
             Msg::Deliver(batch) => state.deliver(&myself, &batch),
             Msg::Grown(head) => {
@@ -214,6 +225,7 @@ impl Actor for Session {
             Msg::Acknowledged(seq) => state.acknowledged(&myself, seq),
             Msg::Drained => state.drained(&myself),
             Msg::CheckDeadlines => state.check_deadlines(&myself),
+            Msg::Rest => state.rest(),
             Msg::Close(close) => state.close(&myself, close),
             Msg::Disconnected => myself.stop(None),
         }
@@ -388,7 +400,7 @@ impl State {
 
     fn leave(&mut self) {
         let first = self.window.acknowledged() + 1;
-        if first <= self.sent {
+        if first <= self.sent && !self.rests {
             let handed_at = self.untold_since.map(|since| since.at);
             self.tell(What::Left { first, last: self.sent, handed_at });
         }

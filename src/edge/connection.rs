@@ -104,22 +104,27 @@ impl Connection {
             tracing::debug!(session = ?self.relay.client.session, %error, "connection lost");
         }
         self.relay.end();
+        self.tell_of_end();
         self.relay.close_socket();
     }
 
     async fn serve(&mut self) -> io::Result<()> {
         loop {
             self.relay.ready().await?;
-            let Todo { attach, close, ended } = self.relay.todo()?;
+            let Todo { attach, wake, close, ended } = self.relay.todo()?;
             if ended {
                 return Ok(());
             }
             if let Some(close) = close {
+                self.tell_of_end();
                 // Boxed, as below: every connection would keep room for what rarely happens.
                 return Box::pin(self.goodbye(&close)).await;
             }
             if attach {
                 Box::pin(self.attach_again()).await;
+            }
+            if wake {
+                self.shared.shards.wake(&self.relay.client.user);
             }
             match self.read()? {
                 Turn::Left => return Ok(()),
@@ -127,6 +132,13 @@ impl Connection {
                 // A client that talks without end has its turn like all others.
                 Turn::MoreToRead => tokio::task::yield_now().await,
             }
+        }
+    }
+
+    /// An actor hears of the end from the relay; a session at rest has none.
+    fn tell_of_end(&self) {
+        if self.relay.ended_at_rest() {
+            self.shared.shards.ended(&self.relay.client.user);
         }
     }
 

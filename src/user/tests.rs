@@ -35,6 +35,7 @@ pub(crate) fn config(store: &Arc<FaultyStore>, sessions_max: usize) -> Arc<Confi
         session: Arc::new(session),
         sessions_max,
         idle_after: IDLE,
+        dormancy: true,
         limits: Limits::default(),
         buffer: buffer::Bounds { items: 1000, bytes: 1 << 20 },
         store,
@@ -61,7 +62,14 @@ impl Running {
     async fn with(store: Arc<FaultyStore>, config: Arc<Config>) -> Self {
         let (shard, asks) = Collector::<Outcome>::spawn().await;
         let writer = config.writer.clone();
-        let args = Args { user: fakes::user(), config, outcomes: shard.get_derived(), limiter: None, recover: false };
+        let args = Args {
+            user: fakes::user(),
+            config,
+            outcomes: shard.get_derived(),
+            limiter: None,
+            asleep: None,
+            recover: false,
+        };
         let actor = spawn(args, shard.get_cell()).await.unwrap();
         Self { actor, store, writer, reports: Reports::new(), asks, next: 0.into() }
     }

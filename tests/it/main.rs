@@ -22,6 +22,7 @@ mod conformance;
 mod dead_letter;
 mod delivery;
 mod dev;
+mod dormancy;
 mod drain;
 mod drain_late;
 mod durable;
