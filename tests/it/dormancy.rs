@@ -145,7 +145,8 @@ async fn crashes_while_asleep_and_while_waking_are_noticed_by_no_client() {
     for (fault, counted) in [("fault.session", "session"), ("fault.user", "user"), ("fault.shard", "shard")] {
         let mut client = node.connect(fault).await;
         feed.send(&Event::new(fault, "before")).await;
-        client.ack(client.one().await.number()).await;
+        let before = client.one().await.number();
+        client.ack(before).await;
         asleep(&node, 1).await;
         // Durable: an event that crashes again and again is a dead letter in the end.
         feed.send(&Event::new(fault, fault)).await;
