@@ -13,7 +13,7 @@ use std::{future::ready, sync::Arc, time::Duration};
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, SpawnErr};
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::{task::AbortHandle, time::Instant};
 
 pub use self::{
     dormant::Dormant,
@@ -148,11 +148,23 @@ struct State {
     rests: bool,
     stalled_since: Option<Instant>,
     /// When the one timer that counts will fire.
-    timer_at: Option<Instant>,
+    timer: Option<Timer>,
     store: Arc<dyn Store>,
     config: Arc<Config>,
     outcomes: DerivedActorRef<Outcome>,
     _counted: metric::Counted,
+}
+
+/// Ends with the session, which it would keep in memory.
+struct Timer {
+    at: Instant,
+    task: AbortHandle,
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -184,7 +196,7 @@ impl Actor for Session {
             gone: false,
             rests: false,
             stalled_since: None,
-            timer_at: None,
+            timer: None,
             store,
             config,
             outcomes,
@@ -427,9 +439,9 @@ impl State {
         }
         let telling = self.untold_since.map(|since| since.tell_at);
         let Some(at) = self.next_deadline().into_iter().chain(telling).min() else { return };
-        if self.timer_at.is_none_or(|armed| at < armed) {
-            self.timer_at = Some(at);
-            drop(myself.send_after(at.saturating_duration_since(now), || Msg::CheckDeadlines));
+        if self.timer.as_ref().is_none_or(|armed| at < armed.at) {
+            let task = myself.send_after(at.saturating_duration_since(now), || Msg::CheckDeadlines).abort_handle();
+            self.timer = Some(Timer { at, task });
         }
     }
 
@@ -441,7 +453,7 @@ impl State {
 
     fn check_deadlines(&mut self, myself: &SessionRef) {
         // An earlier deadline may have taken the place of the one that this timer was set for.
-        self.timer_at = self.timer_at.filter(|at| *at > Instant::now());
+        self.timer.take_if(|timer| timer.at <= Instant::now());
         self.tell_what_is_here();
         if self.next_deadline().is_none_or(|at| at > Instant::now()) {
             return self.watch_deadlines(myself);

@@ -56,7 +56,9 @@ struct Connection {
     shared: Arc<Shared>,
     incoming: Option<Box<WebSocket>>,
     since: Option<Since>,
-    lost: Lost,
+    began: Instant,
+    /// Hardly any connection has lost one.
+    lost: Option<Box<Lost>>,
 }
 
 /// Attachments that were lost.
@@ -65,6 +67,26 @@ struct Lost {
     passed: u64,
     in_a_row: u32,
     at: Instant,
+}
+
+impl Lost {
+    fn new(began: Instant) -> Self {
+        let backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+        Self { backoff, passed: 0, in_a_row: 0, at: began }
+    }
+
+    /// Another one, after so much was passed on: how long to wait before the next. `None`: no more.
+    fn once_more(&mut self, passed: u64) -> Option<Duration> {
+        let served = self.at.elapsed() >= SERVED;
+        self.at = Instant::now();
+        if passed > self.passed || served {
+            self.in_a_row = 0;
+            self.backoff.reset();
+        }
+        self.passed = passed;
+        self.in_a_row += 1;
+        (self.in_a_row <= LOST_MAX).then(|| self.backoff.next_wait())
+    }
 }
 
 impl Connection {
@@ -79,12 +101,8 @@ impl Connection {
             relay,
             shared,
             since,
-            lost: Lost {
-                backoff: Backoff::new(Duration::from_millis(50), Duration::from_millis(500)),
-                passed: 0,
-                in_a_row: 0,
-                at: Instant::now(),
-            },
+            began: Instant::now(),
+            lost: None,
         }
     }
 
@@ -201,20 +219,12 @@ impl Connection {
 
     /// The session's actor, or one above it, is gone; the client notices nothing.
     async fn attach_again(&mut self) {
-        let passed = self.relay.passed();
-        let served = self.lost.at.elapsed() >= SERVED;
-        self.lost.at = Instant::now();
-        if passed > self.lost.passed || served {
-            self.lost.in_a_row = 0;
-            self.lost.backoff.reset();
-        }
-        self.lost.passed = passed;
-        self.lost.in_a_row += 1;
-        if self.lost.in_a_row > LOST_MAX {
+        let lost = self.lost.get_or_insert_with(|| Box::new(Lost::new(self.began)));
+        let Some(wait) = lost.once_more(self.relay.passed()) else {
             let wait = self.shared.config.reconnect;
             return self.relay.close(Close::come_back(CloseCode::TryAgainLater, "the session cannot be served", wait));
-        }
-        tokio::time::sleep(self.lost.backoff.next_wait()).await;
+        };
+        tokio::time::sleep(wait).await;
         let (number, passed, acknowledged) = self.relay.next_attachment();
         // A connection that was never served has no numbers yet: it starts as it first did, and is greeted.
         let from = if self.relay.is_greeted() { Origin::Connection { passed, acknowledged } } else { self.origin() };

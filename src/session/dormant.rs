@@ -58,6 +58,7 @@ impl State {
         let attachment = if self.is_at_rest() { self.attachment.rest(self.window.acknowledged()) } else { None };
         let Some(attachment) = attachment else { return self.tell(What::Busy) };
         self.rests = true;
+        self.timer = None;
         let window = std::mem::replace(&mut self.window, Window::new(self.config.window, false));
         self.tell(What::Rests(Box::new(Dormant {
             id: self.id,

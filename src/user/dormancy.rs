@@ -68,8 +68,8 @@ impl State {
     fn is_idle(&self) -> bool {
         let may_sleep = match self.phase {
             Phase::Awake => self.sessions.is_empty() || (self.config.dormancy && !self.has_waiting()),
-            Phase::Settling { .. } => false,
-            Phase::Asleep => self.held.is_empty(),
+            // It has asked; if the shard says no, something is on its way.
+            Phase::Settling { .. } | Phase::Asleep => false,
         };
         may_sleep && self.pending == 0 && !self.is_recovering()
     }
@@ -85,13 +85,9 @@ impl State {
 
     pub(super) fn check_idle(&mut self) {
         if self.is_idle() && self.last_activity.elapsed() >= self.config.idle_after {
-            // If the shard says no, something is on its way; else the next question is as far off as this one was.
+            // The next question is as far off as this one was.
             self.last_activity = Instant::now();
-            if self.phase == Phase::Awake && !self.sessions.is_empty() {
-                self.settle();
-            } else {
-                self.ask();
-            }
+            if self.sessions.is_empty() { self.ask() } else { self.settle() }
         }
     }
 
