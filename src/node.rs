@@ -58,6 +58,8 @@ const PUBLISH_BYTES: usize = 64 << 20;
 const PUBLISH_EVENTS: usize = 50_000;
 /// How long clients wait at the most before they connect again.
 const RECONNECT: Duration = Duration::from_millis(1500);
+/// How long actors of users without sessions stay when those with sessions never sleep.
+const AWAY_IDLE_AFTER: Duration = Duration::from_secs(30);
 /// Records between a partition's position and the last one read.
 const SPAN_MAX: usize = 100_000;
 /// The runtime must turn at least this often to count as alive.
@@ -291,7 +293,8 @@ fn user_config(
             reconnect: RECONNECT,
         }),
         sessions_max: sessions.per_user_max,
-        idle_after: sessions.idle_after,
+        idle_after: if sessions.idle_after.is_zero() { AWAY_IDLE_AFTER } else { sessions.idle_after },
+        dormancy: !sessions.idle_after.is_zero(),
         limits: limits(&config.limits.delivery),
         buffer: user::buffer::Bounds { items: config.buffer.items, bytes: config.buffer.bytes },
         store,

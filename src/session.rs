@@ -2,6 +2,7 @@
 //! gets next: what follows in the log while it is behind, what arrives while it is not. It knows no protocol
 //! and no socket: frames go to an [`Outlet`].
 
+mod dormant;
 mod latest;
 pub mod metric;
 mod outcome;
@@ -12,13 +13,14 @@ use std::{future::ready, sync::Arc, time::Duration};
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, DerivedActorRef, SpawnErr};
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::{task::AbortHandle, time::Instant};
 
-use self::{latest::Latest, window::Window};
 pub use self::{
+    dormant::Dormant,
     outcome::{Handed, Outcome, What},
     outlet::{Attachment, Kind, Outgoing, Outlet, Pushed},
 };
+use self::{latest::Latest, window::Window};
 use crate::{
     event::{Event, Notification, UnixMillis, unix_millis_now},
     ids::{DeviceId, Sequence, SessionId, UserId},
@@ -68,6 +70,8 @@ pub enum Msg {
     Drained,
     /// A deadline may have passed.
     CheckDeadlines,
+    /// Answer whether there is nothing to do: with [`What::Rests`] or [`What::Busy`], after all that was said before.
+    Rest,
     /// End the connection and stop.
     Close(Close),
     /// The connection is gone.
@@ -78,8 +82,8 @@ pub enum Msg {
 pub struct Start {
     /// The last number the client has.
     pub after: Sequence,
-    /// The last number the client has acknowledged.
-    pub acknowledged: Sequence,
+    /// What it has and has not acknowledged.
+    pub window: Window,
     /// Sent before everything else; none when the client has seen it on this connection.
     pub hello: Option<Frame>,
     /// Sent after that.
@@ -100,8 +104,6 @@ pub struct Args {
     pub attachment: Attachment,
     /// Where it begins.
     pub start: Start,
-    /// Whether the protocol lets the client acknowledge in-band: the window counts what is unacknowledged.
-    pub counts_acknowledgements: bool,
     /// The log.
     pub store: Arc<dyn Store>,
     /// Bounds and times.
@@ -142,13 +144,27 @@ struct State {
     latest: Option<Box<Latest>>,
     /// The outlet takes nothing from this session any more.
     gone: bool,
+    /// It has let go of its connection, and is not needed any more.
+    rests: bool,
     stalled_since: Option<Instant>,
     /// When the one timer that counts will fire.
-    timer_at: Option<Instant>,
+    timer: Option<Timer>,
     store: Arc<dyn Store>,
     config: Arc<Config>,
     outcomes: DerivedActorRef<Outcome>,
-    _counted: metric::Active,
+    _counted: metric::Counted,
+}
+
+/// Ends with the session, which it would keep in memory.
+struct Timer {
+    at: Instant,
+    task: AbortHandle,
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -163,15 +179,13 @@ impl Actor for Session {
     type Arguments = Args;
 
     async fn pre_start(&self, myself: SessionRef, args: Args) -> Result<State, ActorProcessingErr> {
-        let Args { id, user, device, attachment, start, counts_acknowledgements, store, config, outcomes } = args;
-        let mut window = Window::new(config.window, counts_acknowledgements);
-        window.resume(start.acknowledged, start.after, Instant::now());
+        let Args { id, user, device, attachment, start, store, config, outcomes } = args;
         let mut state = State {
             id,
             user,
             device,
             attachment,
-            window,
+            window: start.window,
             sent: start.after,
             told: start.after,
             untold_since: None,
@@ -180,12 +194,13 @@ impl Actor for Session {
             outlet_full: false,
             latest: None,
             gone: false,
+            rests: false,
             stalled_since: None,
-            timer_at: None,
+            timer: None,
             store,
             config,
             outcomes,
-            _counted: metric::Active::one(),
+            _counted: metric::Counted::one(metric::Kind::Active),
         };
         if !state.attachment.outlet.attached(state.attachment.number, myself.clone(), start.after) {
             myself.stop(None);
@@ -208,6 +223,10 @@ impl Actor for Session {
         msg: Msg,
         state: &mut State,
     ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
+        if state.rests {
+            // What is left of it is somebody else's.
+            return ready(Ok(()));
+        }
         match msg {
             Msg::Deliver(batch) => state.deliver(&myself, &batch),
             Msg::Grown(head) => {
@@ -218,6 +237,7 @@ impl Actor for Session {
             Msg::Acknowledged(seq) => state.acknowledged(&myself, seq),
             Msg::Drained => state.drained(&myself),
             Msg::CheckDeadlines => state.check_deadlines(&myself),
+            Msg::Rest => state.rest(),
             Msg::Close(close) => state.close(&myself, close),
             Msg::Disconnected => myself.stop(None),
         }
@@ -392,7 +412,7 @@ impl State {
 
     fn leave(&mut self) {
         let first = self.window.acknowledged() + 1;
-        if first <= self.sent {
+        if first <= self.sent && !self.rests {
             let handed_at = self.untold_since.map(|since| since.at);
             self.tell(What::Left { first, last: self.sent, handed_at });
         }
@@ -419,9 +439,9 @@ impl State {
         }
         let telling = self.untold_since.map(|since| since.tell_at);
         let Some(at) = self.next_deadline().into_iter().chain(telling).min() else { return };
-        if self.timer_at.is_none_or(|armed| at < armed) {
-            self.timer_at = Some(at);
-            drop(myself.send_after(at.saturating_duration_since(now), || Msg::CheckDeadlines));
+        if self.timer.as_ref().is_none_or(|armed| at < armed.at) {
+            let task = myself.send_after(at.saturating_duration_since(now), || Msg::CheckDeadlines).abort_handle();
+            self.timer = Some(Timer { at, task });
         }
     }
 
@@ -433,7 +453,7 @@ impl State {
 
     fn check_deadlines(&mut self, myself: &SessionRef) {
         // An earlier deadline may have taken the place of the one that this timer was set for.
-        self.timer_at = self.timer_at.filter(|at| *at > Instant::now());
+        self.timer.take_if(|timer| timer.at <= Instant::now());
         self.tell_what_is_here();
         if self.next_deadline().is_none_or(|at| at > Instant::now()) {
             return self.watch_deadlines(myself);

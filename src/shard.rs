@@ -8,7 +8,9 @@ use std::{
 };
 
 use parking_lot::RwLock;
-use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use ractor::{
+    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent, actor::messages::BoxedState,
+};
 use smallvec::{SmallVec, smallvec};
 use tokio::{sync::oneshot, time::Instant};
 
@@ -17,13 +19,16 @@ use crate::{
     ids::{NotificationId, UserId},
     placement::shard,
     store::{journal::Cancelled, writer::CancelReply},
-    user::{self, Attach, UserRef, limiter::Limiter},
+    user::{self, Asleep, Attach, Request, UserRef, limiter::Limiter},
 };
 
 /// So many users' actors ask at a time what waits since before a crash.
 const RECOVERING_AT_ONCE: usize = 32;
 /// With so many remembered limiters, those that do not matter any more are swept out.
 const LIMITERS_SWEPT_FROM: usize = 1024;
+
+/// Room for so many users stays.
+const SHRINK_FROM: usize = 256;
 
 /// How a shard actor is spoken to.
 pub type ShardRef = ActorRef<Msg>;
@@ -36,6 +41,10 @@ pub enum Msg {
     Attach(Box<Attach>),
     /// A user's notification must not be delivered any more.
     Cancel(UserId, NotificationId, CancelReply),
+    /// The client of a session at rest said something.
+    Wake(UserId),
+    /// The connection of a session at rest has ended.
+    Ended(UserId),
     /// A user has something to say.
     User(user::Outcome),
 }
@@ -77,6 +86,8 @@ struct State {
     config: Arc<user::Config>,
     users: HashMap<UserId, Entry>,
     by_actor: HashMap<ActorId, UserId>,
+    /// Users without an actor whose clients are connected.
+    asleep: HashMap<UserId, Box<Asleep>>,
     /// Users whose actor crashed: nothing is taken before the sender's first unsettled event.
     refusing: HashSet<UserId>,
     /// Users whose next actor has to look for what waits in the store.
@@ -98,7 +109,7 @@ struct Entry {
 enum Phase {
     Running,
     /// Told to stop; what comes meanwhile waits for the successor.
-    Stopping(Vec<user::Msg>),
+    Stopping(Vec<Request>),
 }
 
 impl Actor for Shard {
@@ -111,6 +122,7 @@ impl Actor for Shard {
             config,
             users: HashMap::new(),
             by_actor: HashMap::new(),
+            asleep: HashMap::new(),
             refusing: HashSet::new(),
             recover_all: waiting.is_none(),
             recover: waiting.into_iter().flatten().collect(),
@@ -128,9 +140,11 @@ impl Actor for Shard {
             Msg::Events(events) => state.events(&myself, events).await?,
             Msg::Attach(attach) => {
                 let user = attach.user.clone();
-                state.tell(&myself, user, user::Msg::Attach(attach)).await?;
+                state.tell(&myself, user, Request::Attach(attach)).await?;
             }
-            Msg::Cancel(user, id, reply) => state.tell(&myself, user, user::Msg::Cancel(id, reply)).await?,
+            Msg::Cancel(user, id, reply) => state.tell(&myself, user, Request::Cancel(id, reply)).await?,
+            Msg::Wake(user) => state.wake(&myself, user).await?,
+            Msg::Ended(user) => state.ended(&user),
             Msg::User(user::Outcome::Idle { user, handled, limiter }) => state.idle(user, handled, limiter),
             Msg::User(user::Outcome::Recovered) => state.recover_next(&myself).await?,
         }
@@ -145,7 +159,7 @@ impl Actor for Shard {
     ) -> Result<(), ActorProcessingErr> {
         match event {
             SupervisionEvent::ActorFailed(user, error) => state.crashed(&user, &error),
-            SupervisionEvent::ActorTerminated(user, ..) => state.stopped(&myself, &user).await?,
+            SupervisionEvent::ActorTerminated(user, left, _) => state.stopped(&myself, &user, left).await?,
             _ => {}
         }
         Ok(())
@@ -168,7 +182,7 @@ impl State {
             while let Some(next) = events.next_if(|next| next.event.user == user) {
                 run.push(next);
             }
-            self.tell(myself, user, user::Msg::Events(run)).await?;
+            self.tell(myself, user, Request::Events(run)).await?;
         }
         Ok(())
     }
@@ -180,44 +194,70 @@ impl State {
         self.refusing.contains(user)
     }
 
-    /// Passes a message on to the user's actor, which is started when there is none.
-    async fn tell(&mut self, myself: &ShardRef, user: UserId, msg: user::Msg) -> Result<(), ActorProcessingErr> {
+    /// Passes a request on to the user's actor, which is started when there is none.
+    async fn tell(&mut self, myself: &ShardRef, user: UserId, request: Request) -> Result<(), ActorProcessingErr> {
         if let Some(entry) = self.users.get_mut(&user) {
             match &mut entry.phase {
-                Phase::Stopping(waiting) => waiting.push(msg),
+                Phase::Stopping(waiting) => waiting.push(request),
                 Phase::Running => {
                     entry.sent += 1;
                     // A failed actor drops the message, and with it its permits and attachment, which report that.
-                    let _ = entry.actor.cast(msg);
+                    let _ = entry.actor.cast(user::Msg::Request(request));
                 }
             }
             return Ok(());
         }
-        Box::pin(self.start(myself, user, std::iter::once(msg))).await
+        Box::pin(self.start(myself, user, std::iter::once(request))).await
     }
 
     async fn start(
         &mut self,
         myself: &ShardRef,
         user: UserId,
-        msgs: impl Iterator<Item = user::Msg>,
+        requests: impl Iterator<Item = Request>,
     ) -> Result<(), ActorProcessingErr> {
         let args = user::Args {
             user: user.clone(),
             config: self.config.clone(),
             outcomes: myself.get_derived(),
             limiter: self.limiters.remove(&user),
+            asleep: self.asleep.remove(&user),
             recover: self.recover.remove(&user) || self.recover_all,
         };
         let actor = user::spawn(args, myself.get_cell()).await?;
         let mut sent = 0;
-        for msg in msgs {
+        for request in requests {
             sent += 1;
-            let _ = actor.cast(msg);
+            let _ = actor.cast(user::Msg::Request(request));
         }
         self.by_actor.insert(actor.get_id(), user.clone());
         self.users.insert(user, Entry { actor, sent, phase: Phase::Running });
         Ok(())
+    }
+
+    /// A connection of the user's has something for its session. Unknown users have none that rests.
+    async fn wake(&mut self, myself: &ShardRef, user: UserId) -> Result<(), ActorProcessingErr> {
+        if self.users.contains_key(&user) || self.asleep.contains_key(&user) {
+            self.tell(myself, user, Request::Wake).await?;
+        }
+        Ok(())
+    }
+
+    /// Nobody is woken only because a connection has ended.
+    fn ended(&mut self, user: &UserId) {
+        match self.users.get_mut(user) {
+            Some(Entry { actor, sent, phase: Phase::Running }) => {
+                *sent += 1;
+                let _ = actor.cast(user::Msg::Request(Request::Ended));
+            }
+            // Its sessions are looked through when it has stopped.
+            Some(Entry { phase: Phase::Stopping(_), .. }) => {}
+            None => {
+                if self.asleep.get_mut(user).is_some_and(|asleep| !asleep.forget_ended(user, &self.config)) {
+                    self.asleep.remove(user);
+                }
+            }
+        }
     }
 
     /// Starts one more of those for whom something waits. One that crashed comes with its next message.
@@ -253,6 +293,14 @@ impl State {
         }
     }
 
+    /// Whoever sleeps must not leave room behind where actors were.
+    fn shrink(&mut self) {
+        if self.users.capacity() > SHRINK_FROM.max(4 * self.users.len()) {
+            self.users.shrink_to(2 * self.users.len());
+            self.by_actor.shrink_to(2 * self.users.len());
+        }
+    }
+
     fn crashed(&mut self, actor: &ActorCell, error: &ActorProcessingErr) {
         let Some(user) = self.by_actor.remove(&actor.get_id()) else { return };
         user::metric::restarted("user");
@@ -262,10 +310,21 @@ impl State {
         self.refusing.insert(user);
     }
 
-    async fn stopped(&mut self, myself: &ShardRef, actor: &ActorCell) -> Result<(), ActorProcessingErr> {
+    async fn stopped(
+        &mut self,
+        myself: &ShardRef,
+        actor: &ActorCell,
+        left: Option<BoxedState>,
+    ) -> Result<(), ActorProcessingErr> {
         let Some(user) = self.by_actor.remove(&actor.get_id()) else { return Ok(()) };
         let Some(Entry { phase: Phase::Stopping(waiting), .. }) = self.users.remove(&user) else { return Ok(()) };
+        if let Some(mut asleep) = user::left_by(left).map(Box::new)
+            && asleep.forget_ended(&user, &self.config)
+        {
+            self.asleep.insert(user.clone(), asleep);
+        }
         if waiting.is_empty() {
+            self.shrink();
             return Ok(());
         }
         self.start(myself, user, waiting.into_iter()).await
@@ -346,6 +405,18 @@ impl Shards {
         let (actor, _) = self.get(self.actor_of(user));
         let _ = actor.cast(Msg::Cancel(user.clone(), id, reply));
         answer.await.ok()
+    }
+
+    /// Says that the client of a session at rest said something. If that is lost on its way, so is the attachment.
+    pub fn wake(&self, user: &UserId) {
+        let (actor, _) = self.get(self.actor_of(user));
+        let _ = actor.cast(Msg::Wake(user.clone()));
+    }
+
+    /// Says that the connection of a session at rest has ended.
+    pub fn ended(&self, user: &UserId) {
+        let (actor, _) = self.get(self.actor_of(user));
+        let _ = actor.cast(Msg::Ended(user.clone()));
     }
 
     /// Asks for a session. If the request is lost on its way, its attachment reports that.

@@ -9,6 +9,7 @@ use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
 
 use self::{
+    dormancy::Phase,
     limiter::{Limiter, Limits},
     traffic::Traffic,
 };
@@ -16,7 +17,7 @@ use crate::{
     event::{Event, InFlight, Notification},
     ids::{NotificationId, Sequence, SessionId, UserId},
     receipt::{Receipt, Receipts},
-    session::{self, Batch, SessionRef},
+    session::{self, Batch, Dormant},
     settlement::Permit,
     state::{Reason, State as Became},
     store::{
@@ -29,12 +30,15 @@ use crate::{
 
 mod attach;
 pub mod buffer;
+mod dormancy;
 mod journal;
 pub mod limiter;
 pub mod metric;
 mod traffic;
 
 pub use attach::{Attach, Origin};
+use attach::{Attached, Serving};
+pub use dormancy::{Asleep, left_by};
 
 /// How a user is spoken to.
 pub type UserRef = ActorRef<Msg>;
@@ -46,8 +50,10 @@ pub struct Config {
     pub session: Arc<session::Config>,
     /// Sessions a user; a further one takes the place of the oldest.
     pub sessions_max: usize,
-    /// A user without sessions and without traffic goes to sleep after this long.
+    /// A user without traffic goes to sleep after this long.
     pub idle_after: Duration,
+    /// Whether that holds for those with open sessions, too.
+    pub dormancy: bool,
     /// How fast their notifications may come while a session is open.
     pub limits: Limits,
     /// How many may wait for that.
@@ -60,14 +66,24 @@ pub struct Config {
     pub receipts: Arc<dyn Receipts>,
 }
 
-/// What a user can be told. The shard counts the first three.
-pub enum Msg {
+/// What the shard asks of a user; both count it.
+pub enum Request {
     /// Events for this user, in order.
     Events(SmallVec<[InFlight; 1]>),
     /// A connection wants a session.
     Attach(Box<Attach>),
     /// A notification must not be delivered any more.
     Cancel(NotificationId, CancelReply),
+    /// The client of a session at rest said something.
+    Wake,
+    /// The connection of a session at rest has ended.
+    Ended,
+}
+
+/// What a user can be told.
+pub enum Msg {
+    /// The shard asks for something.
+    Request(Request),
     /// The store knows where that session begins; it was asked when this was the newest number.
     Opened(Box<Attach>, Opened, Sequence),
     /// The store answered a write.
@@ -82,6 +98,10 @@ pub enum Msg {
     Session(session::Outcome),
     /// The user may have nothing to do any more.
     CheckIdle,
+    /// Go on with what was held while the sessions rested.
+    Rouse,
+    /// The store says where the log of one that slept ends; it was known to be at this number.
+    Compared(Opened, Sequence),
 }
 
 impl From<Written> for Msg {
@@ -113,11 +133,11 @@ impl TryFrom<Msg> for session::Outcome {
 /// What a user tells its shard.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Nothing to do, after this many messages of the shard's: may I stop?
+    /// Nothing to do, after this many requests of the shard's: may I stop?
     Idle {
         /// Who asks.
         user: UserId,
-        /// Messages handled.
+        /// Requests handled.
         handled: u64,
         /// What its successor has to know, if it comes soon.
         limiter: Option<Limiter>,
@@ -136,6 +156,8 @@ pub struct Args {
     pub outcomes: DerivedActorRef<Outcome>,
     /// What an earlier actor of this user has let go.
     pub limiter: Option<Limiter>,
+    /// What is left of sessions that rest.
+    pub asleep: Option<Box<Asleep>>,
     /// Whether something may wait in the store that no actor knows of.
     pub recover: bool,
 }
@@ -157,7 +179,10 @@ struct State {
     outcomes: DerivedActorRef<Outcome>,
     /// Oldest first.
     sessions: SmallVec<[Attached; 1]>,
-    /// Messages of the shard's.
+    phase: Phase,
+    /// What came while it was not awake.
+    held: Vec<Request>,
+    /// Requests of the shard's.
     handled: u64,
     /// The highest number that was stored while this actor ran.
     newest: Sequence,
@@ -172,26 +197,26 @@ struct State {
     _counted: metric::Active,
 }
 
-struct Attached {
-    id: SessionId,
-    actor: SessionRef,
-}
-
 impl Actor for User {
     type Msg = Msg;
     type State = State;
     type Arguments = Args;
 
     async fn pre_start(&self, myself: UserRef, args: Args) -> Result<State, ActorProcessingErr> {
-        let Args { user, config, outcomes, limiter, recover } = args;
+        let Args { user, config, outcomes, limiter, asleep, recover } = args;
+        let is_asleep = asleep.is_some();
+        let Asleep { newest, acknowledged, sessions } = asleep.map_or_else(Asleep::default, |asleep| *asleep);
+        let attached = |dormant: Box<Dormant>| Attached::new(dormant.id, Serving::Asleep(dormant));
         let mut state = State {
             user,
             config,
             outcomes,
-            sessions: SmallVec::new(),
+            sessions: sessions.into_iter().map(attached).collect(),
+            phase: if is_asleep { Phase::Asleep } else { Phase::Awake },
+            held: Vec::new(),
             handled: 0,
-            newest: 0,
-            acknowledged: 0,
+            newest,
+            acknowledged,
             traffic: limiter.map(|limiter| Box::new(Traffic::new(limiter))),
             pending: 0,
             last_activity: Instant::now(),
@@ -212,25 +237,17 @@ impl Actor for User {
         state: &mut State,
     ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
         match msg {
-            Msg::Events(events) => {
-                state.handled += 1;
-                state.events(&myself, events);
-            }
-            Msg::Attach(attach) => {
-                state.handled += 1;
-                state.attach(&myself, attach);
-            }
-            Msg::Cancel(id, reply) => {
-                state.handled += 1;
-                state.cancel(id, reply);
-            }
+            Msg::Request(request) => state.requested(&myself, request),
             Msg::Opened(_, opened, newest) if opened.head < newest => {
                 state.pending -= 1;
                 state.went_back(opened.head, newest);
             }
-            Msg::Opened(attach, opened, _) => {
+            msg @ (Msg::Opened(..) | Msg::Rouse) => {
                 return Either::Right(Box::pin(async move {
-                    state.opened(&myself, *attach, opened).await?;
+                    match msg {
+                        Msg::Opened(attach, opened, _) => state.opened(&myself, *attach, opened).await?,
+                        _ => state.rouse(&myself).await?,
+                    }
                     state.watch_idleness(&myself);
                     Ok(())
                 }));
@@ -242,7 +259,8 @@ impl Actor for User {
                 state.folded(&myself, folded);
             }
             Msg::Release => state.release(&myself),
-            Msg::Session(outcome) => state.session(outcome),
+            Msg::Session(outcome) => state.session(&myself, outcome),
+            Msg::Compared(opened, newest) => state.compared(opened, newest),
             Msg::CheckIdle => {
                 state.timer_armed = false;
                 state.check_idle();
@@ -274,6 +292,17 @@ impl Actor for User {
 }
 
 impl State {
+    fn request(&mut self, myself: &UserRef, request: Request) {
+        self.handled += 1;
+        match request {
+            Request::Events(events) => self.events(myself, events),
+            Request::Attach(attach) => self.attach(myself, attach),
+            Request::Cancel(id, reply) => self.cancel(id, reply),
+            // All are awake.
+            Request::Wake | Request::Ended => {}
+        }
+    }
+
     fn events(&mut self, myself: &UserRef, events: SmallVec<[InFlight; 1]>) {
         self.last_activity = Instant::now();
         let mut for_all = Batch::new();
@@ -321,7 +350,7 @@ impl State {
         let Some(named) = named else { return for_all.push(encoded(None, event)) };
         self.push(std::mem::take(for_all));
         for attached in self.sessions.iter().filter(|attached| Some(attached.id) == named) {
-            let _ = attached.actor.cast(session::Msg::Deliver(smallvec![encoded(None, event)]));
+            attached.cast(session::Msg::Deliver(smallvec![encoded(None, event)]));
         }
     }
 
@@ -329,9 +358,9 @@ impl State {
     fn push(&self, batch: Batch) {
         let Some((last, others)) = self.sessions.split_last().filter(|_| !batch.is_empty()) else { return };
         for attached in others {
-            let _ = attached.actor.cast(session::Msg::Deliver(batch.clone()));
+            attached.cast(session::Msg::Deliver(batch.clone()));
         }
-        let _ = last.actor.cast(session::Msg::Deliver(batch));
+        last.cast(session::Msg::Deliver(batch));
     }
 
     fn written(&mut self, myself: &UserRef, written: Written) {
@@ -387,7 +416,7 @@ impl State {
     fn grown(&mut self, seq: Sequence) {
         self.newest = self.newest.max(seq);
         for attached in &self.sessions {
-            let _ = attached.actor.cast(session::Msg::Grown(seq));
+            attached.cast(session::Msg::Grown(seq));
         }
     }
 
@@ -399,32 +428,13 @@ impl State {
     }
 
     fn ended(&mut self, myself: &UserRef, session: &ActorCell) {
-        self.sessions.retain(|attached| attached.actor.get_id() != session.get_id());
+        let Some(at) = self.sessions.iter().position(|attached| attached.is(session)) else { return };
+        self.sessions.remove(at);
         self.last_activity = Instant::now();
+        // What it said at last may not have been read yet.
+        self.disturbed(myself);
         if self.sessions.is_empty() {
             self.release_all(myself);
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && self.pending == 0 && !self.is_recovering()
-    }
-
-    /// Keeps one timer going while there is no session.
-    fn watch_idleness(&mut self, myself: &UserRef) {
-        if self.is_idle() && !self.timer_armed {
-            self.timer_armed = true;
-            let at = self.last_activity + self.config.idle_after;
-            drop(myself.send_after(at.saturating_duration_since(Instant::now()), || Msg::CheckIdle));
-        }
-    }
-
-    fn check_idle(&mut self) {
-        if self.is_idle() && self.last_activity.elapsed() >= self.config.idle_after {
-            // If the shard says no, something is on its way; else the next question is as far off as this one was.
-            self.last_activity = Instant::now();
-            let (user, handled, limiter) = (self.user.clone(), self.handled, self.limiter());
-            let _ = self.outcomes.send_message(Outcome::Idle { user, handled, limiter });
         }
     }
 }

@@ -175,7 +175,6 @@ impl Config {
             ("log.dedup_window", log.dedup_window),
             ("log.ack_deadline", log.ack_deadline),
             ("sessions.heartbeat", sessions.heartbeat),
-            ("sessions.idle_after", sessions.idle_after),
             ("sessions.slow_deadline", sessions.slow_deadline),
             ("sessions.issued_ttl", sessions.issued_ttl),
             ("limits.handshake_deadline", limits.handshake_deadline),

@@ -106,7 +106,7 @@ pub struct Sessions {
     pub heartbeat: Duration,
     /// How many sessions a user can have open; one more closes the oldest (4003).
     pub per_user_max: usize,
-    /// After this long without traffic, a user's actors stop and give their memory back; the connections stay.
+    /// After this long without traffic, a user's actors stop and give their memory back; the connections stay, and the next notification or acknowledgement starts them again. `"0s"`: they run as long as a session is open.
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub idle_after: Duration,

@@ -56,7 +56,9 @@ struct Connection {
     shared: Arc<Shared>,
     incoming: Option<Box<WebSocket>>,
     since: Option<Since>,
-    lost: Lost,
+    began: Instant,
+    /// Hardly any connection has lost one.
+    lost: Option<Box<Lost>>,
 }
 
 /// Attachments that were lost.
@@ -65,6 +67,26 @@ struct Lost {
     passed: u64,
     in_a_row: u32,
     at: Instant,
+}
+
+impl Lost {
+    fn new(began: Instant) -> Self {
+        let backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+        Self { backoff, passed: 0, in_a_row: 0, at: began }
+    }
+
+    /// Another one, after so much was passed on: how long to wait before the next. `None`: no more.
+    fn once_more(&mut self, passed: u64) -> Option<Duration> {
+        let served = self.at.elapsed() >= SERVED;
+        self.at = Instant::now();
+        if passed > self.passed || served {
+            self.in_a_row = 0;
+            self.backoff.reset();
+        }
+        self.passed = passed;
+        self.in_a_row += 1;
+        (self.in_a_row <= LOST_MAX).then(|| self.backoff.next_wait())
+    }
 }
 
 impl Connection {
@@ -79,12 +101,8 @@ impl Connection {
             relay,
             shared,
             since,
-            lost: Lost {
-                backoff: Backoff::new(Duration::from_millis(50), Duration::from_millis(500)),
-                passed: 0,
-                in_a_row: 0,
-                at: Instant::now(),
-            },
+            began: Instant::now(),
+            lost: None,
         }
     }
 
@@ -104,22 +122,27 @@ impl Connection {
             tracing::debug!(session = ?self.relay.client.session, %error, "connection lost");
         }
         self.relay.end();
+        self.tell_of_end();
         self.relay.close_socket();
     }
 
     async fn serve(&mut self) -> io::Result<()> {
         loop {
             self.relay.ready().await?;
-            let Todo { attach, close, ended } = self.relay.todo()?;
+            let Todo { attach, wake, close, ended } = self.relay.todo()?;
             if ended {
                 return Ok(());
             }
             if let Some(close) = close {
+                self.tell_of_end();
                 // Boxed, as below: every connection would keep room for what rarely happens.
                 return Box::pin(self.goodbye(&close)).await;
             }
             if attach {
                 Box::pin(self.attach_again()).await;
+            }
+            if wake {
+                self.shared.shards.wake(&self.relay.client.user);
             }
             match self.read()? {
                 Turn::Left => return Ok(()),
@@ -127,6 +150,13 @@ impl Connection {
                 // A client that talks without end has its turn like all others.
                 Turn::MoreToRead => tokio::task::yield_now().await,
             }
+        }
+    }
+
+    /// An actor hears of the end from the relay; a session at rest has none.
+    fn tell_of_end(&self) {
+        if self.relay.ended_at_rest() {
+            self.shared.shards.ended(&self.relay.client.user);
         }
     }
 
@@ -189,20 +219,12 @@ impl Connection {
 
     /// The session's actor, or one above it, is gone; the client notices nothing.
     async fn attach_again(&mut self) {
-        let passed = self.relay.passed();
-        let served = self.lost.at.elapsed() >= SERVED;
-        self.lost.at = Instant::now();
-        if passed > self.lost.passed || served {
-            self.lost.in_a_row = 0;
-            self.lost.backoff.reset();
-        }
-        self.lost.passed = passed;
-        self.lost.in_a_row += 1;
-        if self.lost.in_a_row > LOST_MAX {
+        let lost = self.lost.get_or_insert_with(|| Box::new(Lost::new(self.began)));
+        let Some(wait) = lost.once_more(self.relay.passed()) else {
             let wait = self.shared.config.reconnect;
             return self.relay.close(Close::come_back(CloseCode::TryAgainLater, "the session cannot be served", wait));
-        }
-        tokio::time::sleep(self.lost.backoff.next_wait()).await;
+        };
+        tokio::time::sleep(wait).await;
         let (number, passed, acknowledged) = self.relay.next_attachment();
         // A connection that was never served has no numbers yet: it starts as it first did, and is greeted.
         let from = if self.relay.is_greeted() { Origin::Connection { passed, acknowledged } } else { self.origin() };

@@ -99,6 +99,12 @@ struct State {
     /// A session was told that the queue is full and waits for room.
     refused: bool,
     lost: bool,
+    /// Its session has nothing to do and has no actor: whoever has news says so to the shard.
+    rests: bool,
+    /// There is such news.
+    wake: bool,
+    /// The session was told to end the connection.
+    closing: bool,
     close: Option<Close>,
     ended: bool,
 }
@@ -116,6 +122,8 @@ struct Chunk {
 pub(super) struct Todo {
     /// Nobody serves the connection: attach again.
     pub(super) attach: bool,
+    /// Its session is at rest, and there is something for it.
+    pub(super) wake: bool,
     /// Say goodbye.
     pub(super) close: Option<Close>,
     /// The socket is gone.
@@ -149,22 +157,6 @@ impl Relay {
         }
     }
 
-    /// Begins another attachment; earlier ones do not count any more. The number, and the last numbers passed
-    /// on and acknowledged.
-    pub(super) fn next_attachment(&self) -> (u64, Sequence, Sequence) {
-        let mut state = self.state.lock();
-        state.attachment += 1;
-        state.session = None;
-        state.lost = false;
-        state.refused = false;
-        (state.attachment, state.passed, state.acknowledged)
-    }
-
-    /// The last number passed on.
-    pub(super) fn passed(&self) -> Sequence {
-        self.state.lock().passed
-    }
-
     /// Takes an acknowledgement from the client; `false`: it names what was never sent.
     pub(super) fn acknowledge(&self, seq: Sequence) -> bool {
         let mut state = self.state.lock();
@@ -173,8 +165,14 @@ impl Relay {
         }
         if seq > state.acknowledged {
             state.acknowledged = seq;
-            if let Some(session) = &state.session {
-                let _ = session.cast(session::Msg::Acknowledged(seq));
+            match &state.session {
+                Some(session) => _ = session.cast(session::Msg::Acknowledged(seq)),
+                None if state.rests => {
+                    state.wake = true;
+                    self.woken.notify_one();
+                }
+                // Whoever attaches asks what was acknowledged.
+                None => {}
             }
         }
         true
@@ -193,8 +191,12 @@ impl Relay {
 
     /// Ends the connection behind everything that its session has been given so far.
     pub(super) fn close_in_order(&self, close: Close) {
-        let session = self.state.lock().session.clone();
+        let mut state = self.state.lock();
+        // Under the lock, so that the session does not rest with this unread.
+        state.closing = true;
+        let session = state.session.as_ref();
         if session.is_none_or(|session| session.cast(session::Msg::Close(close.clone())).is_err()) {
+            drop(state);
             self.close(close);
         }
     }
@@ -266,12 +268,8 @@ impl Relay {
         let close = state.close.clone();
         let attach = state.lost && close.is_none() && !state.ended;
         state.lost &= !attach;
-        Ok(Todo { attach, close, ended: state.ended })
-    }
-
-    /// Whether a session has ever served the connection.
-    pub(super) fn is_greeted(&self) -> bool {
-        self.state.lock().greeted
+        let wake = std::mem::take(&mut state.wake) && state.rests;
+        Ok(Todo { attach, wake, close, ended: state.ended })
     }
 
     /// Queues what the protocol wants before the first frame.

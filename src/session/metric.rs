@@ -10,7 +10,8 @@ const CONFLATED: &str = "notifier_conflated_total";
 
 static SLOW: LazyLock<Counter> = LazyLock::new(|| counter!(SLOW_CONSUMERS));
 static REPLACED: LazyLock<Counter> = LazyLock::new(|| counter!(CONFLATED));
-static ACTIVE: LazyLock<Gauge> = LazyLock::new(|| gauge!(SESSIONS, "state" => "active"));
+static SESSIONS_AS: LazyLock<[Gauge; 2]> =
+    LazyLock::new(|| ["active", "dormant"].map(|state| gauge!(SESSIONS, "state" => state)));
 
 /// Registers names and meanings.
 pub fn describe() {
@@ -19,8 +20,7 @@ pub fn describe() {
     describe_counter!(CONFLATED, "Transient notifications that newer ones replaced while their session was slow");
     SLOW.increment(0);
     REPLACED.increment(0);
-    ACTIVE.set(0.0);
-    gauge!(SESSIONS, "state" => "dormant").set(0.0);
+    SESSIONS_AS.iter().for_each(|gauge| gauge.set(0.0));
 }
 
 pub(super) fn conflated() {
@@ -31,18 +31,27 @@ pub(super) fn slow_consumer() {
     SLOW.increment(1);
 }
 
-/// Counts a running session actor for as long as it lives, however it ends.
-pub(super) struct Active;
+/// What a session is counted as.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// An actor runs for it.
+    Active,
+    /// None does.
+    Dormant,
+}
 
-impl Active {
-    pub(super) fn one() -> Self {
-        ACTIVE.increment(1.0);
-        Self
+/// Counts a session for as long as it lives, however it ends.
+pub(super) struct Counted(Kind);
+
+impl Counted {
+    pub(super) fn one(kind: Kind) -> Self {
+        SESSIONS_AS[kind as usize].increment(1.0);
+        Self(kind)
     }
 }
 
-impl Drop for Active {
+impl Drop for Counted {
     fn drop(&mut self) {
-        ACTIVE.decrement(1.0);
+        SESSIONS_AS[self.0 as usize].decrement(1.0);
     }
 }

@@ -1,5 +1,6 @@
 //! What a session tells its user's actor.
 
+use super::Dormant;
 use crate::{
     event::UnixMillis,
     ids::{DeviceId, NotificationId, Sequence, SessionId},
@@ -18,7 +19,6 @@ pub struct Handed {
 }
 
 /// What a session tells its user's actor.
-#[derive(Debug)]
 pub struct Outcome {
     /// Who says it.
     pub session: SessionId,
@@ -29,7 +29,6 @@ pub struct Outcome {
 }
 
 /// What has happened at a session.
-#[derive(Debug)]
 pub enum What {
     /// The client acknowledged up to this number.
     Acknowledged {
@@ -53,4 +52,8 @@ pub enum What {
         /// When it was given those that were not told of, if there are any.
         handed_at: Option<UnixMillis>,
     },
+    /// It has nothing to do, and has let go of its connection: this is left of it. The last thing that it says.
+    Rests(Box<Dormant>),
+    /// It does not rest.
+    Busy,
 }

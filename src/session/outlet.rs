@@ -17,6 +17,11 @@ pub trait Outlet: Send + Sync {
     fn close(&self, attachment: u64, close: Close);
     /// The session serves the connection from here on, with what follows the number; `false`: it is gone.
     fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool;
+    /// Nobody serves the connection until it is attached again, by the number that this gives. `None`: it is busy, or
+    /// has news: more than this was acknowledged, or it ends.
+    fn rest(&self, attachment: u64, acknowledged: Sequence) -> Option<u64>;
+    /// Whether it rests since that number was given, and is not ending.
+    fn rests(&self, attachment: u64) -> bool;
     /// Whoever held the attachment is gone without a close: attach again.
     fn lost(&self, attachment: u64);
 }

@@ -44,14 +44,15 @@ impl Setup {
             heartbeat: SLOW,
             reconnect: Duration::from_secs(1),
         };
-        let start = Start { after: self.after, acknowledged: self.after, hello: None, gap: self.gap, head };
+        let mut window = Window::new(config.window, true);
+        window.resume(self.after, self.after, Instant::now());
+        let start = Start { after: self.after, window, hello: None, gap: self.gap, head };
         let args = Args {
             id: SessionId::random(),
             user: user(),
             device: None,
             attachment: Attachment::new(self.outlet.clone(), 1),
             start,
-            counts_acknowledgements: true,
             store: self.store.clone(),
             config: Arc::new(config),
             outcomes: outcomes.get_derived(),

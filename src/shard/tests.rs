@@ -18,6 +18,8 @@ use crate::{
     user::tests::{IDLE, config},
 };
 
+mod sleep;
+
 struct Running {
     shard: ShardRef,
     store: Arc<FaultyStore>,

@@ -1,12 +1,12 @@
 //! How a connection gets a session: where it begins, from what the client says and what the log knows.
 
-use ractor::ActorProcessingErr;
+use ractor::{ActorCell, ActorProcessingErr};
 use tokio::time::Instant;
 
-use super::{Attached, Msg, State, UserRef};
+use super::{Msg, State, UserRef};
 use crate::{
     ids::{DeviceId, Sequence, SessionId, Since, UserId},
-    session::{self, Attachment, Start},
+    session::{self, Attachment, Dormant, SessionRef, Start, window::Window},
     store::{Opened, Opening},
     wire::{self, Close, CloseCode, Gap, GapReason},
 };
@@ -42,6 +42,44 @@ pub enum Origin {
     },
 }
 
+/// A connection's session.
+pub(super) struct Attached {
+    pub(super) id: SessionId,
+    pub(super) serving: Serving,
+    /// Whether it has to answer whether it rests.
+    pub(super) asked: bool,
+}
+
+/// Who serves a connection.
+pub(super) enum Serving {
+    Awake(SessionRef),
+    /// Nobody, as long as nothing happens.
+    Asleep(Box<Dormant>),
+}
+
+impl Serving {
+    pub(super) fn dormant(self) -> Option<Box<Dormant>> {
+        if let Self::Asleep(dormant) = self { Some(dormant) } else { None }
+    }
+}
+
+impl Attached {
+    pub(super) fn new(id: SessionId, serving: Serving) -> Self {
+        Self { id, serving, asked: false }
+    }
+
+    /// Tells its actor something. While it has none, everything that is for sessions is held before.
+    pub(super) fn cast(&self, msg: session::Msg) {
+        if let Serving::Awake(actor) = &self.serving {
+            let _ = actor.cast(msg);
+        }
+    }
+
+    pub(super) fn is(&self, session: &ActorCell) -> bool {
+        matches!(&self.serving, Serving::Awake(actor) if actor.get_id() == session.get_id())
+    }
+}
+
 impl State {
     pub(super) fn attach(&mut self, myself: &UserRef, attach: Box<Attach>) {
         self.last_activity = Instant::now();
@@ -61,29 +99,40 @@ impl State {
         self.pending -= 1;
         // A session of an earlier attachment of the same connection has nobody to talk to any more.
         if let Some(at) = self.sessions.iter().position(|old| old.id == attach.session) {
-            self.sessions.remove(at).actor.stop(None);
+            if let Serving::Awake(actor) = self.sessions.remove(at).serving {
+                actor.stop(None);
+            }
         }
         let is_new = !matches!(attach.from, Origin::Connection { .. });
         if is_new && self.sessions.len() >= self.config.sessions_max {
             let oldest = self.sessions.remove(0);
             let close = Close::new(CloseCode::Replaced, "replaced by a newer session");
-            let _ = oldest.actor.cast(session::Msg::Close(close));
+            oldest.cast(session::Msg::Close(close));
         }
         let start = self.start(&attach, opened);
-        let args = session::Args {
-            id: attach.session,
+        let args = self.session_args(myself, (attach.session, attach.device), attach.attachment, start);
+        let actor = session::spawn(args, myself.get_cell()).await?;
+        self.sessions.push(Attached::new(attach.session, Serving::Awake(actor)));
+        Ok(())
+    }
+
+    pub(super) fn session_args(
+        &self,
+        myself: &UserRef,
+        (id, device): (SessionId, Option<DeviceId>),
+        attachment: Attachment,
+        start: Start,
+    ) -> session::Args {
+        session::Args {
+            id,
             user: self.user.clone(),
-            device: attach.device,
-            attachment: attach.attachment,
+            device,
+            attachment,
             start,
-            counts_acknowledgements: attach.counts_acknowledgements,
             store: self.config.store.clone(),
             config: self.config.session.clone(),
             outcomes: myself.get_derived(),
-        };
-        let actor = session::spawn(args, myself.get_cell()).await?;
-        self.sessions.push(Attached { id: attach.session, actor });
-        Ok(())
+        }
     }
 
     fn start(&mut self, attach: &Attach, opened: Opened) -> Start {
@@ -96,28 +145,36 @@ impl State {
             let times = (config.session.heartbeat, config.session.reconnect);
             Some(wire::hello(attach.session, &user, &config.store.epoch(), (head, cursor), times))
         };
+        let window = |acknowledged, sent| {
+            let mut window = Window::new(config.session.window, attach.counts_acknowledgements);
+            window.resume(acknowledged, sent, Instant::now());
+            window
+        };
         match &attach.from {
             Origin::Connection { passed, acknowledged } => {
                 // An actor that crashed may have taken the last acknowledgements with it.
                 if *acknowledged > cursor {
                     self.acknowledged(attach.session, attach.device.clone(), *acknowledged, None, None);
                 }
-                Start { after: *passed, acknowledged: *acknowledged, hello: None, gap: None, head }
+                Start { after: *passed, window: window(*acknowledged, *passed), hello: None, gap: None, head }
             }
-            Origin::Cursor => Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: None, head },
+            Origin::Cursor => {
+                Start { after: cursor, window: window(cursor, cursor), hello: hello(cursor), gap: None, head }
+            }
             Origin::Since(since) if *since.epoch == *self.config.store.epoch() && since.seq <= head => {
                 if since.seq > cursor {
                     self.acknowledged(attach.session, attach.device.clone(), since.seq, None, None);
                 }
                 let hello = hello(cursor.max(since.seq));
-                Start { after: since.seq, acknowledged: since.seq, hello, gap: None, head }
+                Start { after: since.seq, window: window(since.seq, since.seq), hello, gap: None, head }
             }
             Origin::Since(since) => {
                 // Nothing up to the cursor can be compared with what the client has.
                 let restored = self.config.store.was(&since.epoch);
                 let reason = if restored { GapReason::Restored } else { GapReason::Epoch };
                 let gap = Gap { from: cursor.min(1), to: cursor, reason };
-                Start { after: cursor, acknowledged: cursor, hello: hello(cursor), gap: Some(gap), head }
+                let window = window(cursor, cursor);
+                Start { after: cursor, window, hello: hello(cursor), gap: Some(gap), head }
             }
         }
     }

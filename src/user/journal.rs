@@ -1,9 +1,11 @@
 //! What a user's actor says in the journal: who was given what, who has acknowledged it, what was taken back.
 
-use super::State;
+use tokio::time::Instant;
+
+use super::{State, UserRef};
 use crate::{
     event::unix_millis_now,
-    ids::{DeviceId, NotificationId, Sequence, SessionId},
+    ids::{DeviceId, NotificationId, Sequence, SessionId, UserId},
     session::{self, Handed, What, window::Taken},
     state::{Reason, State as Became},
     store::{Acknowledgement, journal::Step, writer::CancelReply},
@@ -11,10 +13,13 @@ use crate::{
 };
 
 impl State {
-    pub(super) fn session(&mut self, outcome: session::Outcome) {
+    pub(super) fn session(&mut self, myself: &UserRef, outcome: session::Outcome) {
         let session::Outcome { session, device, what } = outcome;
         match what {
+            What::Rests(dormant) => self.rests(myself, dormant),
+            What::Busy => self.busy(myself, session),
             What::Acknowledged { seq, ids, gaps, handed } => {
+                self.last_activity = Instant::now();
                 self.acknowledged(session, device, seq, Some(Taken { ids, gaps }), handed);
             }
             What::Handed(handed) => {
@@ -80,25 +85,8 @@ impl State {
         self.config.writer.acknowledge(Acknowledgement { user: self.user.clone(), device, seq }, steps);
     }
 
-    fn step(
-        &self,
-        state: Became,
-        (first, last): (Sequence, Sequence),
-        session: SessionId,
-        device: Option<DeviceId>,
-    ) -> Step {
-        Step {
-            user: self.user.clone(),
-            first,
-            last,
-            ids: Vec::new(),
-            state,
-            reason: None,
-            session: Some(session.into()),
-            device,
-            handed_at: None,
-            at: unix_millis_now(),
-        }
+    fn step(&self, state: Became, numbers: (Sequence, Sequence), session: SessionId, device: Option<DeviceId>) -> Step {
+        step(&self.user, state, numbers, session, device)
     }
 
     /// Sees that a notification is not delivered, wherever it is by now. It goes the way of the writes, so that an
@@ -108,6 +96,28 @@ impl State {
             traffic.buffer.remove(&id);
         }
         self.config.writer.cancel(self.user.clone(), id, reply);
+    }
+}
+
+/// What has become of these numbers at a session.
+pub(super) fn step(
+    user: &UserId,
+    state: Became,
+    (first, last): (Sequence, Sequence),
+    session: SessionId,
+    device: Option<DeviceId>,
+) -> Step {
+    Step {
+        user: user.clone(),
+        first,
+        last,
+        ids: Vec::new(),
+        state,
+        reason: None,
+        session: Some(session.into()),
+        device,
+        handed_at: None,
+        at: unix_millis_now(),
     }
 }
 

@@ -11,6 +11,7 @@ const RESTARTS: &str = "notifier_actor_restarts_total";
 const USERS: &str = "notifier_users_active";
 const LIMITED: &str = "notifier_rate_limited_total";
 const BUFFERED: &str = "notifier_buffered_notifications";
+const WOKEN: &str = "notifier_user_wakeups_total";
 const WAITED: &str = "notifier_buffer_outcomes_total";
 
 static BUFFERED_OF: LazyLock<[Gauge; Priority::COUNT]> =
@@ -24,6 +25,7 @@ static WAITED_AS: LazyLock<[Counter; Waited::ALL.len()]> =
     LazyLock::new(|| Waited::ALL.map(|outcome| counter!(WAITED, "outcome" => outcome.as_str())));
 static EVENT: LazyLock<[Counter; Event::ALL.len()]> =
     LazyLock::new(|| Event::ALL.map(|e| counter!(EVENTS, "outcome" => e.as_str())));
+static WOKE: LazyLock<Counter> = LazyLock::new(|| counter!(WOKEN));
 static ACTIVE: LazyLock<Gauge> = LazyLock::new(|| gauge!(USERS));
 
 /// What became of an event.
@@ -110,7 +112,9 @@ pub fn describe() {
     describe_gauge!(USERS, "Users with a running actor");
     describe_counter!(LIMITED, "Events that were over their user's limit, by whether that was only counted");
     describe_gauge!(BUFFERED, "Notifications that wait for their users' limits");
+    describe_counter!(WOKEN, "Users whose sessions rested and got actors again");
     LazyLock::force(&EVENT);
+    WOKE.increment(0);
     describe_counter!(WAITED, "Notifications that waited for their users' limits, by what became of them");
     LazyLock::force(&LIMITED_OF);
     LazyLock::force(&WAITED_AS);
@@ -131,6 +135,11 @@ pub(super) fn rate_limited(priority: Priority, dry_run: bool) {
 
 pub(super) fn waited(outcome: Waited) {
     WAITED_AS[outcome as usize].increment(1);
+}
+
+/// A user's sessions go on after they have rested.
+pub(super) fn woken() {
+    WOKE.increment(1);
 }
 
 /// One more, or one less, waits.

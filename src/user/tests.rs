@@ -35,6 +35,7 @@ pub(crate) fn config(store: &Arc<FaultyStore>, sessions_max: usize) -> Arc<Confi
         session: Arc::new(session),
         sessions_max,
         idle_after: IDLE,
+        dormancy: true,
         limits: Limits::default(),
         buffer: buffer::Bounds { items: 1000, bytes: 1 << 20 },
         store,
@@ -61,7 +62,14 @@ impl Running {
     async fn with(store: Arc<FaultyStore>, config: Arc<Config>) -> Self {
         let (shard, asks) = Collector::<Outcome>::spawn().await;
         let writer = config.writer.clone();
-        let args = Args { user: fakes::user(), config, outcomes: shard.get_derived(), limiter: None, recover: false };
+        let args = Args {
+            user: fakes::user(),
+            config,
+            outcomes: shard.get_derived(),
+            limiter: None,
+            asleep: None,
+            recover: false,
+        };
         let actor = spawn(args, shard.get_cell()).await.unwrap();
         Self { actor, store, writer, reports: Reports::new(), asks, next: 0.into() }
     }
@@ -70,7 +78,7 @@ impl Running {
     fn event(&self, event: Arc<Event>) {
         let number = self.next.get();
         self.next.set(number + 1);
-        self.actor.cast(Msg::Events(smallvec![self.reports.in_flight(number, event)])).unwrap();
+        self.actor.cast(Msg::Request(Request::Events(smallvec![self.reports.in_flight(number, event)]))).unwrap();
     }
 
     async fn stored(&self, count: u64) {
@@ -95,7 +103,7 @@ impl Running {
             counts_acknowledgements: true,
             attachment: Attachment::new(outlet.clone(), number),
         };
-        self.actor.cast(Msg::Attach(Box::new(attach))).unwrap();
+        self.actor.cast(Msg::Request(Request::Attach(Box::new(attach)))).unwrap();
     }
 }
 

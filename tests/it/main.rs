@@ -24,6 +24,7 @@ mod conformance;
 mod dead_letter;
 mod delivery;
 mod dev;
+mod dormancy;
 mod drain;
 mod drain_late;
 mod durable;

@@ -117,6 +117,34 @@ async fn a_connection_begins_where_its_client_said_until_it_was_served() {
     assert!(matches!(request(&asked).from, Origin::Connection { passed: 9, acknowledged: 0 }));
 }
 
+/// Ends, or says something, while its session is at rest.
+#[tokio::test(start_paused = true)]
+async fn a_connection_tells_the_shard_what_its_resting_session_cannot_hear() {
+    for ends in [false, true] {
+        let (shared, session, asked) = scene().await;
+        let relay = start(&shared, session, None);
+        settled().await;
+        let _first = request(&asked);
+        let (actor, _) = Collector::<session::Msg>::spawn().await;
+        assert!(relay.attached(1, actor, 9));
+        assert_eq!(relay.rest(1, 0), Some(2));
+        settled().await;
+        assert!(asked.lock().is_empty(), "nothing to tell");
+        if ends {
+            Relay::close(&relay, Close::new(CloseCode::Replaced, "ended by the API"));
+        } else {
+            assert!(relay.acknowledge(4));
+        }
+        tokio::time::sleep(GOODBYE * 2).await;
+        let told: Vec<_> = asked.lock().drain(..).collect();
+        match &told[..] {
+            [shard::Msg::Wake(of)] => assert!(!ends && *of == user()),
+            [shard::Msg::Ended(of)] => assert!(ends && *of == user()),
+            _ => panic!("{} messages", told.len()),
+        }
+    }
+}
+
 /// Nobody flushes here: what is pushed waits in the queue.
 #[tokio::test]
 async fn a_client_that_leaves_is_answered_behind_what_was_queued() {

@@ -1,6 +1,6 @@
 //! The session's side of a relay: it pushes frames, which are queued within bounds and written by the flusher.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{Chunk, FLUSH_AT_ITEMS, Relay};
 use crate::{
@@ -68,17 +68,68 @@ impl Outlet for Arc<Relay> {
         // What was acknowledged while nobody served the connection.
         let _ = session.cast(session::Msg::Acknowledged(state.acknowledged));
         state.session = Some(session);
+        state.rests = false;
         state.greeted = true;
         true
+    }
+
+    fn rest(&self, attachment: u64, acknowledged: Sequence) -> Option<u64> {
+        let mut state = self.state.lock();
+        let is_ending = state.ended || state.closing || state.close.is_some();
+        let has_news = state.acknowledged > acknowledged || state.refused || !state.queue.is_empty();
+        if state.attachment != attachment || is_ending || has_news {
+            return None;
+        }
+        state.queue = VecDeque::new();
+        state.session = None;
+        state.rests = true;
+        state.attachment += 1;
+        Some(state.attachment)
+    }
+
+    fn rests(&self, attachment: u64) -> bool {
+        let state = self.state.lock();
+        state.attachment == attachment && state.rests && state.close.is_none() && !state.ended
     }
 
     fn lost(&self, attachment: u64) {
         let mut state = self.state.lock();
         if state.attachment == attachment && state.close.is_none() && !state.ended {
             state.session = None;
+            state.rests = false;
             state.lost = true;
             drop(state);
             self.woken.notify_one();
         }
+    }
+}
+
+impl Relay {
+    /// Begins another attachment; earlier ones do not count any more. The number, and the last numbers passed
+    /// on and acknowledged.
+    pub(in crate::edge) fn next_attachment(&self) -> (u64, Sequence, Sequence) {
+        let mut state = self.state.lock();
+        state.attachment += 1;
+        state.session = None;
+        state.lost = false;
+        state.rests = false;
+        state.refused = false;
+        (state.attachment, state.passed, state.acknowledged)
+    }
+
+    /// The last number passed on.
+    pub(in crate::edge) fn passed(&self) -> Sequence {
+        self.state.lock().passed
+    }
+
+    /// Whether a session has ever served the connection.
+    pub(in crate::edge) fn is_greeted(&self) -> bool {
+        self.state.lock().greeted
+    }
+
+    /// Whether it has ended with its session at rest, so that nobody else says so; true once.
+    pub(in crate::edge) fn ended_at_rest(&self) -> bool {
+        let mut state = self.state.lock();
+        (state.ended || state.close.is_some()) && std::mem::take(&mut state.rests)
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     wire::{CloseCode, Control, Frame, Gap, GapReason},
 };
 
+mod rest;
 mod stream;
 mod tls;
 

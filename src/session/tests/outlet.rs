@@ -38,6 +38,8 @@ struct State {
     refused: usize,
     closes: Vec<Close>,
     lost: usize,
+    rests: bool,
+    acknowledged: Sequence,
     session: Option<SessionRef>,
     begins_after: Sequence,
 }
@@ -101,6 +103,30 @@ impl FakeOutlet {
     /// How often an attachment that counts was lost.
     pub(crate) fn lost_count(&self) -> usize {
         self.state.lock().lost
+    }
+
+    /// Its client acknowledges, as a connection tells its session; whether one serves it.
+    pub(crate) fn acknowledge(&self, seq: Sequence) -> bool {
+        let mut state = self.state.lock();
+        state.acknowledged = seq;
+        let session = state.session.as_ref();
+        session.is_some_and(|session| session.cast(crate::session::Msg::Acknowledged(seq)).is_ok())
+    }
+
+    /// Its client has gone.
+    pub(crate) fn leave(&self) {
+        let mut state = self.state.lock();
+        state.rests = false;
+        // Nobody attaches again.
+        state.attachment += 1;
+        if let Some(session) = state.session.take() {
+            let _ = session.cast(crate::session::Msg::Disconnected);
+        }
+    }
+
+    /// Whether nobody serves it because there is nothing to do.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.state.lock().rests
     }
 
     /// The session that serves it.
@@ -167,9 +193,27 @@ impl Outlet for FakeOutlet {
         if state.attachment != attachment {
             return false;
         }
+        let _ = session.cast(crate::session::Msg::Acknowledged(state.acknowledged));
         state.session = Some(session);
+        state.rests = false;
         state.begins_after = begins_after;
         true
+    }
+
+    fn rest(&self, attachment: u64, acknowledged: Sequence) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.attachment != attachment || state.acknowledged > acknowledged || state.room == Some(0) {
+            return None;
+        }
+        state.session = None;
+        state.rests = true;
+        state.attachment += 1;
+        Some(state.attachment)
+    }
+
+    fn rests(&self, attachment: u64) -> bool {
+        let state = self.state.lock();
+        state.attachment == attachment && state.rests
     }
 
     fn lost(&self, attachment: u64) {

@@ -64,7 +64,7 @@ impl Running {
 
     pub(super) fn cancel(&self, id: &str) -> tokio::sync::oneshot::Receiver<Cancelled> {
         let (reply, answer) = tokio::sync::oneshot::channel();
-        self.actor.cast(Msg::Cancel(NotificationId::new(id).unwrap(), reply)).unwrap();
+        self.actor.cast(Msg::Request(Request::Cancel(NotificationId::new(id).unwrap(), reply))).unwrap();
         answer
     }
 }
@@ -145,7 +145,8 @@ async fn a_crash_loses_nothing_that_waits_and_nothing_overtakes_it() {
     user.store.delay(Call::Backlog, Duration::from_secs(2));
     let (shard, _) = Collector::<Outcome>::spawn().await;
     let config = Arc::new(limited(&user.store));
-    let args = Args { user: fakes::user(), config, outcomes: shard.get_derived(), limiter: None, recover: true };
+    let args =
+        Args { user: fakes::user(), config, outcomes: shard.get_derived(), limiter: None, asleep: None, recover: true };
     let next = Running { actor: spawn(args, shard.get_cell()).await.unwrap(), ..user };
     next.send(&["5"]);
     next.event(transient(&fakes::user(), "t"));
@@ -341,7 +342,8 @@ async fn a_crash_with_writes_under_way_loses_nothing_that_waits_and_owes_its_dig
     user.actor.kill();
     let (shard, _) = Collector::<Outcome>::spawn().await;
     let config = Arc::new(Config { writer: user.writer.clone(), ..limited(&user.store) });
-    let args = Args { user: fakes::user(), config, outcomes: shard.get_derived(), limiter: None, recover: true };
+    let args =
+        Args { user: fakes::user(), config, outcomes: shard.get_derived(), limiter: None, asleep: None, recover: true };
     let next = Running { actor: spawn(args, shard.get_cell()).await.unwrap(), ..user };
     tokio::time::sleep(Duration::from_secs(10)).await;
     // What was under way comes again: its permits were lost with the actor.
