@@ -1,4 +1,4 @@
-//! The table of members in PostgreSQL, and claims ([`super::claims`]). It has connections of its own, so that a renewal
+//! The table of members in PostgreSQL, and, in `claims`, who owns what. It has connections of its own, so that a renewal
 //! never waits for whatever else a node asks of the store, and its calls give up early: a connection that is dead must
 //! not cost a node that is alive its life.
 
