@@ -48,7 +48,9 @@ struct Process {
     next_turn: u64,
     next_renewal: u64,
     is_trying: bool,
-    /// The last moment at which it did not renew, or was not heard by more than half.
+    /// Whether it renews, and is heard by more than half.
+    is_well: bool,
+    /// The last moment at which that was not so.
     unwell: u64,
 }
 
@@ -75,6 +77,8 @@ pub(super) struct World {
     links: Vec<Vec<bool>>,
     mail: BTreeMap<(u64, u64), Mail>,
     sent: u64,
+    /// Something has happened that may have made somebody well or unwell.
+    has_changed: bool,
 }
 
 fn shape(view: &View) -> Vec<(Incarnation, State)> {
@@ -96,18 +100,22 @@ impl World {
             links: vec![vec![true; hosts]; hosts],
             mail: BTreeMap::new(),
             sent: 0,
+            has_changed: true,
         };
         for at in 0..hosts {
             let process = world.process(at);
             world.processes.push(process);
             world.run(100);
         }
-        world.run(3000 + 2000 * hosts as u64);
-        assert_eq!(world.view().candidates().len(), hosts, "all have joined");
+        while world.view().candidates().len() < hosts || !world.has_settled() {
+            assert!(world.now < 120_000, "all join");
+            world.run(500);
+        }
         world
     }
 
     fn process(&mut self, at: usize) -> Process {
+        self.has_changed = true;
         let number = self.started;
         self.started += 1;
         self.places.insert(incarnation(number), at);
@@ -122,6 +130,7 @@ impl World {
             next_turn: self.now + self.random.random_range(0..300),
             next_renewal: self.now + self.random.random_range(0..1000),
             is_trying: false,
+            is_well: false,
             unwell: self.now,
         }
     }
@@ -148,6 +157,7 @@ impl World {
     }
 
     pub(super) fn set(&mut self, at: usize, host: Host) {
+        self.has_changed = true;
         self.processes[at].host = host;
     }
 
@@ -160,15 +170,18 @@ impl World {
     }
 
     pub(super) fn link(&mut self, from: usize, to: usize, works: bool) {
+        self.has_changed = true;
         self.links[from][to] = works;
     }
 
     pub(super) fn reach_store(&mut self, at: usize, reaches: bool) {
+        self.has_changed = true;
         self.processes[at].reaches_store = reaches;
     }
 
     /// All links work, all see the store, nothing is frozen.
     pub(super) fn heal(&mut self) {
+        self.has_changed = true;
         self.links.iter_mut().flatten().for_each(|link| *link = true);
         for process in &mut self.processes {
             process.reaches_store = true;
@@ -219,18 +232,25 @@ impl World {
 
     fn look_after_health(&mut self) {
         for at in 0..self.processes.len() {
-            let me = self.incarnation(at);
-            if let Host::Frozen(until) = self.processes[at].host
-                && until <= self.now
-            {
-                self.processes[at].host = Host::Runs;
+            if matches!(self.processes[at].host, Host::Frozen(until) if until <= self.now) {
+                self.set(at, Host::Runs);
             }
-            let hearing = self.living.iter().filter(|one| **one == me || self.hear_each_other(**one, me)).count();
-            let is_well = self.is_there(me) && self.processes[at].reaches_store && hearing * 2 > self.living.len();
-            if !is_well {
+        }
+        for at in 0..self.processes.len() {
+            if self.has_changed {
+                self.processes[at].is_well = self.is_well(at);
+            }
+            if !self.processes[at].is_well {
                 self.processes[at].unwell = self.now;
             }
         }
+        self.has_changed = false;
+    }
+
+    fn is_well(&self, at: usize) -> bool {
+        let me = self.incarnation(at);
+        let hearing = self.living.iter().filter(|one| **one == me || self.hear_each_other(**one, me)).count();
+        self.is_there(me) && self.processes[at].reaches_store && hearing * 2 > self.living.len()
     }
 
     fn deliver(&mut self, mail: Mail) {
@@ -308,7 +328,7 @@ impl World {
         let me = self.incarnation(at);
         let renewed = self.table.renew(me);
         if !renewed.is_alive {
-            self.processes[at].host = Host::Refuses;
+            self.set(at, Host::Refuses);
             return;
         }
         if renewed.version != self.processes[at].known.version {
@@ -384,6 +404,7 @@ impl World {
         assert!(self.history.insert(version, shape(&after)).is_none(), "each version is made once");
         self.check(&before, &after);
         self.living = super::living(&after);
+        self.has_changed = true;
         if self.incarnation(at) == by && self.processes[at].arrival.is_none() && self.is_there(by) {
             self.read(at);
         }
