@@ -103,6 +103,11 @@ text_id! {
     NotificationId
 }
 
+text_id! {
+    /// A node: the same in all its incarnations, and unique in its cluster.
+    NodeId
+}
+
 impl NotificationId {
     /// A new one: a UUID of version 7 (RFC 9562), which sorts by time and is unique by its random bits.
     #[must_use]
@@ -172,6 +177,43 @@ impl From<SessionId> for SessionTag {
 impl fmt::Display for SessionTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}", self.0)
+    }
+}
+
+/// One life of a node's process. What it owned it has lost when it ends; its successor is another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Incarnation(Uuid);
+
+impl Incarnation {
+    /// A new one.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+
+    /// Reads the form that `Display` writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let id = Uuid::try_parse(text).ok()?;
+        (id.simple().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(Self(id))
+    }
+
+    /// Its sixteen bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.simple().fmt(f)
+    }
+}
+
+impl fmt::Debug for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -251,6 +293,14 @@ mod tests {
         let tag = SessionTag::from(id);
         assert_eq!(tag.to_string(), id.to_string()[..8], "nor does the journal");
         assert_eq!((SessionTag::parse(&tag.to_string()), SessionTag::parse(&id.to_string())), (Some(tag), None));
+    }
+
+    #[test]
+    fn an_incarnation_reads_only_what_it_writes() {
+        let one = Incarnation::random();
+        assert_eq!(Incarnation::parse(&one.to_string()), Some(one));
+        assert_eq!(Incarnation::parse(&one.to_string().to_uppercase()), None);
+        assert_ne!(one, Incarnation::random());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 // Values and pure logic.
 pub mod backoff;
+pub mod cluster;
 pub mod event;
 #[cfg(test)]
 pub(crate) mod fakes;

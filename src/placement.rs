@@ -1,5 +1,7 @@
-//! Which shard a user belongs to, and which lane runs a shard. Pure, and fixed for ever: a cluster's
+//! Which shard a user belongs to, and which node should own which shard. Pure, and fixed for ever: a cluster's
 //! nodes, old and new, must agree.
+
+pub mod assignment;
 
 use xxhash_rust::xxh3::xxh3_64;
 

@@ -1,7 +1,9 @@
 //! The store as the rest sees it: a log per user, and cursors. Engines are behind [`Store`]: in memory, for as long
 //! as the process lives; SQLite, for one node; PostgreSQL.
 
+pub mod claims;
 pub mod journal;
+pub mod membership;
 pub mod memory;
 pub mod metric;
 mod page;

@@ -2,9 +2,11 @@
 //! are still this process's. Reads and takes have connections of their own, so that they never wait for writes.
 
 mod append;
+mod claims;
 mod days;
 mod fence;
 mod journal;
+pub mod membership;
 mod positions;
 pub(in crate::store) mod queries;
 mod sessions;

@@ -17,6 +17,7 @@ pub(super) struct Schema(pub(super) &'static [(&'static str, &'static str)]);
 pub(super) const POSTGRES: Schema = Schema(&[
     ("log", include_str!("../../migrations/postgres/0001_log.sql")),
     ("states", include_str!("../../migrations/postgres/0002_states.sql")),
+    ("membership", include_str!("../../migrations/postgres/0003_membership.sql")),
 ]);
 /// SQLite's.
 pub(super) const SQLITE: Schema = Schema(&[

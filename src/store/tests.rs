@@ -1,11 +1,13 @@
 //! A store whose answers fail or come late, for tests of those who ask; and what every engine promises.
 
 mod bounds;
+mod claims;
 mod contract;
 mod databases;
 mod faults;
 mod journal;
 mod measure;
+mod membership;
 mod plans;
 mod states;
 

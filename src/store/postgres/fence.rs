@@ -60,12 +60,15 @@ impl From<Failure> for Error {
 /// caller wait for the old answer.
 macro_rules! call {
     ($pool:expr, |$connection:ident| $call:expr) => {
+        $crate::store::postgres::fence::call!($pool, $crate::store::postgres::WRITE_TIMEOUT, |$connection| $call)
+    };
+    ($pool:expr, $timeout:expr, |$connection:ident| $call:expr) => {
         match $pool.acquire().await {
             Err(error) => Err(error),
             Ok(mut held) => {
                 let answer = {
                     let $connection = &mut *held;
-                    tokio::time::timeout($crate::store::postgres::WRITE_TIMEOUT, $call).await
+                    tokio::time::timeout($timeout, $call).await
                 };
                 answer.unwrap_or_else(|_| {
                     drop(held.detach());

@@ -85,7 +85,8 @@ impl PostgresStore {
     /// Why a position did not move.
     async fn explain(&self, log: &LogName, partition: i32, held: Held) -> Result<(), Error> {
         self.check_epoch().await?;
-        let look = "select owner, epoch, position from partition_claims where topic = $1 and partition = $2";
+        let look =
+            "select coalesce(owner, ''), epoch, position from partition_claims where topic = $1 and partition = $2";
         let found: Option<(String, i64, i64)> = ask!(self.reads, |connection| sqlx::query_as(look)
             .bind(&log.topic)
             .bind(partition)

@@ -1,0 +1,71 @@
+//! Whether a node may join: nobody who must not be there is.
+
+use std::collections::HashMap;
+
+use super::{
+    changes::{Change, Refused},
+    view::{Member, Node, View},
+};
+use crate::ids::{Incarnation, NodeId};
+
+/// A rival whose counter has stood still for so many looks, a second apart, is dead.
+const LOOKS: u32 = 6;
+
+/// Who answers at a rival's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answered {
+    /// The rival itself.
+    Rival,
+    /// Its host says that nothing listens there, or another node answers: the newcomer itself, mostly.
+    NotTheRival,
+    /// Nobody, as yet; or it has no address.
+    Nobody,
+}
+
+/// What a newcomer may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Join, by this change.
+    Join(Change),
+    /// Look again in a second.
+    Wait,
+    /// Nothing: that node is alive. The newcomer ends.
+    Occupied(NodeId),
+    /// It has joined: an earlier attempt, whose answer was lost, has happened.
+    Joined,
+}
+
+/// What a newcomer has seen of its rivals.
+#[derive(Debug, Default)]
+pub struct Arrival {
+    /// Each one's counter at the first look, and how many looks there were.
+    seen: HashMap<Incarnation, (u64, u32)>,
+}
+
+impl Arrival {
+    /// Looks at a view that was just read. To be asked once a second, with who answers at the addresses of each of
+    /// [`View::rivals`].
+    pub fn look(&mut self, view: &View, newcomer: &Node, answered: impl Fn(&Member) -> Answered) -> Verdict {
+        let (mut dead, mut waits) = (Vec::new(), false);
+        for rival in view.rivals(newcomer).into_iter().filter(|it| it.node.incarnation != newcomer.incarnation) {
+            let one = rival.node.incarnation;
+            let (first, looks) = self.seen.entry(one).or_insert((rival.counter, 0));
+            *looks += 1;
+            let has_moved = rival.counter != *first;
+            match answered(rival) {
+                Answered::Rival => return Verdict::Occupied(rival.node.id.clone()),
+                _ if has_moved => return Verdict::Occupied(rival.node.id.clone()),
+                Answered::Nobody if *looks < LOOKS => waits = true,
+                Answered::NotTheRival | Answered::Nobody => dead.push(one),
+            }
+        }
+        if waits {
+            return Verdict::Wait;
+        }
+        match view.join(newcomer.clone(), &dead) {
+            Ok(change) => Verdict::Join(change),
+            Err(Refused::Rival { id }) => Verdict::Occupied(id),
+            Err(_) => Verdict::Joined,
+        }
+    }
+}

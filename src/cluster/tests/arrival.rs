@@ -1,0 +1,76 @@
+//! Who may join.
+
+use std::time::Duration;
+
+use super::{
+    super::{
+        arrival::{Answered, Arrival, Verdict},
+        view::Node,
+    },
+    apply, incarnation, living, node, table,
+};
+
+#[test]
+fn a_second_live_node_of_the_same_name_is_refused() {
+    let mut table = table(3);
+    let newcomer = node("n1", 9);
+    let look = |arrival: &mut Arrival, table: &super::Table, answered| {
+        arrival.look(&table.view(Duration::ZERO), &newcomer, |_| answered)
+    };
+    let occupied = Verdict::Occupied(newcomer.id.clone());
+    assert_eq!(look(&mut Arrival::default(), &table, Answered::Rival), occupied, "it answers");
+    let mut arrival = Arrival::default();
+    assert_eq!(look(&mut arrival, &table, Answered::Nobody), Verdict::Wait);
+    table.renew(incarnation(1));
+    assert_eq!(look(&mut arrival, &table, Answered::Nobody), occupied, "it renews its row");
+    let mut arrival = Arrival::default();
+    assert_eq!(look(&mut arrival, &table, Answered::Nobody), Verdict::Wait);
+    table.renew(incarnation(1));
+    assert_eq!(look(&mut arrival, &table, Answered::NotTheRival), occupied, "at another address, it seems");
+}
+
+#[test]
+fn a_node_that_comes_back_declares_its_former_self_dead() {
+    let mut table = table(3);
+    let newcomer = node("n1", 9);
+    let read = table.view(Duration::ZERO);
+    let mut asked = Vec::new();
+    let verdict = Arrival::default().look(&read, &newcomer, |rival| {
+        assert_eq!(rival.node.incarnation, incarnation(1));
+        Answered::NotTheRival
+    });
+    asked.push(verdict);
+    let Some(Verdict::Join(change)) = asked.pop() else { panic!("at once") };
+    apply(&mut table, &change);
+    assert_eq!(living(&table.view(Duration::ZERO)), [incarnation(0), incarnation(2), incarnation(9)]);
+    let again = Arrival::default().look(&table.view(Duration::ZERO), &newcomer, |_| Answered::Rival);
+    assert_eq!(again, Verdict::Joined, "the first attempt's answer was lost");
+}
+
+#[test]
+fn where_nobody_answers_a_counter_that_stands_still_is_enough() {
+    let table = table(2);
+    let mut arrival = Arrival::default();
+    for _ in 0..5 {
+        let verdict = arrival.look(&table.view(Duration::ZERO), &node("n1", 9), |_| Answered::Nobody);
+        assert_eq!(verdict, Verdict::Wait);
+    }
+    let verdict = arrival.look(&table.view(Duration::ZERO), &node("n1", 9), |_| Answered::Nobody);
+    assert!(matches!(verdict, Verdict::Join(_)));
+}
+
+#[test]
+fn who_shares_its_store_with_nobody_is_met_by_all() {
+    let mut table = table(0);
+    let alone = Node { is_alone: true, addresses: Vec::new(), ..node("x", 1) };
+    let read = table.view(Duration::ZERO);
+    let Verdict::Join(change) = Arrival::default().look(&read, &alone, |_| unreachable!("nobody is there")) else {
+        panic!("nobody is there");
+    };
+    apply(&mut table, &change);
+    let mut arrival = Arrival::default();
+    assert_eq!(arrival.look(&table.view(Duration::ZERO), &node("y", 2), |_| Answered::Nobody), Verdict::Wait);
+    table.renew(incarnation(1));
+    let verdict = arrival.look(&table.view(Duration::ZERO), &node("y", 2), |_| Answered::Nobody);
+    assert_eq!(verdict, Verdict::Occupied(alone.id));
+}
