@@ -1,12 +1,18 @@
 //! Compiles `proto/` into Rust without a `protoc` program: protox parses, prost generates messages, tonic servers.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use prost::Message as _;
 use tonic_build::manual::{Builder, Method, MethodBuilder, Service};
 
 const ROOT: &str = "proto";
 const PACKAGE_DIR: &str = "proto/atlas/notifier/v1";
+const LINK: &str = "proto/atlas/notifier/link/v1/link.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
@@ -23,6 +29,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("descriptors.binpb"), descriptors.encode_to_vec())?;
     prost_build::Config::new().compile_fds(descriptors)?;
     Builder::new().build_client(false).build_transport(false).compile(&services());
+    link(&out)
+}
+
+/// What nodes of one cluster say to each other: not part of the contract, nor of what reflection shows.
+fn link(out: &Path) -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed={LINK}");
+    let mut config = prost_build::Config::new();
+    config.bytes(["."]).compile_fds(protox::compile([LINK], [ROOT])?)?;
+    let link = Method::builder()
+        .name("open")
+        .route_name("Open")
+        .input_type("crate::link::wire::OpenRequest")
+        .output_type("crate::link::wire::OpenResponse")
+        .codec_path("tonic_prost::ProstCodec")
+        .client_streaming()
+        .server_streaming()
+        .build();
+    let service = Service::builder().name("Link").package("atlas.notifier.link.v1").method(link).build();
+    let dir = out.join("link");
+    fs::create_dir_all(&dir)?;
+    Builder::new().build_transport(false).out_dir(dir).compile(&[service]);
     Ok(())
 }
 

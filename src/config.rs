@@ -28,6 +28,7 @@ pub use cluster::{Cluster, Node};
 pub use edge::{Admin, Buffer, Client, DeliveryLimit, Drain, Grpc, Limits, Network, Sessions};
 pub use error::{Error, Origin};
 pub use kafka::{Kafka, Properties, Start};
+pub use load::host_name;
 pub use load::load;
 pub use patterns::{InvalidTypes, ResolvedOptions, TypeOptions, Types};
 pub use reference::reference;

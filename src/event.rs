@@ -131,7 +131,12 @@ pub struct InFlight {
     pub permit: Permit,
     /// The lowest unsettled event of its user at its sender: ends a refusal after a crash.
     pub first: bool,
+    /// Who sends it: this node's own router, or the link it came by. Each keeps its own order.
+    pub sender: Sender,
 }
+
+/// Names one of those who send events to shards, as long as the process lives. 0: this node's own router.
+pub type Sender = u64;
 
 /// What a session shows its client: an event and, when it is stored, its place in the user's order.
 #[derive(Clone, Debug)]

@@ -106,7 +106,7 @@ impl Reports {
     /// The event with a permit that reports here.
     pub(crate) fn in_flight(self: &Arc<Self>, offset: i64, event: Arc<Event>) -> InFlight {
         let record = RecordRef { partition: 0, assignment: 1, offset };
-        InFlight { event, permit: Permit::new(self.clone(), record), first: false }
+        InFlight { event, permit: Permit::new(self.clone(), record), first: false, sender: 0 }
     }
 
     /// Takes what was reported since the last time.

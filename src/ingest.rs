@@ -26,6 +26,7 @@ use crate::kafka;
 use crate::{
     health::Health,
     kafka::Fatal,
+    router::{Links, Router},
     shard::Shards,
     store::{positions::Positions, writer::Lost},
 };
@@ -58,19 +59,22 @@ pub struct Config {
 }
 
 /// Which partitions this node reads. Somebody else decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Assignment {
     /// All that the topic has.
     All,
-    /// Only these.
-    Only(BTreeSet<i32>),
+    /// Of those that the topic has, the ones that this chooses.
+    Chosen(Choice),
 }
 
+/// Chooses among the partitions of a topic.
+pub type Choice = Arc<dyn Fn(&[i32]) -> BTreeSet<i32> + Send + Sync>;
+
 impl Assignment {
-    fn has(&self, partition: i32) -> bool {
+    fn of(&self, partitions: Vec<i32>) -> BTreeSet<i32> {
         match self {
-            Self::All => true,
-            Self::Only(partitions) => partitions.contains(&partition),
+            Self::All => partitions.into_iter().collect(),
+            Self::Chosen(choose) => choose(&partitions),
         }
     }
 }
@@ -101,7 +105,7 @@ enum Control {
 /// When librdkafka refuses a property.
 pub fn start(
     config: Config,
-    shards: Shards,
+    (shards, links): (Shards, Option<Arc<dyn Links>>),
     (positions, lost): (Arc<dyn Positions>, Lost),
     health: &Health,
     fatal: Fatal,
@@ -119,8 +123,19 @@ pub fn start(
     let keeper = Arc::new(Keeper::new(positions, lost));
     let (keeping, client) = (keeper.clone(), Arc::downgrade(&consumer));
     let keeping = tokio::spawn(async move { keeping.run(&client).await });
-    let partitions = Partitions::new(config.clone(), consumer.clone(), inbox.clone(), keeper.clone(), health.clone());
-    let poller = Poller::new(config, consumer, inbox, shards, dead_letters, keeper, progress);
+    let first = if links.is_some() { Assignment::Chosen(Arc::new(|_| BTreeSet::new())) } else { Assignment::All };
+    let partitions =
+        Partitions::new((config.clone(), first), consumer.clone(), inbox.clone(), keeper.clone(), health.clone());
+    let router_reports = inbox.clone();
+    let poller = Poller::new(
+        config,
+        consumer,
+        inbox,
+        Router::new(shards, router_reports).with(links),
+        dead_letters,
+        keeper,
+        progress,
+    );
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
     let threads = vec![
         thread("kafka-poll").spawn(move || poller.run()).expect("the system starts threads"),

@@ -43,6 +43,8 @@ pub mod router;
 pub mod admin;
 pub mod edge;
 pub mod ingest;
+pub mod link;
+pub mod member;
 pub mod receipts;
 
 // Over both of them: events in through the edge's port.

@@ -24,7 +24,8 @@ use crate::{
     health::Health,
     ids::LogEpoch,
     ingest::{self, Ingest, ledger::Credits},
-    kafka,
+    kafka, member,
+    placement::owners::Owners,
     receipt::{NoReceipts, Receipts},
     receipts::{self, ReceiptWriter},
     session,
@@ -35,6 +36,7 @@ use crate::{
     },
 };
 
+mod cluster;
 mod dev;
 mod faults;
 mod root;
@@ -83,6 +85,7 @@ pub struct Node {
     store_lost: mpsc::UnboundedReceiver<store::Error>,
     receipts: Option<Arc<ReceiptWriter>>,
     drain: config::Drain,
+    cluster: Option<cluster::Running>,
 }
 
 /// What tokens are checked against, as configured.
@@ -133,11 +136,14 @@ impl Node {
         let admin_listener = TcpListener::bind(config.admin.listen)
             .await
             .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
+        let link_listener = cluster::bind(config).await?;
         let health = Health::default();
         health.not_ready(HEALTH_PART, "starting");
         let shard_count = u16::try_from(config.cluster.shards).context("cluster.shards is too large")?;
-        let Engine { log: store, sessions: started, positions } = storage::open(config).await?;
         let (lost, store_lost) = mpsc::unbounded_channel();
+        let mut newcomer = cluster::Newcomer::new(config, link_listener, shard_count, &lost).await?;
+        let member = newcomer.as_ref().map(cluster::Newcomer::incarnation);
+        let Engine { log: store, sessions: started, positions } = storage::open(config, member).await?;
         let epoch = store.epoch();
         let writer = Writer::start(&store, &health, &lost);
         let watch = tokio::spawn(storage::watch(store.clone(), health.clone(), lost.clone()));
@@ -148,7 +154,13 @@ impl Node {
         let unkept: Arc<dyn Receipts> =
             receipts.clone().map_or_else(|| Arc::new(NoReceipts) as _, |writer| writer as _);
         let user_config = user_config(config, store, writer.clone(), unkept);
-        let (root, root_ended, shards) = root::start(user_config, shard_count, fatal_sender.clone()).await?;
+        let owners = newcomer.as_ref().map_or_else(|| Owners::alone(shard_count), cluster::Newcomer::owners);
+        let (root, root_ended, shards) = root::start(user_config, owners, fatal_sender.clone()).await?;
+        let shards = match &mut newcomer {
+            Some(newcomer) => newcomer.join(config, shards).await?,
+            None => shards,
+        };
+        let links = newcomer.as_ref().map(cluster::Newcomer::links);
 
         let authenticator = Authenticator::start(&auth_config(config))?;
         let api = Api::start(api_config(config), authenticator.clone(), (log, shards.clone()), fatal_sender.clone());
@@ -156,10 +168,32 @@ impl Node {
         let others = api.routes().merge(dev.routes.into());
         let edge_config = edge_config(config, epoch, others)?;
         let edge = edge::start(edge_config, listeners, authenticator, started, shards.clone()).await;
-        let ingest =
-            ingest::start(ingest_config(config, dev.embedded_broker), shards, (positions, lost), &health, fatal_sender);
+        let ingest = ingest::start(
+            ingest_config(config, dev.embedded_broker),
+            (shards.clone(), links),
+            (positions, lost),
+            &health,
+            fatal_sender,
+        );
         let ingest = ingest.context("kafka.properties")?;
         let ingest = Arc::new(ingest);
+        let cluster = match newcomer {
+            Some(newcomer) => {
+                let (store, writer, ingest) = (kept.clone(), writer.clone(), ingest.clone());
+                let topic = config.kafka.topic.clone();
+                let parts = member::Parts {
+                    links: newcomer.table(),
+                    shards,
+                    store,
+                    writer,
+                    ingest,
+                    topic,
+                    health: health.clone(),
+                };
+                Some(newcomer.begin(parts).await)
+            }
+            None => None,
+        };
         let admin = Admin { health: health.clone(), metrics };
         let (admin_address, admin) = admin::start(admin_listener, admin, faults::routes(&ingest, &health))?;
         health.ready(HEALTH_PART);
@@ -180,6 +214,7 @@ impl Node {
             store_lost,
             receipts,
             drain,
+            cluster,
         })
     }
 
@@ -240,6 +275,9 @@ impl Node {
         // Half of the time at the most for Kafka: clients must hear goodbye in any case.
         let kafka_deadline = began + self.drain.deadline / 2;
         let published = tokio::time::timeout_at(kafka_deadline.into(), self.api.settled());
+        if let Some(cluster) = &self.cluster {
+            cluster.drain(kafka_deadline).await;
+        }
         let (_, published) = tokio::join!(self.ingest.drain(kafka_deadline), published);
         if published.is_err() {
             tracing::warn!("kafka did not confirm all events of services in time");
@@ -253,6 +291,9 @@ impl Node {
         }
         if let Some(receipts) = &self.receipts {
             receipts.finish(deadline.min(Instant::now() + RECEIPTS_FINISH)).await;
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.leave().await;
         }
         self.root.stop(None);
         self.tasks.iter().for_each(JoinHandle::abort);

@@ -2,6 +2,7 @@
 //! nodes, old and new, must agree.
 
 pub mod assignment;
+pub mod owners;
 
 use xxhash_rust::xxh3::xxh3_64;
 

@@ -18,7 +18,7 @@ use tokio::{task::AbortHandle, time::Instant};
 pub use self::{
     dormant::Dormant,
     outcome::{Handed, Outcome, What},
-    outlet::{Attachment, Kind, Outgoing, Outlet, Pushed},
+    outlet::{Attachment, FarSession, Kind, Line, Outgoing, Outlet, Pushed},
 };
 use self::{latest::Latest, window::Window};
 use crate::{
@@ -202,7 +202,7 @@ impl Actor for Session {
             outcomes,
             _counted: metric::Counted::one(metric::Kind::Active),
         };
-        if !state.attachment.outlet.attached(state.attachment.number, myself.clone(), start.after) {
+        if !state.attachment.attached(myself.clone().into(), start.after) {
             myself.stop(None);
             return Ok(state);
         }

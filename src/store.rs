@@ -21,9 +21,14 @@ pub mod writer;
 use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use self::{
+    claims::{Claims, Epoch},
     journal::{Journal, Step},
+    membership::Membership,
     positions::Positions,
-    postgres::PostgresStore,
+    postgres::{
+        PostgresStore,
+        membership::{Announcements, PostgresMembership},
+    },
     row::Keeping,
     schema::SchemaError,
     sessions::StartedSessions,
@@ -33,7 +38,8 @@ use self::{
 
 use crate::{
     event::{Event, Notification},
-    ids::{DeviceId, LogEpoch, Sequence, UserId},
+    ids::{DeviceId, Incarnation, LogEpoch, Sequence, UserId},
+    placement::ShardId,
     wire::Gap,
 };
 
@@ -104,6 +110,15 @@ pub trait Store: Journal + Waiting {
 
     /// Begins another epoch, because the log lacks what it had: what follows gets numbers that were given before.
     fn begin_epoch(&self) -> Answer<'_, ()>;
+
+    /// Writes for these shards' users from here on, under these epochs. An engine of one node holds all shards always.
+    fn hold_shards(&self, _held: &[(ShardId, Epoch)]) {}
+
+    /// Writes nothing for these shards' users any more; the epochs under which they were held. No write of theirs may be
+    /// under way.
+    fn let_shards_go(&self, _shards: &[ShardId]) -> Vec<(ShardId, Epoch)> {
+        Vec::new()
+    }
 
     /// Lets the engine end in good order: what is open is written and closed. Nothing may be asked afterwards.
     fn close(&self) -> Answer<'_, ()> {
@@ -216,6 +231,8 @@ pub struct Config {
     pub may_migrate: bool,
     /// Into how many shards users are divided, for ever.
     pub shards: u16,
+    /// Which member of a cluster this process is; none: it has the store for itself.
+    pub member: Option<Incarnation>,
     /// How long an event without a time to live is kept.
     pub retention: Duration,
     /// Notifications a user; the oldest go first.
@@ -244,6 +261,35 @@ pub struct Engine {
     pub sessions: Arc<dyn StartedSessions>,
     /// Kafka positions.
     pub positions: Arc<dyn Positions>,
+}
+
+/// What the nodes of a cluster keep in common.
+#[derive(Clone)]
+pub struct Common {
+    /// Who takes part.
+    pub membership: Arc<dyn Membership>,
+    /// Who owns what.
+    pub claims: Arc<dyn Claims>,
+    announcements: Arc<PostgresMembership>,
+}
+
+impl Common {
+    /// Opens what the URL names. Nothing is taken from anybody.
+    ///
+    /// # Errors
+    /// When it does not answer, or its schema is of another version.
+    pub async fn open(config: &Config) -> Result<Self, SchemaError> {
+        let common = Arc::new(PostgresMembership::open(config).await?);
+        Ok(Self { membership: common.clone(), claims: common.clone(), announcements: common })
+    }
+
+    /// Hears of changes as they happen.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub async fn listen(&self) -> Result<Announcements, Error> {
+        self.announcements.listen().await
+    }
 }
 
 impl Engine {

@@ -102,6 +102,8 @@ pub enum Msg {
     Rouse,
     /// The store says where the log of one that slept ends; it was known to be at this number.
     Compared(Opened, Sequence),
+    /// Somebody else serves the user next: stop as soon as nothing is under way.
+    Leave,
 }
 
 impl From<Written> for Msg {
@@ -182,6 +184,7 @@ struct State {
     phase: Phase,
     /// What came while it was not awake.
     held: Vec<Request>,
+    leaving: bool,
     /// Requests of the shard's.
     handled: u64,
     /// The highest number that was stored while this actor ran.
@@ -214,6 +217,7 @@ impl Actor for User {
             sessions: sessions.into_iter().map(attached).collect(),
             phase: if is_asleep { Phase::Asleep } else { Phase::Awake },
             held: Vec::new(),
+            leaving: false,
             handled: 0,
             newest,
             acknowledged,
@@ -261,6 +265,7 @@ impl Actor for User {
             Msg::Release => state.release(&myself),
             Msg::Session(outcome) => state.session(&myself, outcome),
             Msg::Compared(opened, newest) => state.compared(opened, newest),
+            Msg::Leave => state.leaving = true,
             Msg::CheckIdle => {
                 state.timer_armed = false;
                 state.check_idle();

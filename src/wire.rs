@@ -1,7 +1,7 @@
 //! What clients and the server say to each other, independent of the protocol that carries it: frames,
 //! control frames, the client's acknowledgement, close codes. (Contract, "Sessions".)
 
-use std::{io::Write as _, time::Duration};
+use std::{borrow::Cow, io::Write as _, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
@@ -63,6 +63,12 @@ impl Frame {
     #[must_use]
     pub fn control(control: &Control<'_>) -> Self {
         Self::of(|out| serde_json::to_writer(out, control).expect("a control frame is plain data"), 256)
+    }
+
+    /// A frame of which the JSON text is there already.
+    #[must_use]
+    pub fn of_json(json: &[u8]) -> Self {
+        Self::of(|out| out.extend_from_slice(json), json.len())
     }
 
     /// The JSON text.
@@ -304,13 +310,30 @@ pub enum CloseCode {
     BadFrame = 4004,
 }
 
+impl CloseCode {
+    /// Every code.
+    pub const ALL: [Self; 11] = [
+        Self::Normal,
+        Self::GoingAway,
+        Self::ProtocolError,
+        Self::NotUtf8,
+        Self::Policy,
+        Self::TooBig,
+        Self::TryAgainLater,
+        Self::Unauthenticated,
+        Self::SlowConsumer,
+        Self::Replaced,
+        Self::BadFrame,
+    ];
+}
+
 /// A decided close: its code, its words and when the client may come back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Close {
     /// The code.
     pub code: CloseCode,
     /// Words for the client's developer.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// When to connect again.
     pub reconnect: Option<Duration>,
 }
@@ -318,21 +341,21 @@ pub struct Close {
 impl Close {
     /// A close without a time to come back.
     #[must_use]
-    pub fn new(code: CloseCode, reason: &'static str) -> Self {
-        Self { code, reason, reconnect: None }
+    pub fn new(code: CloseCode, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, reason: reason.into(), reconnect: None }
     }
 
     /// A close that asks the client to come back after `wait`.
     #[must_use]
-    pub fn come_back(code: CloseCode, reason: &'static str, wait: Duration) -> Self {
-        Self { code, reason, reconnect: Some(wait) }
+    pub fn come_back(code: CloseCode, reason: impl Into<Cow<'static, str>>, wait: Duration) -> Self {
+        Self { code, reason: reason.into(), reconnect: Some(wait) }
     }
 
     /// The `$bye` frame for it.
     #[must_use]
-    pub fn bye(&self) -> Bye<'static> {
+    pub fn bye(&self) -> Bye<'_> {
         let reconnect_ms = self.reconnect.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-        Bye { code: self.code as u16, reason: self.reason, reconnect_ms }
+        Bye { code: self.code as u16, reason: &self.reason, reconnect_ms }
     }
 }
 
@@ -425,8 +448,8 @@ mod tests {
 
     #[test]
     fn control_frames_have_the_contracts_shape() {
-        let bye = Close::come_back(CloseCode::GoingAway, "draining", Duration::from_millis(2750)).bye();
-        let frame = Frame::control(&Control::Bye(bye));
+        let close = Close::come_back(CloseCode::GoingAway, "draining", Duration::from_millis(2750));
+        let frame = Frame::control(&Control::Bye(close.bye()));
         assert_eq!(frame.json(), br#"{"type":"$bye","payload":{"code":1001,"reason":"draining","reconnect_ms":2750}}"#);
         let gap = Frame::control(&Control::Gap(Gap { from: 3, to: 8, reason: GapReason::Expired }));
         assert_eq!(gap.json(), br#"{"type":"$gap","payload":{"from":3,"to":8,"reason":"expired"}}"#);

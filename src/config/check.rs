@@ -37,6 +37,7 @@ impl Config {
         self.check_not_zero()?;
         self.check_sizes()?;
         self.check_store()?;
+        self.check_cluster()?;
         self.check_clients()?;
         self.check_types()
     }
@@ -221,6 +222,21 @@ impl Config {
                 let reason = format!("expected at least {times}limits.payload_bytes_max, which is {payload}");
                 return Err(self.wrong(key, reason));
             }
+        }
+        Ok(())
+    }
+
+    /// A cluster's nodes share a database, and know each other.
+    fn check_cluster(&self) -> Result<(), Error> {
+        let Self { store, cluster, .. } = self;
+        if !cluster.enabled {
+            return Ok(());
+        }
+        if store.url.as_ref().is_none_or(StoreUrl::is_sqlite) {
+            return Err(self.wrong("cluster.enabled", "needs a postgres:// URL in store.url"));
+        }
+        if cluster.secret.is_none() && !cluster.listen.ip().is_loopback() {
+            return Err(self.wrong("cluster.secret", "is required when cluster.listen is not on loopback"));
         }
         Ok(())
     }

@@ -296,7 +296,7 @@ fn read_secret_files(config: &mut Config) -> Result<(), Error> {
 }
 
 /// The host's name: what the kernel says, else the variable that many shells and orchestrators set.
-fn host_name(env: &[(String, String)]) -> String {
+pub fn host_name(env: &[(String, String)]) -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let variable = env.iter().find(|(name, _)| name == "HOSTNAME").map(|(_, value)| value.as_str());
     [kernel.trim(), variable.unwrap_or_default().trim(), "notifier-0"]

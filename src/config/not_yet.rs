@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::Config;
 
 /// Keys, or all keys of a section.
-const NOT_YET: &[&str] = &["cluster"];
+const NOT_YET: &[&str] = &["cluster.tls_cert_file", "cluster.tls_key_file", "cluster.tls_ca_file"];
 
 /// Whether a key, or a section as a whole, waits for its feature.
 pub(super) fn not_yet(key: &str) -> bool {

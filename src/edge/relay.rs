@@ -23,7 +23,7 @@ use super::{flush::Flusher, metric, protocol::Protocol, socket::Socket};
 use crate::{
     event::{UnixMillis, unix_millis_now},
     ids::{DeviceId, LogEpoch, Sequence, SessionId, UserId},
-    session::{self, SessionRef},
+    session::{self, Line},
     wire::Close,
 };
 
@@ -85,7 +85,7 @@ pub(super) struct Relay {
 struct State {
     /// The number of the latest attachment; frames of others are dropped.
     attachment: u64,
-    session: Option<SessionRef>,
+    session: Option<Line>,
     /// The last number passed on.
     passed: Sequence,
     acknowledged: Sequence,
@@ -195,7 +195,7 @@ impl Relay {
         // Under the lock, so that the session does not rest with this unread.
         state.closing = true;
         let session = state.session.as_ref();
-        if session.is_none_or(|session| session.cast(session::Msg::Close(close.clone())).is_err()) {
+        if session.is_none_or(|session| !session.cast(session::Msg::Close(close.clone()))) {
             drop(state);
             self.close(close);
         }

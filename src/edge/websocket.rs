@@ -100,7 +100,7 @@ impl WebSocket {
     /// # Errors
     /// When the socket is gone.
     pub(super) fn close(&mut self, relay: &Relay, close: &Close) -> io::Result<()> {
-        let frame = CloseFrame { code: (close.code as u16).into(), reason: close.reason.into() };
+        let frame = CloseFrame { code: (close.code as u16).into(), reason: close.reason.to_string().into() };
         match self.context.close(&mut Socket { relay, reads_left: READS_PER_MESSAGE }, Some(frame)) {
             Err(Error::Io(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),

@@ -36,7 +36,6 @@ use crate::{
     kafka,
     router::{Answer, Router},
     settlement::{Outcome, Permit, RecordRef},
-    shard::Shards,
 };
 
 /// Records of one partition before the next one has its turn.
@@ -84,7 +83,7 @@ impl Poller {
         config: Config,
         consumer: Arc<EventConsumer>,
         inbox: Arc<Inbox>,
-        shards: Shards,
+        router: Router,
         dead_letters: DeadLetters,
         keeper: Arc<Keeper>,
         progress: Progress,
@@ -92,7 +91,7 @@ impl Poller {
         let now = Instant::now();
         Self {
             ledger: Ledger::new(config.credits),
-            router: Router::new(shards, inbox.clone()),
+            router,
             config,
             consumer,
             inbox,
@@ -393,7 +392,7 @@ fn take(
                 return;
             };
             let permit = Permit::new(inbox.clone(), record);
-            router.route(number, InFlight { event, permit, first: false });
+            router.route(number, InFlight { event, permit, first: false, sender: 0 });
         }
         Err(rejected) => {
             let Some((record, _)) = ledger.read(partition, offset, recorded_at, bytes, None) else { return };

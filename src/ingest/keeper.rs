@@ -94,7 +94,7 @@ impl Keeper {
     }
 
     /// Blocks. Where taken partitions begin. What was noted before was of an earlier assignment.
-    pub(super) fn begin(&self, starts: &[(i32, i64)]) -> Result<(), Error> {
+    pub(super) fn begin(&self, starts: &[(i32, i64)]) -> Result<Vec<i32>, Error> {
         self.pending.lock().retain(|pending, _| !starts.iter().any(|(partition, _)| partition == pending));
         self.wait(self.positions.begin(self.log(), starts))
     }
@@ -102,6 +102,12 @@ impl Keeper {
     /// Blocks. The last positions of partitions that are let go.
     pub(super) fn write(&self, positions: &[(i32, i64)]) -> Result<(), Error> {
         self.wait(self.positions.write(self.log(), positions))
+    }
+
+    /// Blocks. Others may take these partitions, whose positions are written.
+    pub(super) fn release(&self, partitions: &[i32]) -> Result<(), Error> {
+        self.pending.lock().retain(|pending, _| !partitions.contains(pending));
+        self.wait(self.positions.release(self.log(), partitions))
     }
 
     /// Blocks. The topic is gone, and with it the meaning of its positions.

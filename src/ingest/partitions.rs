@@ -58,6 +58,7 @@ pub(super) struct Partitions {
     /// The first look round is over: partitions that appear later are new.
     knows_topic: bool,
     connected: bool,
+    is_missing_some: bool,
     warned_of_dead_letter_topic: bool,
 }
 
@@ -76,7 +77,7 @@ enum Obstacle {
 
 impl Partitions {
     pub(super) fn new(
-        config: Config,
+        (config, wanted): (Config, Assignment),
         consumer: Arc<EventConsumer>,
         inbox: Arc<Inbox>,
         keeper: Arc<Keeper>,
@@ -88,7 +89,7 @@ impl Partitions {
             inbox,
             keeper,
             health,
-            wanted: Assignment::All,
+            wanted,
             held: BTreeSet::new(),
             releasing: BTreeSet::new(),
             release_done: mpsc::channel(),
@@ -96,6 +97,7 @@ impl Partitions {
             is_gone: false,
             knows_topic: false,
             connected: false,
+            is_missing_some: false,
             warned_of_dead_letter_topic: false,
         }
     }
@@ -109,7 +111,8 @@ impl Partitions {
                         tracing::info!(topic = self.config.topic, "kafka is back");
                     }
                     self.health.ready(HEALTH_PART);
-                    self.config.partition_refresh
+                    // Another node has not let go of them yet.
+                    if self.is_missing_some { ASK_AGAIN } else { self.config.partition_refresh }
                 }
                 Err(obstacle) => {
                     let text = obstacle.to_string();
@@ -151,7 +154,7 @@ impl Partitions {
     /// Compares what is wanted with what is held, and moves towards it.
     fn look(&mut self) -> Result<(), Obstacle> {
         let there = self.ask_for_partitions()?;
-        let wanted: BTreeSet<i32> = there.into_iter().filter(|p| self.wanted.has(*p)).collect();
+        let wanted = self.wanted.of(there);
         let surplus: Vec<i32> = self.held.difference(&wanted).copied().collect();
         self.release(&surplus);
         let missing: Vec<i32> = wanted.difference(&self.held).copied().collect();
@@ -161,6 +164,7 @@ impl Partitions {
             self.held.insert(partition);
         }
         self.knows_topic = true;
+        self.is_missing_some = !wanted.is_subset(&self.held);
         Ok(())
     }
 
@@ -247,7 +251,9 @@ impl Partitions {
             let from_latest = self.config.from_latest && !self.knows_topic;
             starts.push((partition, start(partition, position, (low, high), from_latest), high));
         }
-        self.keeper.begin(&starts.iter().map(|(partition, start, _)| (*partition, *start)).collect::<Vec<_>>())?;
+        let begin: Vec<_> = starts.iter().map(|(partition, start, _)| (*partition, *start)).collect();
+        let begun = self.keeper.begin(&begin)?;
+        starts.retain(|(partition, ..)| begun.contains(partition));
         Ok(starts)
     }
 
@@ -295,16 +301,22 @@ impl Partitions {
         }
         let positions: Vec<(i32, i64)> = positions.iter().map(|(p, at)| (*p, *at)).collect();
         let give_up_at = Instant::now() + LAST_COMMIT;
+        let partitions: Vec<i32> = positions.iter().map(|(partition, _)| *partition).collect();
         while let Err(error) = self.keeper.write(&positions) {
             if Instant::now() >= give_up_at || matches!(error, store::Error::Lost { .. }) {
                 return tracing::error!(%error, "the last positions were not stored; what lies behind is read again");
             }
             std::thread::sleep(Duration::from_millis(200));
         }
-        let offsets = list(&self.config.topic, positions);
+        // Kafka's copy comes later: nobody waits for it.
+        if let Err(error) = self.keeper.release(&partitions) {
+            tracing::warn!(%error, "the partitions' claims were not released: others take them when this node is gone");
+        }
+        let offsets = list(&self.config.topic, positions.iter().copied());
         while let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync) {
             if Instant::now() >= give_up_at {
-                return tracing::error!(%error, "the last positions were not committed; what lies behind is read again");
+                tracing::error!(%error, "the last positions were not committed; what lies behind is read again");
+                break;
             }
             std::thread::sleep(Duration::from_millis(200));
         }

@@ -33,7 +33,9 @@ pub(super) fn routes(ingest: &Arc<Ingest>, health: &Health) -> axum::Router {
     let assign = async move |Json(body): Json<Body>| {
         ingest.assign(match body.partitions {
             Wanted::All(Everything::All) => Assignment::All,
-            Wanted::Only(partitions) => Assignment::Only(partitions),
+            Wanted::Only(wanted) => Assignment::Chosen(Arc::new(move |there| {
+                there.iter().copied().filter(|one| wanted.contains(one)).collect()
+            })),
         });
         StatusCode::NO_CONTENT
     };

@@ -9,7 +9,8 @@ use super::{SHARD_ACTORS, storage};
 use crate::{
     ids::UserId,
     kafka,
-    shard::{self, Shards},
+    placement::owners::Owners,
+    shard::{self, Sealed, Shards},
     user,
 };
 
@@ -24,29 +25,31 @@ struct RootState {
 /// Starts the root with its shard actors.
 pub(super) async fn start(
     config: Arc<user::Config>,
-    shard_count: u16,
+    owners: Owners,
     fatal: kafka::Fatal,
 ) -> anyhow::Result<(ActorRef<()>, JoinHandle<()>, Shards)> {
     let (sender, shards) = tokio::sync::oneshot::channel();
-    let (root, ended) = Actor::spawn(None, Root, (config, shard_count, fatal, sender)).await?;
+    let (root, ended) = Actor::spawn(None, Root, (config, owners, fatal, sender)).await?;
     Ok((root, ended, shards.await?))
 }
 
 impl Actor for Root {
     type Msg = ();
     type State = RootState;
-    type Arguments = (Arc<user::Config>, u16, kafka::Fatal, tokio::sync::oneshot::Sender<Shards>);
+    type Arguments = (Arc<user::Config>, Owners, kafka::Fatal, tokio::sync::oneshot::Sender<Shards>);
 
     async fn pre_start(&self, myself: ActorRef<()>, args: Self::Arguments) -> Result<RootState, ActorProcessingErr> {
-        let (config, shard_count, fatal, started) = args;
+        let (config, owners, fatal, started) = args;
+        let sealed = Sealed::by(&owners);
         let mut waiting = storage::users_waiting(&*config.store).await;
         let mut actors = Vec::with_capacity(SHARD_ACTORS);
         for index in 0..SHARD_ACTORS {
-            let is_here = |user: &mut UserId| shard::actor_of(user, shard_count, SHARD_ACTORS) == index;
+            let is_here = |user: &mut UserId| shard::actor_of(user, owners.shards(), SHARD_ACTORS) == index;
             let waiting = waiting.as_mut().map(|users| users.extract_if(.., is_here).collect());
-            actors.push(shard::spawn(shard::Args { config: config.clone(), waiting }, myself.get_cell()).await?);
+            let args = shard::Args { config: config.clone(), waiting, sealed: sealed.clone() };
+            actors.push(shard::spawn(args, myself.get_cell()).await?);
         }
-        let shards = Shards::new(actors, shard_count);
+        let shards = Shards::of(actors, owners);
         let _ = started.send(shards.clone());
         Ok(RootState { config, shards, fatal })
     }
@@ -65,7 +68,8 @@ impl Actor for Root {
         if let Some(users) = &mut waiting {
             users.retain(|user| state.shards.actor_of(user) == index);
         }
-        match shard::spawn(shard::Args { config: state.config.clone(), waiting }, myself.get_cell()).await {
+        let sealed = Sealed::by(state.shards.owners());
+        match shard::spawn(shard::Args { config: state.config.clone(), waiting, sealed }, myself.get_cell()).await {
             Ok(successor) => state.shards.replace(index, successor),
             Err(error) => _ = state.fatal.send(format!("a shard actor could not be started again: {error}")),
         }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use crate::{
     config::{self, Config},
     health::Health,
-    ids::UserId,
+    ids::{Incarnation, UserId},
     store::{
         self, Engine, Store,
         memory::{self, MemoryStore},
@@ -33,6 +33,7 @@ pub fn store_config(config: &Config) -> Option<store::Config> {
         password_file: config.store.password_file.clone(),
         may_migrate: config.store.migrate == config::Migrate::Auto,
         shards: u16::try_from(config.cluster.shards).unwrap_or(u16::MAX),
+        member: None,
         retention: config.log.retention,
         per_user_max: config.log.per_user_max,
         dedup_window: config.log.dedup_window,
@@ -40,8 +41,9 @@ pub fn store_config(config: &Config) -> Option<store::Config> {
 }
 
 /// Opens what the configuration names; without it, memory.
-pub(super) async fn open(config: &Config) -> anyhow::Result<Engine> {
+pub(super) async fn open(config: &Config, member: Option<Incarnation>) -> anyhow::Result<Engine> {
     if let Some(store) = store_config(config) {
+        let store = store::Config { member, ..store };
         return Engine::open(&store).await.context("store.url");
     }
     let log = Arc::new(MemoryStore::new(memory::Config {

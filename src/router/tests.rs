@@ -110,7 +110,7 @@ impl Reader {
         self.unsettled.insert(offset, event.clone());
         let record = RecordRef { partition: 0, assignment: 1, offset };
         let permit = Permit::new(self.reports.clone(), record);
-        self.router.route(number, InFlight { event, permit, first: false });
+        self.router.route(number, InFlight { event, permit, first: false, sender: 0 });
     }
 
     fn answers(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::SessionRef;
+use super::{Msg, SessionRef};
 use crate::{
     event::Event,
     ids::Sequence,
@@ -16,7 +16,7 @@ pub trait Outlet: Send + Sync {
     /// The session decided to end the connection.
     fn close(&self, attachment: u64, close: Close);
     /// The session serves the connection from here on, with what follows the number; `false`: it is gone.
-    fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool;
+    fn attached(&self, attachment: u64, session: Line, begins_after: Sequence) -> bool;
     /// Nobody serves the connection until it is attached again, by the number that this gives. `None`: it is busy, or
     /// has news: more than this was acknowledged, or it ends.
     fn rest(&self, attachment: u64, acknowledged: Sequence) -> Option<u64>;
@@ -24,6 +24,38 @@ pub trait Outlet: Send + Sync {
     fn rests(&self, attachment: u64) -> bool;
     /// Whoever held the attachment is gone without a close: attach again.
     fn lost(&self, attachment: u64);
+}
+
+/// The way from an outlet to its session, which may be on another node.
+#[derive(Clone)]
+pub enum Line {
+    /// The session's actor.
+    Here(SessionRef),
+    /// The link to the node that runs it.
+    There(Arc<dyn FarSession>),
+}
+
+/// A session on another node.
+pub trait FarSession: Send + Sync {
+    /// Tells it what an outlet has to say: acknowledgements, room, ends. Never blocks, and never calls the outlet.
+    /// `false`: the way is gone.
+    fn tell(&self, msg: Msg) -> bool;
+}
+
+impl From<SessionRef> for Line {
+    fn from(session: SessionRef) -> Self {
+        Self::Here(session)
+    }
+}
+
+impl Line {
+    /// Tells the session something; `false`: it is gone.
+    pub fn cast(&self, msg: Msg) -> bool {
+        match self {
+            Self::Here(session) => session.cast(msg).is_ok(),
+            Self::There(session) => session.tell(msg),
+        }
+    }
 }
 
 /// One frame with what an outlet wants to know of it.
@@ -74,8 +106,14 @@ impl Attachment {
         self.outlet.close(self.number, close);
     }
 
-    pub(super) fn push(&self, outgoing: &Outgoing<'_>) -> Pushed {
+    /// Passes one frame on.
+    pub fn push(&self, outgoing: &Outgoing<'_>) -> Pushed {
         self.outlet.push(self.number, outgoing)
+    }
+
+    /// A session serves the connection from here on, with what follows the number; `false`: it is gone.
+    pub fn attached(&self, session: Line, begins_after: Sequence) -> bool {
+        self.outlet.attached(self.number, session, begins_after)
     }
 }
 

@@ -29,9 +29,12 @@ struct Running {
 impl Running {
     async fn new() -> Self {
         let store = FaultyStore::new(10_000);
-        let shard = spawn(Args { config: config(&store, 8), waiting: Some(Vec::new()) }, fakes::supervisor().await)
-            .await
-            .unwrap();
+        let shard = spawn(
+            Args { config: config(&store, 8), waiting: Some(Vec::new()), sealed: Sealed::default() },
+            fakes::supervisor().await,
+        )
+        .await
+        .unwrap();
         Self::with(store, shard)
     }
 
@@ -139,7 +142,7 @@ async fn what_limits_have_let_go_survives_sleep_as_long_as_it_matters() {
     let limit = crate::user::limiter::Limit { per_second: 0.02, burst: 2, dry_run: false };
     let limits = crate::user::limiter::Limits::default().with(crate::event::Priority::Normal, limit);
     let config = Arc::new(user::Config { limits, ..(*config(&store, 8)).clone() });
-    let args = Args { config, waiting: Some(Vec::new()) };
+    let args = Args { config, waiting: Some(Vec::new()), sealed: Sealed::default() };
     let shard = Running::with(store, spawn(args, fakes::supervisor().await).await.unwrap());
     let session = |outlet: &Arc<FakeOutlet>| {
         let attach = attach("101", outlet);
@@ -173,7 +176,7 @@ async fn what_waited_when_a_user_crashed_or_before_the_node_started_gets_its_num
     let store = FaultyStore::new(1000);
     let hold = |id: &str| crate::store::waiting::Holding { event: durable(&fakes::user(), id), digest: None };
     store.hold(&[hold("a")]).await.unwrap();
-    let args = Args { config: config(&store, 8), waiting: Some(vec![fakes::user()]) };
+    let args = Args { config: config(&store, 8), waiting: Some(vec![fakes::user()]), sealed: Sealed::default() };
     let shard = Running::with(store.clone(), spawn(args, fakes::supervisor().await).await.unwrap());
     settled().await;
     assert!(store.users_waiting().await.unwrap().is_empty(), "before anything came for it");

@@ -350,8 +350,8 @@ impl Positions for MemoryStore {
         Box::pin(ready(Ok(partitions.iter().map(|partition| (*partition, Known::Nothing)).collect())))
     }
 
-    fn begin<'a>(&'a self, _: &'a LogName, _: &'a [(i32, i64)]) -> Answer<'a, ()> {
-        Box::pin(ready(Ok(())))
+    fn begin<'a>(&'a self, _: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, Vec<i32>> {
+        Box::pin(ready(Ok(positions.iter().map(|(partition, _)| *partition).collect())))
     }
 
     fn write<'a>(&'a self, _: &'a LogName, _: &'a [(i32, i64)]) -> Answer<'a, ()> {

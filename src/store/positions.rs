@@ -19,15 +19,21 @@ pub struct LogName {
 /// Keeps positions.
 pub trait Positions: Send + Sync + 'static {
     /// Takes partitions for this process, and says where each that is known stands. What another cluster's topic of
-    /// the same name left is [`Known::Foreign`].
+    /// the same name left is [`Known::Foreign`]. What another node reads is not in the answer.
     fn take<'a>(&'a self, log: &'a LogName, partitions: &'a [i32]) -> Answer<'a, Vec<(i32, Known)>>;
 
-    /// Sets where taken partitions begin, whatever stood there before.
-    fn begin<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()>;
+    /// Sets where taken partitions begin, whatever stood there before. The answer has those that are this process's: of
+    /// two nodes that begin with one that nobody has ever read, one gets it.
+    fn begin<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, Vec<i32>>;
 
     /// Raises positions of partitions that this process has taken. [`super::Error::Lost`] when one of them is no
     /// longer what it was: somebody else has it, or the store went back.
     fn write<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()>;
+
+    /// Gives partitions away, whose positions are written: other nodes may read on from there.
+    fn release<'a>(&'a self, _log: &'a LogName, _partitions: &'a [i32]) -> Answer<'a, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Forgets a topic that is gone.
     fn forget<'a>(&'a self, log: &'a LogName) -> Answer<'a, ()>;
@@ -107,6 +113,16 @@ pub(super) struct HeldPartitions(Mutex<HashMap<i32, Held>>);
 impl HeldPartitions {
     pub(super) fn hold(&self, partition: i32, held: Held) {
         self.0.lock().insert(partition, held);
+    }
+
+    /// How a partition is held, if it is.
+    pub(super) fn held(&self, partition: i32) -> Option<Held> {
+        self.0.lock().get(&partition).copied()
+    }
+
+    /// It is not this process's any more.
+    pub(super) fn let_go(&self, partition: i32) -> Option<Held> {
+        self.0.lock().remove(&partition)
     }
 
     /// The positions that are above the last ones written, with what they follow.

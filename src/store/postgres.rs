@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use self::membership::PostgresMembership;
 use futures_util::TryFutureExt as _;
 use parking_lot::Mutex;
 use sqlx::{
@@ -29,6 +30,7 @@ use sqlx::{
 use super::{
     Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Grouping, Opened, Opening, Page,
     PageLimit, Store, Try,
+    claims::Epoch,
     journal::Step,
     metric::{Operation, counted},
     page::page,
@@ -38,7 +40,7 @@ use super::{
 };
 use crate::{
     event::{Event, UnixMillis, unix_millis_now},
-    ids::{DeviceId, LogEpoch, Sequence, UserId},
+    ids::{DeviceId, Incarnation, LogEpoch, Sequence, UserId},
     placement::ShardId,
 };
 
@@ -75,6 +77,8 @@ pub struct PostgresStore {
     lives: Epochs,
     /// This incarnation of the node, as claims name it.
     owner: String,
+    /// What it shares with other nodes, if it does.
+    common: Option<(Incarnation, PostgresMembership)>,
     writes: PgPool,
     reads: PgPool,
     /// The epochs under which shards are held, by shard.
@@ -170,11 +174,16 @@ impl PostgresStore {
             return Err(SchemaError::Shards { stored, configured: config.shards.into() });
         }
         let lives = read_lives(&reads).await?;
+        let common = match config.member {
+            Some(member) => Some((member, PostgresMembership::open(config).await?)),
+            None => None,
+        };
         let store = Self {
             keeping: config.keeping(),
             shards: config.shards,
             lives,
-            owner: uuid::Uuid::new_v4().simple().to_string(),
+            owner: config.member.unwrap_or_else(Incarnation::random).to_string(),
+            common,
             writes,
             reads,
             epochs: Mutex::new(vec![0; usize::from(config.shards)]),
@@ -185,7 +194,9 @@ impl PostgresStore {
             password,
         };
         store.keep_days(unix_millis_now()).await.map_err(as_sqlx)?;
-        store.take_shards().await?;
+        if store.common.is_none() {
+            store.take_shards().await?;
+        }
         // A dump that was restored holds entries of another cluster's transactions: they are told of anew.
         sqlx::query(queries::ADOPT).execute(&store.reads).await?;
         Ok(store)
@@ -320,7 +331,8 @@ impl PostgresStore {
                 .bind(&self.owner)
                 .fetch_one(connection)
         })?;
-        if held != i64::from(self.shards) {
+        // Of several nodes each has its own; who has lost them all hears it from the others.
+        if self.common.is_none() && held != i64::from(self.shards) {
             return Err(Error::Lost { reason: "another process has taken its shards".into() });
         }
         let written = self.partitions.written_by_now();
@@ -384,6 +396,23 @@ impl Store for PostgresStore {
         attempt: Try,
     ) -> Answer<'a, ()> {
         counted(Operation::Write, self.raise_cursors(acknowledged, steps, attempt))
+    }
+
+    fn hold_shards(&self, held: &[(ShardId, Epoch)]) {
+        let mut epochs = self.epochs.lock();
+        for (shard, epoch) in held {
+            epochs[usize::from(shard.0)] = *epoch;
+        }
+    }
+
+    fn let_shards_go(&self, shards: &[ShardId]) -> Vec<(ShardId, Epoch)> {
+        let mut epochs = self.epochs.lock();
+        let mut doubts = self.doubts.lock();
+        let let_go = |shard: &ShardId| {
+            doubts.remove(shard);
+            (*shard, std::mem::take(&mut epochs[usize::from(shard.0)]))
+        };
+        shards.iter().map(let_go).collect()
     }
 
     fn begin_epoch(&self) -> Answer<'_, ()> {

@@ -60,7 +60,14 @@ enum Write {
     Digested(UserId, NotificationId),
     Backlog(UserId, OnBacklog),
     /// Behind everything before it.
+    Alone(Alone),
+}
+
+/// What is done behind all writes before it, by itself.
+enum Alone {
     Cancel(Cancelling),
+    /// Answered then.
+    Flushed(oneshot::Sender<()>),
 }
 
 /// A cancellation under way.
@@ -195,7 +202,7 @@ impl Writer {
 
     /// Sees that a notification is not delivered, behind the writes before this and before those after it.
     pub fn cancel(&self, user: UserId, id: NotificationId, reply: CancelReply) {
-        self.send(&user.clone(), Write::Cancel(Cancelling { user, id, reply }));
+        self.send(&user.clone(), Write::Alone(Alone::Cancel(Cancelling { user, id, reply })));
     }
 
     /// Asks what waits for a user, behind the writes before this. `answer` is dropped when that cannot be.
@@ -219,6 +226,17 @@ impl Writer {
     /// Adds to the journal.
     pub fn note(&self, step: Step) {
         self.notes.send(&step.user.clone(), Note::Raise(None, vec![step]));
+    }
+
+    /// Answers when all writes from before are done, notes too. Cancel safe.
+    pub async fn flushed(&self) {
+        for lane in self.lanes.iter() {
+            let (answer, flushed) = oneshot::channel();
+            if lane.send(Write::Alone(Alone::Flushed(answer))).is_ok() {
+                let _ = flushed.await;
+            }
+        }
+        self.noted().await;
     }
 
     /// Answers when all is written that was to be acknowledged or noted before. Cancel safe.
@@ -256,14 +274,14 @@ struct Group {
 
 impl Group {
     /// Takes a write; one that has to be alone comes back.
-    fn add(&mut self, write: Write) -> Option<Cancelling> {
+    fn add(&mut self, write: Write) -> Option<Alone> {
         match write {
             Write::Hold { in_flight, digest, reply } => self.holds.push((in_flight, digest, reply)),
             Write::Append { entrant, reply } => self.appends.push((entrant, reply)),
             Write::End(ending) => self.endings.push(ending),
             Write::Digested(user, digest) => self.digests.push((user, digest)),
             Write::Backlog(user, answer) => self.backlogs.push((user, answer)),
-            Write::Cancel(cancelling) => return Some(cancelling),
+            Write::Alone(alone) => return Some(alone),
         }
         None
     }
@@ -287,13 +305,21 @@ impl Lane {
         while gather(&mut queue, &mut writes, wait, |_| false).await {
             let mut group = Group::default();
             for write in writes.drain(..) {
-                if let Some(Cancelling { user, id, reply }) = group.add(write).filter(|one| !one.reply.is_closed()) {
-                    self.write(std::mem::take(&mut group)).await;
-                    self.notes.written_of(&user).await;
-                    let _ = reply.send(self.store.until_done(|store, _| store.cancel(&user, &id)).await);
+                let Some(alone) = group.add(write) else { continue };
+                self.write(std::mem::take(&mut group)).await;
+                match alone {
+                    Alone::Cancel(cancelling) => self.cancel(cancelling).await,
+                    Alone::Flushed(answer) => _ = answer.send(()),
                 }
             }
             self.write(group).await;
+        }
+    }
+
+    async fn cancel(&self, Cancelling { user, id, reply }: Cancelling) {
+        if !reply.is_closed() {
+            self.notes.written_of(&user).await;
+            let _ = reply.send(self.store.until_done(|store, _| store.cancel(&user, &id)).await);
         }
     }
 

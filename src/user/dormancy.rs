@@ -74,8 +74,14 @@ impl State {
         may_sleep && self.pending == 0 && !self.is_recovering()
     }
 
-    /// Keeps one timer going while nothing is under way.
+    /// Keeps one timer going while nothing is under way; who is to leave does so then.
     pub(super) fn watch_idleness(&mut self, myself: &UserRef) {
+        if self.leaving {
+            if self.pending == 0 {
+                myself.stop(None);
+            }
+            return;
+        }
         if self.is_idle() && !self.timer_armed {
             self.timer_armed = true;
             let at = self.last_activity + self.config.idle_after;

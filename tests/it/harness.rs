@@ -8,6 +8,7 @@ pub mod broker;
 pub mod carrier;
 pub mod certs;
 pub mod check;
+pub mod cluster;
 pub mod command;
 pub mod dial;
 pub mod event;

@@ -18,6 +18,7 @@ mod auth_keys;
 mod chart;
 mod client_tls;
 mod clients;
+mod cluster;
 mod commands;
 mod config;
 mod conformance;

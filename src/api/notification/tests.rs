@@ -45,7 +45,7 @@ impl Setup {
         let events: Vec<_> = (1..=3).map(event).collect();
         store.fill(&events).await;
         let config = user::tests::config(&store, 8);
-        let args = shard::Args { config, waiting: Some(Vec::new()) };
+        let args = shard::Args { config, waiting: Some(Vec::new()), sealed: shard::Sealed::default() };
         let shards = Shards::new(vec![shard::spawn(args, fakes::supervisor().await).await.unwrap()], 1);
         store.hold(&[Holding { event: fakes::durable(&fakes::user(), "4"), digest: None }]).await.unwrap();
         Self { api: start_with(1024, &[], store.clone(), shards), store }

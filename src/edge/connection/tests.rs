@@ -111,7 +111,7 @@ async fn a_connection_begins_where_its_client_said_until_it_was_served() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let attach = request(&asked);
     let (actor, _) = Collector::<session::Msg>::spawn().await;
-    assert!(relay.attached(3, actor, 9));
+    assert!(relay.attached(3, actor.into(), 9));
     drop(attach);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(matches!(request(&asked).from, Origin::Connection { passed: 9, acknowledged: 0 }));
@@ -126,7 +126,7 @@ async fn a_connection_tells_the_shard_what_its_resting_session_cannot_hear() {
         settled().await;
         let _first = request(&asked);
         let (actor, _) = Collector::<session::Msg>::spawn().await;
-        assert!(relay.attached(1, actor, 9));
+        assert!(relay.attached(1, actor.into(), 9));
         assert_eq!(relay.rest(1, 0), Some(2));
         settled().await;
         assert!(asked.lock().is_empty(), "nothing to tell");
@@ -153,7 +153,7 @@ async fn a_client_that_leaves_is_answered_behind_what_was_queued() {
     let relay = connection.relay.clone();
     relay.next_attachment();
     let (actor, _) = Collector::<session::Msg>::spawn().await;
-    assert!(relay.attached(1, actor, 0));
+    assert!(relay.attached(1, actor.into(), 0));
     let notification = Notification { seq: Some(1), event: durable(&user(), "1") };
     let frame = Frame::notification(&notification);
     let outgoing = Outgoing { frame: &frame, kind: Kind::Notification(Some(1), &notification.event) };
@@ -227,7 +227,7 @@ async fn nothing_is_acknowledged_behind_what_a_client_is_sent_away_for() {
         let (mut connection, mut client) = talking(shared.clone()).await;
         connection.relay.next_attachment();
         let (actor, heard) = Collector::<session::Msg>::spawn().await;
-        assert!(connection.relay.attached(1, actor.clone(), 5));
+        assert!(connection.relay.attached(1, actor.clone().into(), 5));
         client.write_all(&[before, ACK].concat()).await.unwrap();
         client.shutdown().await.unwrap();
         pauses(connection.serve()).await;

@@ -6,7 +6,7 @@ use super::{Chunk, FLUSH_AT_ITEMS, Relay};
 use crate::{
     edge::metric::{self, Delivery},
     ids::Sequence,
-    session::{self, Kind, Outgoing, Outlet, Pushed, SessionRef},
+    session::{self, Kind, Line, Outgoing, Outlet, Pushed},
     wire::Close,
 };
 
@@ -58,7 +58,7 @@ impl Outlet for Arc<Relay> {
         }
     }
 
-    fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool {
+    fn attached(&self, attachment: u64, session: Line, begins_after: Sequence) -> bool {
         let mut state = self.state.lock();
         if state.attachment != attachment || state.ended || state.close.is_some() {
             return false;

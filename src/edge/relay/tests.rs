@@ -117,7 +117,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// A session that only listens.
-async fn session() -> (SessionRef, Heard<session::Msg>) {
+async fn session() -> (session::SessionRef, Heard<session::Msg>) {
     Collector::<session::Msg>::spawn().await
 }
 
@@ -143,7 +143,7 @@ async fn only_the_latest_attachment_counts() {
     assert_eq!((latest, passed), (2, 1));
     assert_eq!(pair.push(1, Some(2), 1), Pushed::Gone);
     let (old, _) = session().await;
-    assert!(!pair.relay.attached(1, old, 0));
+    assert!(!pair.relay.attached(1, old.into(), 0));
     Outlet::close(&pair.relay, 1, Close::new(CloseCode::GoingAway, "old"));
     Outlet::lost(&pair.relay, 1);
     let todo = pair.relay.todo().unwrap();
@@ -177,7 +177,7 @@ async fn a_number_that_was_passed_on_is_not_written_again() {
 async fn what_a_new_session_begins_after_counts_as_passed_on() {
     let mut pair = Pair::new(PLAIN).await;
     let (actor, _) = session().await;
-    assert!(pair.relay.attached(1, actor, 5));
+    assert!(pair.relay.attached(1, actor.into(), 5));
     assert!(pair.relay.acknowledge(5) && !pair.relay.acknowledge(6));
     pair.push(1, Some(5), 1);
     pair.push(1, Some(6), 1);
@@ -190,7 +190,7 @@ async fn what_a_new_session_begins_after_counts_as_passed_on() {
 async fn a_queue_is_bounded_by_bytes_and_says_once_that_it_has_drained() {
     let mut pair = Pair::new(PLAIN).await;
     let (actor, heard) = session().await;
-    pair.relay.attached(1, actor, 0);
+    pair.relay.attached(1, actor.into(), 0);
     let first = pair.fill(1, 20_000);
     for _ in 0..3 {
         assert_eq!(pair.push(1, Some(first), 20_000), Pushed::Full);
@@ -222,7 +222,7 @@ async fn a_queue_is_bounded_by_items() {
 async fn drained_is_said_only_when_half_of_the_queue_is_free() {
     let mut pair = Pair::new(PLAIN).await;
     let (actor, heard) = session().await;
-    pair.relay.attached(1, actor, 0);
+    pair.relay.attached(1, actor.into(), 0);
     pair.fill(1, 20_000);
     let mut got = Vec::new();
     while drained(&heard).await == 0 {
@@ -237,12 +237,12 @@ async fn drained_is_said_only_when_half_of_the_queue_is_free() {
 async fn the_first_close_counts_and_nothing_is_taken_after_it() {
     let mut pair = Pair::new(PLAIN).await;
     let (actor, heard) = session().await;
-    pair.relay.attached(1, actor, 0);
+    pair.relay.attached(1, actor.into(), 0);
     Outlet::close(&pair.relay, 1, Close::new(CloseCode::Replaced, "first"));
     Relay::close(&pair.relay, Close::new(CloseCode::GoingAway, "second"));
     assert_eq!(pair.push(1, Some(1), 1), Pushed::Gone);
     let (late, _) = session().await;
-    assert!(!pair.relay.attached(1, late, 0));
+    assert!(!pair.relay.attached(1, late.into(), 0));
     Outlet::lost(&pair.relay, 1);
     let todo = pair.relay.todo().unwrap();
     assert_eq!(todo.close.map(|close| close.code), Some(CloseCode::Replaced));
@@ -261,7 +261,7 @@ async fn a_close_in_order_goes_through_the_session_that_serves_and_is_direct_wit
 
     let served = Pair::new(Protocol::WebSocket(Form::Json)).await;
     let (session, heard) = session().await;
-    assert!(served.relay.attached(1, session.clone(), 0));
+    assert!(served.relay.attached(1, session.clone().into(), 0));
     served.relay.close_in_order(close());
     assert_eq!(served.relay.todo().unwrap().close, None, "what the session has been given comes first");
     let told = |heard: &Heard<session::Msg>| {
@@ -393,7 +393,7 @@ async fn a_queue_that_was_long_gives_its_memory_back() {
 async fn an_ended_relay_keeps_nothing() {
     let mut pair = Pair::new(PLAIN).await;
     let (actor, heard) = session().await;
-    pair.relay.attached(1, actor, 0);
+    pair.relay.attached(1, actor.into(), 0);
     let next = pair.fill(1, 20_000);
     pair.relay.end();
     assert_eq!(pair.push(1, Some(next), 1), Pushed::Gone);

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use crate::{
     event::Event,
     ids::Sequence,
-    session::{Kind, Outgoing, Outlet, Pushed, SessionRef},
+    session::{Kind, Line, Outgoing, Outlet, Pushed, SessionRef},
     wire::Close,
 };
 
@@ -40,7 +40,7 @@ struct State {
     lost: usize,
     rests: bool,
     acknowledged: Sequence,
-    session: Option<SessionRef>,
+    session: Option<Line>,
     begins_after: Sequence,
 }
 
@@ -110,7 +110,7 @@ impl FakeOutlet {
         let mut state = self.state.lock();
         state.acknowledged = seq;
         let session = state.session.as_ref();
-        session.is_some_and(|session| session.cast(crate::session::Msg::Acknowledged(seq)).is_ok())
+        session.is_some_and(|session| session.cast(crate::session::Msg::Acknowledged(seq)))
     }
 
     /// Its client has gone.
@@ -131,7 +131,10 @@ impl FakeOutlet {
 
     /// The session that serves it.
     pub(crate) fn session(&self) -> SessionRef {
-        self.state.lock().session.clone().expect("a session was attached")
+        match self.state.lock().session.clone() {
+            Some(Line::Here(session)) => session,
+            _ => panic!("a session was attached"),
+        }
     }
 
     pub(crate) fn is_attached(&self) -> bool {
@@ -188,7 +191,7 @@ impl Outlet for FakeOutlet {
         }
     }
 
-    fn attached(&self, attachment: u64, session: SessionRef, begins_after: Sequence) -> bool {
+    fn attached(&self, attachment: u64, session: Line, begins_after: Sequence) -> bool {
         let mut state = self.state.lock();
         if state.attachment != attachment {
             return false;

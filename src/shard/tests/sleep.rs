@@ -20,7 +20,7 @@ impl Running {
         let store = FaultyStore::new(10_000);
         let mut config = (*config(&store, 2)).clone();
         change(&mut config);
-        let args = Args { config: Arc::new(config), waiting: Some(Vec::new()) };
+        let args = Args { config: Arc::new(config), waiting: Some(Vec::new()), sealed: Sealed::default() };
         let shard = spawn(args, fakes::supervisor().await).await.unwrap();
         Self::with(store, shard)
     }
@@ -289,12 +289,11 @@ async fn a_log_that_is_shorter_than_before_sleep_is_noticed() {
     let store = FaultyStore::new(1000);
     let writer = crate::store::writer::Writer::start(
         &(store.clone() as Arc<dyn crate::store::Store>),
-        1,
         &crate::health::Health::default(),
         &lost,
     );
     let config = Arc::new(user::Config { writer, ..(*config(&store, 8)).clone() });
-    let args = Args { config, waiting: Some(Vec::new()) };
+    let args = Args { config, waiting: Some(Vec::new()), sealed: Sealed::default() };
     let shard = Running::with(store, spawn(args, fakes::supervisor().await).await.unwrap());
     let stream = shard.stream();
     settled().await;

@@ -1,17 +1,21 @@
 //! Positions of Kafka partitions in PostgreSQL.
 
-use super::{PostgresStore, ask};
+use super::{PostgresStore, ask, membership::PostgresMembership};
 use crate::{
     event::unix_millis_now,
-    ids::LogEpoch,
+    ids::{Incarnation, LogEpoch},
     store::{
         Answer, Error,
+        claims::{Beginning, Claims, PartitionClaim},
         positions::{Held, Known, LogName, Positions, Unmoved, behind_its_copies},
     },
 };
 
 impl PostgresStore {
     async fn take_partitions(&self, log: &LogName, partitions: &[i32]) -> Result<Vec<(i32, Known)>, Error> {
+        if let Some((me, common)) = &self.common {
+            return self.take_free(*me, common, log, partitions).await;
+        }
         let take = "update partition_claims set owner = $1, epoch = epoch + 1 \
                     where topic = $2 and partition = any($3) returning partition, cluster, epoch, position, ahead";
         let found: Vec<(i32, String, i64, i64, Option<i64>)> = ask!(self.writes, |connection| {
@@ -28,7 +32,64 @@ impl PostgresStore {
         Ok(partitions.iter().map(known).collect())
     }
 
-    async fn begin_partitions(&self, log: &LogName, positions: &[(i32, i64)]) -> Result<(), Error> {
+    /// Takes what no other living member has.
+    async fn take_free(
+        &self,
+        me: Incarnation,
+        common: &PostgresMembership,
+        log: &LogName,
+        partitions: &[i32],
+    ) -> Result<Vec<(i32, Known)>, Error> {
+        let known = common.partitions(&log.topic).await?;
+        let is_new = |partition: &&i32| known.iter().all(|claim| claim.partition != **partition);
+        let mut taken: Vec<(i32, Known)> = partitions.iter().filter(is_new).map(|one| (*one, Known::Nothing)).collect();
+        let wanted = known.iter().filter(|claim| partitions.contains(&claim.partition));
+        let wanted: Vec<_> = wanted.map(|claim| (claim.partition, claim.epoch)).collect();
+        if wanted.is_empty() {
+            return Ok(taken);
+        }
+        for claim in Claims::take_partitions(common, me, &log.topic, &wanted).await? {
+            let PartitionClaim { partition, epoch, cluster, position, ahead, .. } = claim;
+            self.partitions.hold(partition, Held { epoch, position });
+            let is_ours = cluster == log.cluster;
+            taken.push((partition, if is_ours { Known::At { position, ahead } } else { Known::Foreign }));
+        }
+        Ok(taken)
+    }
+
+    async fn begin_held(
+        &self,
+        me: Incarnation,
+        common: &PostgresMembership,
+        log: &LogName,
+        positions: &[(i32, i64)],
+    ) -> Result<Vec<i32>, Error> {
+        let beginning = |(partition, position): &(i32, i64)| Beginning {
+            partition: *partition,
+            epoch: self.partitions.held(*partition).map_or(0, |held| held.epoch),
+            position: *position,
+        };
+        let beginnings: Vec<_> = positions.iter().map(beginning).collect();
+        let begun = Claims::begin_partitions(common, me, log, &beginnings).await?;
+        for (partition, epoch) in &begun {
+            let position = positions.iter().find(|(one, _)| one == partition).map_or(0, |(_, position)| *position);
+            self.partitions.hold(*partition, Held { epoch: *epoch, position });
+        }
+        Ok(begun.into_iter().map(|(partition, _)| partition).collect())
+    }
+
+    async fn release_held(&self, log: &LogName, partitions: &[i32]) -> Result<(), Error> {
+        let Some((me, common)) = &self.common else { return Ok(()) };
+        let held = partitions.iter().filter_map(|one| Some((*one, self.partitions.let_go(*one)?.epoch)));
+        let held: Vec<_> = held.collect();
+        Claims::release_partitions(common, *me, &log.topic, &held).await?;
+        Ok(())
+    }
+
+    async fn begin_partitions(&self, log: &LogName, positions: &[(i32, i64)]) -> Result<Vec<i32>, Error> {
+        if let Some((me, common)) = &self.common {
+            return self.begin_held(*me, common, log, positions).await;
+        }
         let begin = "insert into partition_claims as c (topic, partition, cluster, owner, epoch, position) \
                      select $1, p.partition, $2, $3, 1, p.position \
                      from unnest($4::integer[], $5::bigint[]) as p (partition, position) \
@@ -48,7 +109,7 @@ impl PostgresStore {
         for (partition, epoch, position) in begun {
             self.partitions.hold(partition, Held { epoch, position });
         }
-        Ok(())
+        Ok(partitions)
     }
 
     async fn write_positions(&self, log: &LogName, positions: &[(i32, i64)]) -> Result<(), Error> {
@@ -74,7 +135,8 @@ impl PostgresStore {
                 .fetch_all(connection)
         })?;
         for (partition, held, position) in moved {
-            if !written.contains(&partition) {
+            let is_held = self.partitions.held(partition).is_some_and(|now| now.epoch == held.epoch);
+            if is_held && !written.contains(&partition) {
                 self.explain(log, partition, held).await?;
             }
             self.partitions.written(partition, held, position);
@@ -136,8 +198,12 @@ impl Positions for PostgresStore {
         Box::pin(self.take_partitions(log, partitions))
     }
 
-    fn begin<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()> {
+    fn begin<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, Vec<i32>> {
         Box::pin(self.begin_partitions(log, positions))
+    }
+
+    fn release<'a>(&'a self, log: &'a LogName, partitions: &'a [i32]) -> Answer<'a, ()> {
+        Box::pin(self.release_held(log, partitions))
     }
 
     fn write<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()> {

@@ -30,7 +30,7 @@ impl SqliteStore {
         Ok(taken)
     }
 
-    async fn begin_partitions(&self, log: &LogName, positions: &[(i32, i64)]) -> Result<(), Error> {
+    async fn begin_partitions(&self, log: &LogName, positions: &[(i32, i64)]) -> Result<Vec<i32>, Error> {
         let begin = "insert into partition_claims as c (topic, partition, cluster, owner, epoch, position) \
                      values (?1, ?2, ?3, ?4, 1, ?5) \
                      on conflict (topic, partition) do update set cluster = excluded.cluster, \
@@ -42,7 +42,8 @@ impl SqliteStore {
             let epoch = begin.fetch_one(&mut *transaction).await.map_err(unavailable)?;
             self.partitions.hold(partition, Held { epoch, position });
         }
-        transaction.commit().await.map_err(unavailable)
+        transaction.commit().await.map_err(unavailable)?;
+        Ok(positions.iter().map(|(partition, _)| *partition).collect())
     }
 
     async fn write_positions(&self, log: &LogName, positions: &[(i32, i64)]) -> Result<(), Error> {
@@ -118,7 +119,7 @@ impl Positions for SqliteStore {
         Box::pin(self.take_partitions(log, partitions))
     }
 
-    fn begin<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()> {
+    fn begin<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, Vec<i32>> {
         Box::pin(self.begin_partitions(log, positions))
     }
 

@@ -59,6 +59,7 @@ impl Place {
             url,
             password_file: None,
             may_migrate: true,
+            member: None,
             shards: 64,
             retention: 7 * day,
             per_user_max: 1000,

@@ -271,6 +271,16 @@ impl Node {
         self.process.as_mut().expect("the node runs")
     }
 
+    /// Whether it was started and has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::running)
+    }
+
+    /// The process, which is not this value's any more.
+    pub fn take(&mut self) -> Process {
+        self.process.take().expect("the node runs")
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.process.as_ref().expect("the node runs").stderr()

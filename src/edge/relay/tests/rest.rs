@@ -6,7 +6,7 @@ use super::*;
 async fn served() -> (Pair, Heard<session::Msg>) {
     let pair = Pair::new(PLAIN).await;
     let (session, heard) = Collector::<session::Msg>::spawn().await;
-    assert!(pair.relay.attached(1, session, 0));
+    assert!(pair.relay.attached(1, session.into(), 0));
     (pair, heard)
 }
 
@@ -23,7 +23,7 @@ async fn a_session_lets_go_only_when_nothing_waits_and_it_has_heard_all() {
     assert!(pair.relay.rests(2) && !pair.relay.rests(1));
     assert_eq!(pair.push(1, Some(2), 10), Pushed::Gone);
     let (successor, _) = Collector::<session::Msg>::spawn().await;
-    assert!(pair.relay.attached(2, successor, 1));
+    assert!(pair.relay.attached(2, successor.into(), 1));
     assert!(!pair.relay.rests(2));
     assert_eq!(pair.push(2, Some(2), 10), Pushed::Taken);
 }
@@ -56,7 +56,7 @@ async fn news_for_a_session_at_rest_is_told_until_somebody_serves_it() {
     within(pair.relay.ready()).await.unwrap();
     assert!(pair.relay.todo().unwrap().wake);
     let (successor, heard) = Collector::<session::Msg>::spawn().await;
-    assert!(pair.relay.attached(2, successor, 1));
+    assert!(pair.relay.attached(2, successor.into(), 1));
     while heard.lock().is_empty() {
         tokio::task::yield_now().await;
     }

@@ -47,7 +47,7 @@ async fn messages_come_in_order_and_wait_for_nobody_but_their_reader() {
 async fn a_stream_that_nobody_reads_is_full_and_says_once_that_it_has_drained() {
     let relay = relay();
     let (actor, heard) = session().await;
-    relay.attached(1, actor, 0);
+    relay.attached(1, actor.into(), 0);
     let full = (1..).find(|seq| push(&relay, *seq, 10_000) == Pushed::Full).unwrap();
     assert!(full > 2, "some are taken");
     let mut read = 0;

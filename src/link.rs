@@ -1,0 +1,196 @@
+//! Links between the nodes of a cluster: one in each direction between two of them. Over the one that it has opened, a
+//! node sends events and connections to the node that serves their users, and gets back what became of them.
+
+mod client;
+mod mirror;
+mod server;
+pub(crate) mod wire;
+
+use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+
+pub use self::mirror::Limits;
+use self::{
+    client::{Order, Peer},
+    server::Server,
+    wire::service::link_server::LinkServer,
+};
+use crate::{
+    event::InFlight,
+    ids::{Incarnation, NotificationId, UserId},
+    placement::owners::{Owner, Owners},
+    router,
+    shard::{Elsewhere, Shards},
+    store::writer::CancelReply,
+    user::Attach,
+};
+
+/// How often the listener pings its peers, and how long one may take to answer.
+const PING_EVERY: Duration = Duration::from_secs(2);
+const PING_ANSWER: Duration = Duration::from_secs(3);
+/// What streams may have in flight, in bytes.
+const WINDOW: u32 = 4 << 20;
+
+/// Who this node is to others.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// This life of it.
+    pub me: Incarnation,
+    /// What all nodes of the cluster know.
+    pub secret: String,
+}
+
+/// Who answers where a node should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// That node.
+    Itself,
+    /// Another one, or its host says that nothing listens there.
+    SomebodyElse,
+    /// Nobody, as yet.
+    Nobody,
+}
+
+/// Hears what links notice of other nodes.
+pub trait Watched: Send + Sync + 'static {
+    /// Something came from that node.
+    fn heard(&self, node: Incarnation);
+    /// Its host says that nothing listens there, or somebody else answers.
+    fn refused(&self, node: Incarnation);
+    /// A node has said whether it hears another one.
+    fn told(&self, by: Incarnation, about: Incarnation, poll: u64, hears: bool);
+    /// Whether this node hears that one.
+    fn hears(&self, about: Incarnation) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
+    /// Claims have changed.
+    fn look(&self);
+}
+
+/// All links of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Links(Arc<Inner>);
+
+struct Inner {
+    identity: Arc<Identity>,
+    owners: Owners,
+    peers: RwLock<HashMap<Incarnation, Peer>>,
+    /// Connections of users whom nobody serves just now.
+    waiting: Mutex<Vec<Box<Attach>>>,
+}
+
+impl Links {
+    /// No links yet.
+    #[must_use]
+    pub fn new(identity: Identity, owners: Owners) -> Self {
+        let (identity, peers, waiting) = (Arc::new(identity), RwLock::default(), Mutex::default());
+        Self(Arc::new(Inner { identity, owners, peers, waiting }))
+    }
+
+    /// Serves other nodes on this listener, until the task is aborted.
+    pub fn listen(
+        &self,
+        listener: TcpListener,
+        shards: Shards,
+        limits: Limits,
+        watched: Arc<dyn Watched>,
+    ) -> JoinHandle<()> {
+        let server = Server { identity: self.0.identity.clone(), shards, limits, watched };
+        let service = LinkServer::new(server).max_decoding_message_size(usize::MAX);
+        let serving = tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(PING_EVERY))
+            .http2_keepalive_timeout(Some(PING_ANSWER))
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the link's listener has ended");
+            }
+        })
+    }
+
+    /// Asks who answers where a node should be.
+    pub async fn who_answers(&self, node: Incarnation, addresses: &[String]) -> Answers {
+        for address in addresses {
+            match client::connect(&self.0.identity, node, address).await {
+                Ok(_) => return Answers::Itself,
+                Err(client::Broken::Refused(_)) => return Answers::SomebodyElse,
+                Err(client::Broken::Other(_)) => {}
+            }
+        }
+        Answers::Nobody
+    }
+
+    /// Keeps links to these nodes, and to no others.
+    pub fn keep(&self, nodes: &[(Incarnation, Vec<String>)], watched: &Arc<dyn Watched>) {
+        let mut peers = self.0.peers.write();
+        peers.retain(|peer, _| nodes.iter().any(|(node, _)| node == peer));
+        for (node, addresses) in nodes {
+            let start = || Peer::start(self.0.identity.clone(), *node, addresses.clone(), watched.clone());
+            peers.entry(*node).or_insert_with(start);
+        }
+    }
+
+    fn order(&self, node: Incarnation, order: Order) {
+        let peer = self.0.peers.read().get(&node).cloned();
+        if let Some(peer) = peer {
+            peer.order(order);
+        }
+    }
+
+    /// Asks a node whether it is there.
+    pub fn probe(&self, node: Incarnation) {
+        self.order(node, Order::Probe);
+    }
+
+    /// Asks a node whether it hears another one.
+    pub fn ask(&self, node: Incarnation, about: Incarnation, poll: u64) {
+        self.order(node, Order::Hears { poll, about });
+    }
+
+    /// Tells all nodes that claims have changed.
+    pub fn tell_to_look(&self) {
+        let peers: Vec<Peer> = self.0.peers.read().values().cloned().collect();
+        peers.into_iter().for_each(|peer| peer.order(Order::Look));
+    }
+
+    /// The map has changed: connections that waited for somebody ask again.
+    pub fn map_changed(&self, shards: &Shards) {
+        let waiting = std::mem::take(&mut *self.0.waiting.lock());
+        waiting.into_iter().for_each(|attach| shards.attach(attach));
+    }
+}
+
+impl router::Links for Links {
+    fn life(&self, node: Incarnation) -> Option<u64> {
+        self.0.peers.read().get(&node)?.life()
+    }
+
+    fn send(&self, node: Incarnation, events: Vec<InFlight>) {
+        self.order(node, Order::Events(events));
+    }
+}
+
+impl Elsewhere for Links {
+    fn attach(&self, attach: Box<Attach>) {
+        let peer = || match self.0.owners.of(&attach.user) {
+            Owner::There(node) => self.0.peers.read().get(&node).cloned(),
+            // Here since a moment ago, too: the map is told of again.
+            Owner::Nobody | Owner::Here => None,
+        };
+        match peer() {
+            Some(peer) => peer.order(Order::Attach(attach)),
+            None => self.0.waiting.lock().push(attach),
+        }
+    }
+
+    fn cancel(&self, user: UserId, id: NotificationId, reply: CancelReply) {
+        if let Owner::There(node) = self.0.owners.of(&user) {
+            self.order(node, Order::Cancel(user, id, reply));
+        }
+    }
+}

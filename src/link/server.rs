@@ -1,0 +1,254 @@
+//! The owner's end of a link: events and wishes come in, outcomes and frames go out.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures_util::{Stream, StreamExt as _};
+use subtle::ConstantTimeEq as _;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+
+use super::{
+    Identity, Watched,
+    mirror::{Far, Limits, Mirror},
+    wire::{
+        self, Forwarded, Heard, OpenRequest, OpenResponse, Outcome, ToEdge, Unreadable, service::link_server::Link,
+        to_edge, to_owner,
+    },
+};
+use crate::{
+    event::{InFlight, Sender},
+    ids::{Incarnation, NotificationId, UserId},
+    session::Attachment,
+    settlement::{self, Permit, RecordRef},
+    shard::{Msg, Shards},
+    user::Attach,
+};
+
+/// Messages of one answer.
+const BATCH_MAX: usize = 512;
+/// Answers that the transport has not taken: the rest stays in the queue, whose messages are bounded by what they
+/// answer.
+const ANSWERS: usize = 2;
+/// Who the caller is, whom it wants, and what it knows.
+pub(super) const FROM: &str = "x-notifier-from";
+pub(super) const TO: &str = "x-notifier-to";
+pub(super) const SECRET: &str = "x-notifier-secret-bin";
+pub(super) const VERSION: &str = "x-notifier-link";
+
+/// Serves the nodes of the cluster.
+pub(super) struct Server {
+    pub(super) identity: Arc<Identity>,
+    pub(super) shards: Shards,
+    pub(super) limits: Limits,
+    pub(super) watched: Arc<dyn Watched>,
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<OpenResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Link for Server {
+    type OpenStream = Answers;
+
+    async fn open(&self, request: Request<Streaming<OpenRequest>>) -> Result<Response<Answers>, Status> {
+        let from = self.identity.check(request.metadata())?;
+        let (to_edge, queue) = mpsc::unbounded_channel();
+        let peer = Peer {
+            from,
+            sender: next_sender(),
+            shards: self.shards.clone(),
+            limits: self.limits,
+            watched: self.watched.clone(),
+            reports: Arc::new(Reports { to_edge: to_edge.clone() }),
+            to_edge,
+            lines: HashMap::new(),
+        };
+        tokio::spawn(peer.run(request.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(batched(queue)))))
+    }
+}
+
+/// 0 is this node's own router.
+fn next_sender() -> Sender {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Identity {
+    /// Who calls, if it may.
+    fn check(&self, metadata: &MetadataMap) -> Result<Incarnation, Status> {
+        let secret = metadata.get_bin(SECRET).and_then(|secret| secret.to_bytes().ok()).unwrap_or_default();
+        if !bool::from(secret.as_ref().ct_eq(self.secret.as_bytes())) {
+            return Err(Status::unauthenticated("cluster.secret is another one here"));
+        }
+        let incarnation = |name| metadata.get(name).and_then(|text| Incarnation::parse(text.to_str().ok()?));
+        if incarnation(TO) != Some(self.me) {
+            return Err(Status::failed_precondition(format!("this is incarnation {}", self.me)));
+        }
+        incarnation(FROM).ok_or_else(|| Status::invalid_argument(format!("{FROM} is not an incarnation")))
+    }
+}
+
+/// What the queue holds goes out at once, as one message; nothing is waited for.
+fn batched(mut queue: mpsc::UnboundedReceiver<ToEdge>) -> mpsc::Receiver<Result<OpenResponse, Status>> {
+    let (out, answers) = mpsc::channel(ANSWERS);
+    tokio::spawn(async move {
+        while let Ok(room) = out.reserve().await {
+            let mut messages = Vec::new();
+            if queue.recv_many(&mut messages, BATCH_MAX).await == 0 {
+                return;
+            }
+            room.send(Ok(OpenResponse { messages }));
+        }
+    });
+    answers
+}
+
+/// Says on the link what became of its events.
+struct Reports {
+    to_edge: mpsc::UnboundedSender<ToEdge>,
+}
+
+impl settlement::Report for Reports {
+    fn report(&self, record: RecordRef, outcome: settlement::Outcome) {
+        let number = u64::try_from(record.offset).unwrap_or_default();
+        let outcome = Outcome { number, outcome: wire::outcome_number(outcome) };
+        let _ = self.to_edge.send(ToEdge { kind: Some(to_edge::Kind::Outcome(outcome)) });
+    }
+}
+
+/// A node that has this one serve users for it.
+struct Peer {
+    from: Incarnation,
+    sender: Sender,
+    shards: Shards,
+    limits: Limits,
+    watched: Arc<dyn Watched>,
+    reports: Arc<Reports>,
+    to_edge: mpsc::UnboundedSender<ToEdge>,
+    lines: HashMap<u64, Arc<Mirror>>,
+}
+
+impl Peer {
+    async fn run(mut self, mut requests: Streaming<OpenRequest>) {
+        loop {
+            match requests.next().await {
+                Some(Ok(request)) => {
+                    self.watched.heard(self.from);
+                    if let Err(error) = self.take(request) {
+                        tracing::error!(peer = %self.from, %error, "the link is closed");
+                        break;
+                    }
+                }
+                Some(Err(status)) => {
+                    tracing::debug!(peer = %self.from, %status, "the link is broken");
+                    break;
+                }
+                None => break,
+            }
+        }
+        // Its connections are with it, or come to whoever serves them next.
+        self.lines.values().for_each(|line| line.end());
+    }
+
+    fn take(&mut self, request: OpenRequest) -> Result<(), Unreadable> {
+        let mut events: HashMap<usize, Vec<InFlight>> = HashMap::new();
+        for message in request.messages {
+            match message.kind {
+                Some(to_owner::Kind::Event(forwarded)) => {
+                    let in_flight = self.in_flight(forwarded)?;
+                    events.entry(self.shards.actor_of(&in_flight.event.user)).or_default().push(in_flight);
+                }
+                Some(other) => self.take_other(other)?,
+                // Of a later release, which knows that this one does not understand it.
+                None => {}
+            }
+        }
+        for (index, events) in events {
+            let (actor, _) = self.shards.get(index);
+            let _ = actor.cast(Msg::Events(events));
+        }
+        Ok(())
+    }
+
+    fn in_flight(&self, Forwarded { number, first, event }: Forwarded) -> Result<InFlight, Unreadable> {
+        let offset = i64::try_from(number).map_err(|_| Unreadable("event's number"))?;
+        let permit = Permit::new(self.reports.clone(), RecordRef { partition: 0, assignment: 0, offset });
+        let event = wire::shared(event.ok_or(Unreadable("event"))?)?;
+        Ok(InFlight { event, permit, first, sender: self.sender })
+    }
+
+    fn take_other(&mut self, kind: to_owner::Kind) -> Result<(), Unreadable> {
+        match kind {
+            to_owner::Kind::Event(_) => {}
+            to_owner::Kind::Attach(attach) => self.attach(attach)?,
+            to_owner::Kind::Acknowledged(wire::Acknowledged { line, seq }) => {
+                self.tell(line, |line| line.acknowledged(seq));
+            }
+            to_owner::Kind::Taken(wire::Taken { line, frames, bytes }) => {
+                self.tell(line, |line| line.taken(frames, bytes));
+            }
+            to_owner::Kind::Close(close) => {
+                let (line, close) = (close.line, wire::closed(close)?);
+                self.tell(line, |line| line.close(close));
+            }
+            to_owner::Kind::Disconnected(wire::Disconnected { line }) => {
+                if let Some(line) = self.lines.remove(&line) {
+                    line.end();
+                }
+            }
+            to_owner::Kind::Probe(probe) => {
+                let _ = self.to_edge.send(ToEdge { kind: Some(to_edge::Kind::Probed(probe)) });
+            }
+            to_owner::Kind::Hears(wire::Hears { poll, about }) => {
+                let about_whom = Incarnation::parse(&about).ok_or(Unreadable("incarnation"))?;
+                let (watched, to_edge) = (self.watched.clone(), self.to_edge.clone());
+                tokio::spawn(async move {
+                    let hears = watched.hears(about_whom).await;
+                    let _ = to_edge.send(ToEdge { kind: Some(to_edge::Kind::Heard(Heard { poll, about, hears })) });
+                });
+            }
+            to_owner::Kind::Cancel(cancel) => self.cancel(cancel)?,
+            to_owner::Kind::Look(_) => self.watched.look(),
+        }
+        Ok(())
+    }
+
+    fn tell(&self, line: u64, say: impl FnOnce(&Mirror)) {
+        if let Some(line) = self.lines.get(&line) {
+            say(line);
+        }
+    }
+
+    fn attach(&mut self, attach: wire::Attach) -> Result<(), Unreadable> {
+        let (line, counts_acknowledgements) = (attach.line, attach.counts_acknowledgements);
+        let wire::Wish { user, session, device, from } = wire::wish(attach)?;
+        let mirror = Mirror::new((line, user.clone()), self.limits, self.shards.clone(), self.to_edge.clone());
+        self.lines.insert(line, mirror.clone());
+        let attachment = Attachment::new(Arc::new(Far(mirror)), 1);
+        let attach = Attach { user, session, device, from, counts_acknowledgements, attachment };
+        // If this node does not serve the user, the attachment is dropped, and the other one asks again.
+        self.shards.attach_here(Box::new(attach));
+        Ok(())
+    }
+
+    fn cancel(&self, wire::Cancel { number, user, id }: wire::Cancel) -> Result<(), Unreadable> {
+        let user = UserId::new(user).map_err(|_| Unreadable("user"))?;
+        let id = NotificationId::new(id).map_err(|_| Unreadable("notification id"))?;
+        let (reply, answer) = oneshot::channel();
+        self.shards.cancel_here(user, id, reply);
+        let to_edge = self.to_edge.clone();
+        tokio::spawn(async move {
+            let cancelled = wire::cancelled(number, answer.await.ok());
+            let _ = to_edge.send(ToEdge { kind: Some(to_edge::Kind::Cancelled(cancelled)) });
+        });
+        Ok(())
+    }
+}

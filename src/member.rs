@@ -1,0 +1,309 @@
+//! This node as a member of its cluster: it joins, renews its row, watches others and declares deaths, and takes and
+//! gives away shards. What is decided, and why, is in [`crate::cluster`] and [`crate::placement::assignment`]; here are
+//! the clocks, the store and the links.
+
+mod ownership;
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::MissedTickBehavior,
+};
+
+use self::ownership::metric;
+pub use self::ownership::{Ownership, Parts};
+use crate::{
+    cluster::{
+        RENEW_EVERY,
+        arrival::{Answered, Arrival, Verdict},
+        changes::{Change, Refused},
+        probe::PROBE_EVERY,
+        solitude::Solitude,
+        table::Changed,
+        view::{Node, View},
+        watch::{Question, Watch},
+    },
+    ids::{Incarnation, NodeId},
+    link::{Answers, Links, Watched},
+    store::{Common, Error, writer::Lost},
+};
+
+/// How long the store may take to answer one question.
+const ANSWER: Duration = Duration::from_secs(3);
+/// How long to wait before the store is asked again that did not answer.
+const AGAIN: Duration = Duration::from_millis(300);
+/// How often a newcomer looks whether it may join.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Why this node is no member.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Another node of this name is alive, or the store is somebody else's alone.
+    #[error("node.id: node {0} is in the cluster already, and alive")]
+    Occupied(NodeId),
+    /// The store does not answer.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+/// This node's membership.
+pub struct Member {
+    common: Common,
+    node: Node,
+    links: Links,
+    lost: Lost,
+    view: watch::Sender<Arc<View>>,
+    watch: Mutex<Watch>,
+    heard: Mutex<HashMap<Incarnation, Instant>>,
+    solitude: Mutex<Solitude>,
+    look: Notify,
+    is_leaving: AtomicBool,
+}
+
+impl Member {
+    /// A node that has not joined yet.
+    #[must_use]
+    pub fn new(common: Common, node: Node, links: Links, lost: Lost) -> Arc<Self> {
+        let watch = Mutex::new(Watch::new(node.incarnation));
+        let solitude = Mutex::new(Solitude::new(Instant::now()));
+        let (view, heard, look) = (watch::Sender::new(Arc::default()), Mutex::default(), Notify::new());
+        Arc::new(Self { common, node, links, lost, view, watch, heard, solitude, look, is_leaving: false.into() })
+    }
+
+    fn me(&self) -> Incarnation {
+        self.node.incarnation
+    }
+
+    /// The newest view that this node has read.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// Joins. The link listens already: whoever hears of this node may call.
+    ///
+    /// # Errors
+    /// When it must not be there.
+    pub async fn join(self: &Arc<Self>) -> Result<(), JoinError> {
+        let mut arrival = Arrival::default();
+        loop {
+            let view = self.common.membership.view().await?;
+            let mut answered = HashMap::new();
+            for rival in view.rivals(&self.node) {
+                let who = self.links.who_answers(rival.node.incarnation, &rival.node.addresses).await;
+                answered.insert(
+                    rival.node.incarnation,
+                    match who {
+                        Answers::Itself => Answered::Rival,
+                        Answers::SomebodyElse => Answered::NotTheRival,
+                        Answers::Nobody => Answered::Nobody,
+                    },
+                );
+            }
+            let says = |rival: &crate::cluster::view::Member| {
+                answered.get(&rival.node.incarnation).copied().unwrap_or(Answered::Nobody)
+            };
+            match arrival.look(&view, &self.node, says) {
+                Verdict::Join(change) => match self.common.membership.change(&change).await? {
+                    Changed::Done(_) => break,
+                    Changed::Overtaken => continue,
+                },
+                Verdict::Wait => tokio::time::sleep(LOOK_EVERY).await,
+                Verdict::Occupied(id) => return Err(JoinError::Occupied(id)),
+                Verdict::Joined => break,
+            }
+        }
+        self.refresh().await?;
+        Ok(())
+    }
+
+    /// Goes on as a member, until the tasks are aborted.
+    #[must_use]
+    pub fn run(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
+        let (renewing, watching, hearing) = (self.clone(), self.clone(), self.clone());
+        vec![
+            tokio::spawn(async move { renewing.renew().await }),
+            tokio::spawn(async move { watching.watch_others().await }),
+            tokio::spawn(async move { hearing.hear().await }),
+        ]
+    }
+
+    /// It is ready to own something.
+    pub async fn activate(&self) {
+        self.insist(|view| view.activate(self.me())).await;
+    }
+
+    /// It gives away what it owns.
+    pub async fn drain(&self) {
+        self.insist(|view| view.drain(self.me())).await;
+    }
+
+    /// It owns nothing any more, or nobody is there to take it. Others do not have to find out.
+    pub async fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
+        self.insist(|view| view.leave(self.me())).await;
+        self.links.tell_to_look();
+    }
+
+    /// Makes a change of the newest view, until it has happened or cannot any more.
+    async fn insist(&self, make: impl Fn(&View) -> Result<Change, Refused>) {
+        loop {
+            if self.refresh().await.is_ok() {
+                let Ok(change) = make(&self.view()) else { return };
+                match tokio::time::timeout(ANSWER, self.common.membership.change(&change)).await {
+                    Ok(Ok(Changed::Done(_))) => {
+                        let _ = self.refresh().await;
+                        return;
+                    }
+                    Ok(Ok(Changed::Overtaken)) => continue,
+                    Ok(Err(_)) | Err(_) => {}
+                }
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn refresh(&self) -> Result<(), Error> {
+        let late = || Error::Unavailable { reason: "the store does not answer in time".into() };
+        let view = tokio::time::timeout(ANSWER, self.common.membership.view()).await.map_err(|_| late())??;
+        self.solitude.lock().contact(Instant::now());
+        self.view.send_if_modified(|current| {
+            let is_newer = view.version > current.version;
+            if is_newer {
+                metric::version(view.version);
+                let others = view.living().filter(|member| member.node.incarnation != self.me());
+                let others: Vec<_> =
+                    others.map(|member| (member.node.incarnation, member.node.addresses.clone())).collect();
+                tracing::info!(version = view.version, others = others.len(), "view");
+                *current = Arc::new(view);
+            }
+            is_newer
+        });
+        Ok(())
+    }
+
+    /// Keeps links to all others.
+    fn keep_links(self: &Arc<Self>) {
+        let view = self.view();
+        let others = view.living().filter(|member| member.node.incarnation != self.me());
+        let others: Vec<_> = others.map(|member| (member.node.incarnation, member.node.addresses.clone())).collect();
+        let watched: Arc<dyn Watched> = self.clone();
+        self.links.keep(&others, &watched);
+    }
+
+    async fn renew(&self) {
+        let mut ticks = tokio::time::interval(RENEW_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Ok(Ok(renewed)) = tokio::time::timeout(ANSWER, self.common.membership.renew(self.me())).await else {
+                continue;
+            };
+            self.solitude.lock().contact(Instant::now());
+            if !renewed.is_alive {
+                return self.died("this node was declared dead by others");
+            }
+            self.watch.lock().renewed(Instant::now(), &renewed.counters);
+            if renewed.version != self.view().version {
+                let _ = self.refresh().await;
+            }
+        }
+    }
+
+    fn died(&self, reason: &str) {
+        if !self.is_leaving.load(Ordering::Relaxed) {
+            let _ = self.lost.send(Error::Lost { reason: reason.to_owned() });
+        }
+    }
+
+    async fn watch_others(self: &Arc<Self>) {
+        let mut ticks = tokio::time::interval(PROBE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut seen = 0;
+        loop {
+            ticks.tick().await;
+            let view = self.view();
+            if view.version != seen {
+                seen = view.version;
+                self.keep_links();
+            }
+            if view.version > 0 && view.alive(self.me()).is_none() {
+                return self.died("this node is dead in the table of members");
+            }
+            let questions = self.watch.lock().turn(Instant::now(), &view);
+            for question in questions {
+                match question {
+                    Question::Probe(whom) => self.links.probe(whom),
+                    Question::Hears { whom, about, poll } => self.links.ask(whom, about, poll),
+                }
+            }
+            let wants = |view: &View| self.watch.lock().wants(Instant::now(), view);
+            if wants(&view).is_some() && self.refresh().await.is_ok() {
+                let view = self.view();
+                if let Some(change) = wants(&view) {
+                    tracing::warn!(?change.put, "changing the view");
+                    let _ = tokio::time::timeout(ANSWER, self.common.membership.change(&change)).await;
+                    let _ = self.refresh().await;
+                }
+            }
+            let is_alone = self.solitude.lock().is_over(Instant::now(), view.living().count());
+            if is_alone {
+                return self.died("this node hears neither the store nor any other node");
+            }
+        }
+    }
+
+    /// Hears of changes as they are made; [`Self::renew`] finds what is missed.
+    async fn hear(&self) {
+        loop {
+            if let Ok(mut announcements) = self.common.listen().await {
+                let _ = self.refresh().await;
+                while announcements.next().await.is_ok() {
+                    let _ = self.refresh().await;
+                }
+            }
+            tokio::time::sleep(RENEW_EVERY).await;
+        }
+    }
+}
+
+impl Watched for Member {
+    fn heard(&self, node: Incarnation) {
+        let now = Instant::now();
+        self.watch.lock().heard(node);
+        self.heard.lock().insert(node, now);
+        self.solitude.lock().contact(now);
+    }
+
+    fn refused(&self, node: Incarnation) {
+        self.watch.lock().refused(node);
+    }
+
+    fn told(&self, by: Incarnation, about: Incarnation, poll: u64, hears: bool) {
+        self.watch.lock().told(by, about, poll, hears);
+    }
+
+    fn hears(&self, about: Incarnation) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(async move {
+            self.links.probe(about);
+            tokio::time::sleep(PROBE_EVERY).await;
+            self.heard.lock().get(&about).is_some_and(|at| at.elapsed() <= PROBE_EVERY)
+        })
+    }
+
+    fn look(&self) {
+        self.look.notify_one();
+    }
+}

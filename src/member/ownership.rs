@@ -1,0 +1,252 @@
+//! Who serves which shard, and who reads which partition: what this node should own is computed from the view, what it
+//! owns stands in claims, and step by step the second becomes the first.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    num::NonZeroU8,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::Member;
+use crate::{
+    cluster::view::View,
+    health::Health,
+    ids::{Incarnation, UserId},
+    ingest::{Assignment, Ingest},
+    link::Links,
+    placement::{
+        ShardId,
+        assignment::{self, Candidate},
+        owners::{Map, Owner},
+    },
+    shard::Shards,
+    store::{Error, Store, claims::ShardClaim, writer::Writer},
+};
+
+/// How often claims are read when nobody says that they have changed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// So many shards are given away at a time: the others serve on meanwhile.
+const GIVEN_AT_ONCE: usize = 64;
+/// How long users of shards that are given away may take to stop.
+const SEAL: Duration = Duration::from_secs(10);
+/// The health part that says whether this node takes part.
+const HEALTH_PART: &str = "cluster";
+
+/// What moves shards and partitions to this node, and away from it.
+pub struct Ownership {
+    member: Arc<Member>,
+    links: Links,
+    shards: Shards,
+    store: Arc<dyn Store>,
+    writer: Writer,
+    ingest: Arc<Ingest>,
+    topic: String,
+    health: Health,
+    /// Served here.
+    held: HashSet<ShardId>,
+    assigned: u64,
+}
+
+/// The parts of a node that ownership moves.
+pub struct Parts {
+    /// The links to other nodes.
+    pub links: Links,
+    /// The shard actors.
+    pub shards: Shards,
+    /// The log.
+    pub store: Arc<dyn Store>,
+    /// The way into it.
+    pub writer: Writer,
+    /// Who reads partitions.
+    pub ingest: Arc<Ingest>,
+    /// Whose partitions.
+    pub topic: String,
+    /// The node's health.
+    pub health: Health,
+}
+
+impl Ownership {
+    /// Nothing is owned yet.
+    #[must_use]
+    pub fn new(member: Arc<Member>, parts: Parts) -> Self {
+        metric::describe();
+        let Parts { links, shards, store, writer, ingest, topic, health } = parts;
+        health.not_ready(HEALTH_PART, "joining");
+        Self { member, links, shards, store, writer, ingest, topic, health, held: HashSet::new(), assigned: 0 }
+    }
+
+    /// Moves towards what should be, for ever.
+    pub async fn run(mut self) {
+        let mut views = self.member.view.subscribe();
+        loop {
+            match self.turn().await {
+                Ok(()) => self.health.ready(HEALTH_PART),
+                Err(error) => tracing::warn!(%error, "claims cannot be read or changed now"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = self.member.look.notified() => {}
+                _ = views.changed() => {}
+            }
+        }
+    }
+
+    async fn turn(&mut self) -> Result<(), Error> {
+        let view = self.member.view();
+        self.member.keep_links();
+        self.assign_partitions(&view);
+        let claims = self.member.common.claims.shards().await?;
+        self.draw(&view, &claims);
+        let target = target(&view, self.shards.owners().shards());
+        if target.is_empty() {
+            return Ok(());
+        }
+        self.give(&target).await?;
+        self.take(&view, &claims, &target).await
+    }
+
+    /// The map, as the claims have it.
+    fn draw(&self, view: &View, claims: &[ShardClaim]) {
+        let me = self.member.me();
+        let owner = |claim: &ShardClaim| match claim.owner {
+            Some(owner) if owner == me && self.held.contains(&claim.shard) => Owner::Here,
+            Some(owner) if owner != me && view.alive(owner).is_some() => Owner::There(owner),
+            _ => Owner::Nobody,
+        };
+        let map = Map { owners: claims.iter().map(owner).collect() };
+        metric::shards(map.count(Owner::Here), map.count(Owner::Nobody));
+        if **self.shards.owners().now() != map {
+            self.shards.owners().set(map);
+        }
+        self.links.map_changed(&self.shards);
+    }
+
+    /// Gives away some of what others should have.
+    async fn give(&mut self, target: &[Incarnation]) -> Result<(), Error> {
+        let me = self.member.me();
+        let is_others = |shard: &ShardId| target[usize::from(shard.0)] != me;
+        let mut given: Vec<ShardId> = self.held.iter().copied().filter(is_others).collect();
+        given.sort_unstable();
+        given.truncate(GIVEN_AT_ONCE);
+        if given.is_empty() {
+            return Ok(());
+        }
+        given.iter().for_each(|shard| _ = self.held.remove(shard));
+        // In this order: nothing more comes, what is there ends, what it has written is stored, others may begin.
+        self.shards.owners().change(&given, Owner::Nobody);
+        if tokio::time::timeout(SEAL, self.shards.seal(&given)).await.is_err() {
+            tracing::warn!(shards = given.len(), "users of shards that move have not stopped in time");
+        }
+        self.writer.flushed().await;
+        let epochs = self.store.let_shards_go(&given);
+        let released = self.member.common.claims.release_shards(me, &epochs).await?;
+        tracing::info!(shards = released.len(), "shards given away");
+        self.links.tell_to_look();
+        // There may be more.
+        self.member.look.notify_one();
+        Ok(())
+    }
+
+    /// Takes what this node should have, and nobody has.
+    async fn take(&mut self, view: &View, claims: &[ShardClaim], target: &[Incarnation]) -> Result<(), Error> {
+        let me = self.member.me();
+        let is_free = |claim: &&ShardClaim| {
+            claim
+                .owner
+                .is_none_or(|owner| view.alive(owner).is_none() || owner == me && !self.held.contains(&claim.shard))
+        };
+        let is_mine = |claim: &&ShardClaim| target[usize::from(claim.shard.0)] == me;
+        let wanted = claims.iter().filter(is_mine).filter(is_free);
+        let wanted: Vec<_> = wanted.map(|claim| (claim.shard, claim.epoch)).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let taken = self.member.common.claims.take_shards(me, &wanted).await?;
+        if taken.is_empty() {
+            return Ok(());
+        }
+        self.store.hold_shards(&taken);
+        let shards: Vec<ShardId> = taken.iter().map(|(shard, _)| *shard).collect();
+        let waiting: Option<Vec<UserId>> = self.store.users_waiting().await.ok();
+        self.shards.unseal(&shards, waiting.as_deref()).await;
+        self.held.extend(&shards);
+        self.shards.owners().change(&shards, Owner::Here);
+        self.links.map_changed(&self.shards);
+        metric::moved(shards.len());
+        tracing::info!(shards = shards.len(), "shards taken");
+        self.links.tell_to_look();
+        Ok(())
+    }
+
+    /// Says which partitions this node should read; whoever reads them takes their claims.
+    fn assign_partitions(&mut self, view: &View) {
+        if self.assigned == view.version {
+            return;
+        }
+        self.assigned = view.version;
+        let (me, topic) = (self.member.me(), self.topic.clone());
+        let candidates = candidates(view);
+        let choose = move |there: &[i32]| {
+            let count = there.iter().max().map_or(0, |last| last.unsigned_abs() + 1);
+            let named: Vec<_> = candidates.iter().map(|(id, weight, _)| Candidate { id, weight: *weight }).collect();
+            let owners = assignment::partitions(&named, &topic, count);
+            let is_mine = |partition: &i32| {
+                let owner = usize::try_from(*partition).ok().and_then(|partition| owners.get(partition));
+                owner.is_some_and(|owner| candidates[*owner].2 == me)
+            };
+            there.iter().copied().filter(is_mine).collect::<BTreeSet<i32>>()
+        };
+        self.ingest.assign(Assignment::Chosen(Arc::new(choose)));
+    }
+}
+
+fn candidates(view: &View) -> Vec<(String, NonZeroU8, Incarnation)> {
+    let named = |candidate: Candidate<'_>| {
+        let incarnation = view.active(candidate.id)?.node.incarnation;
+        Some((candidate.id.to_owned(), candidate.weight, incarnation))
+    };
+    view.candidates().into_iter().filter_map(named).collect()
+}
+
+/// Who should serve each shard. Empty: nobody can.
+fn target(view: &View, shards: u16) -> Vec<Incarnation> {
+    let candidates = candidates(view);
+    let named: Vec<_> = candidates.iter().map(|(id, weight, _)| Candidate { id, weight: *weight }).collect();
+    assignment::shards(&named, shards).into_iter().map(|owner| candidates[owner].2).collect()
+}
+
+/// Metrics of membership and ownership.
+pub(super) mod metric {
+    use metrics::{counter, describe_counter, describe_gauge, gauge};
+
+    const OWNED: &str = "notifier_shards_owned";
+    const UNOWNED: &str = "notifier_shards_unowned";
+    const MOVED: &str = "notifier_shards_taken_total";
+    const VERSION: &str = "notifier_membership_version";
+    const CHANGES: &str = "notifier_membership_changes_total";
+
+    pub(super) fn describe() {
+        describe_gauge!(OWNED, "Shards whose users this node serves");
+        describe_gauge!(UNOWNED, "Shards that no living node serves, as this node knows it");
+        describe_counter!(MOVED, "Shards that this node has taken");
+        describe_gauge!(VERSION, "Version of the view of the cluster that this node knows");
+        describe_counter!(CHANGES, "Views of the cluster that this node has seen");
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    pub(super) fn shards(owned: usize, unowned: usize) {
+        gauge!(OWNED).set(owned as f64);
+        gauge!(UNOWNED).set(unowned as f64);
+    }
+
+    pub(super) fn moved(shards: usize) {
+        counter!(MOVED).increment(shards as u64);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    pub(in crate::member) fn version(version: u64) {
+        gauge!(VERSION).set(version as f64);
+        counter!(CHANGES).increment(1);
+    }
+}

@@ -1,0 +1,153 @@
+//! The node among others: what has to be there before it joins, and in which order it comes and goes.
+
+use std::{
+    num::NonZeroU8,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use super::storage;
+use crate::{
+    cluster::view,
+    config::{self, Config},
+    ids::{Incarnation, NodeId},
+    link::{Identity, Limits, Links},
+    member::{Member, Ownership, Parts},
+    placement::owners::Owners,
+    router,
+    shard::Shards,
+    store::{Common, writer::Lost},
+};
+
+/// How often to look whether others have taken all.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
+/// How long saying that this node has left may take.
+const LEAVE: Duration = Duration::from_secs(3);
+
+/// Where other nodes call, if there are to be any.
+pub(super) async fn bind(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    if !config.cluster.enabled {
+        return Ok(None);
+    }
+    let address = config.cluster.listen;
+    let listener = TcpListener::bind(address).await;
+    Ok(Some(listener.with_context(|| format!("cluster.listen: cannot listen on {address}"))?))
+}
+
+/// A node that is about to join.
+pub(super) struct Newcomer {
+    links: Links,
+    owners: Owners,
+    member: Arc<Member>,
+    incarnation: Incarnation,
+    listener: Option<TcpListener>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+fn host() -> String {
+    config::host_name(&std::env::vars().collect::<Vec<_>>())
+}
+
+impl Newcomer {
+    /// `None`: there are no others.
+    pub(super) async fn new(
+        config: &Config,
+        listener: Option<TcpListener>,
+        shards: u16,
+        lost: &Lost,
+    ) -> anyhow::Result<Option<Self>> {
+        let Some(listener) = listener else { return Ok(None) };
+        let store = storage::store_config(config).context("cluster.enabled needs store.url")?;
+        let common = Common::open(&store).await.context("store.url")?;
+        let incarnation = Incarnation::random();
+        let id = if config.node.id.is_empty() { host() } else { config.node.id.clone() };
+        let port = listener.local_addr()?.port();
+        let advertised = match config.cluster.advertise.as_str() {
+            "" if config.cluster.listen.ip().is_unspecified() => format!("{}:{port}", host()),
+            "" => format!("{}", listener.local_addr()?),
+            advertised => advertised.to_owned(),
+        };
+        let node = view::Node {
+            id: NodeId::new(id).map_err(|error| anyhow::anyhow!("node.id: {error}"))?,
+            incarnation,
+            addresses: vec![advertised],
+            zone: String::new(),
+            weight: NonZeroU8::MIN,
+            is_alone: false,
+        };
+        let secret = config.cluster.secret.as_ref().map_or_else(String::new, |secret| secret.expose().to_owned());
+        let owners = Owners::shared(shards);
+        let links = Links::new(Identity { me: incarnation, secret }, owners.clone());
+        let member = Member::new(common, node, links.clone(), lost.clone());
+        Ok(Some(Self { links, owners, member, incarnation, listener: Some(listener), tasks: Vec::new() }))
+    }
+
+    pub(super) fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    pub(super) fn owners(&self) -> Owners {
+        self.owners.clone()
+    }
+
+    /// The links, as the router takes them.
+    pub(super) fn links(&self) -> Arc<dyn router::Links> {
+        Arc::new(self.links.clone())
+    }
+
+    pub(super) fn table(&self) -> Links {
+        self.links.clone()
+    }
+
+    /// Listens, and joins; nothing is served yet.
+    pub(super) async fn join(&mut self, config: &Config, shards: Shards) -> anyhow::Result<Shards> {
+        let shards = shards.and(Arc::new(self.links.clone()));
+        let limits = Limits { frames: config.sessions.window_items as u64, bytes: config.sessions.window_bytes as u64 };
+        if let Some(listener) = self.listener.take() {
+            self.tasks.push(self.links.listen(listener, shards.clone(), limits, self.member.clone()));
+        }
+        self.member.join().await?;
+        self.tasks.extend(self.member.run());
+        Ok(shards)
+    }
+
+    /// Begins to take what this node should own.
+    pub(super) async fn begin(mut self, parts: Parts) -> Running {
+        self.member.activate().await;
+        self.tasks.push(tokio::spawn(Ownership::new(self.member.clone(), parts).run()));
+        Running { member: self.member, owners: self.owners, tasks: self.tasks }
+    }
+}
+
+/// A node among others.
+pub(super) struct Running {
+    member: Arc<Member>,
+    owners: Owners,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Gives everything away, if there is anybody to take it.
+    pub(super) async fn drain(&self, deadline: Instant) {
+        let draining = async {
+            self.member.drain().await;
+            while self.owners.serves_any() && !self.member.view().candidates().is_empty() {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        };
+        if tokio::time::timeout_at(deadline.into(), draining).await.is_err() {
+            tracing::warn!("not all shards were given away in time; others take them when this node is gone");
+        }
+    }
+
+    /// Says that this node is gone.
+    pub(super) async fn leave(&self) {
+        if tokio::time::timeout(LEAVE, self.member.leave()).await.is_err() {
+            tracing::warn!("the store did not hear that this node has left; others find out");
+        }
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}

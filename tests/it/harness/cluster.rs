@@ -1,0 +1,70 @@
+//! Several nodes that share a database and a topic.
+
+use super::{
+    Feed, Node, Store,
+    node::{Builder, free_ports},
+    wait::eventually,
+};
+
+/// Shards of a test's cluster: few, so that all of them have users.
+pub const SHARDS: i64 = 64;
+
+/// Nodes that share a database and a topic.
+pub struct Cluster {
+    pub feed: Feed,
+    pub store: Store,
+    pub nodes: Vec<Node>,
+}
+
+impl Cluster {
+    /// So many nodes, which have shared everything out among them.
+    pub async fn start(count: usize, partitions: i32) -> Self {
+        let (feed, store) = (Feed::new(partitions).await, Store::postgres().await);
+        let mut cluster = Self { feed, store, nodes: Vec::new() };
+        for _ in 0..count {
+            cluster.add().await;
+        }
+        cluster.settled().await;
+        cluster
+    }
+
+    /// The configuration of its next node.
+    pub fn builder(&self) -> Builder {
+        let [link] = free_ports();
+        let builder = self.store.of(Node::builder(&self.feed));
+        builder
+            .set("node.id", format!("n{}", self.nodes.len()))
+            .set("cluster.enabled", true)
+            .set("cluster.listen", format!("127.0.0.1:{link}"))
+            .set("cluster.secret", "between nodes")
+            .set("cluster.shards", SHARDS)
+            .set("kafka.partition_refresh", "1s")
+    }
+
+    /// One more.
+    pub async fn add(&mut self) {
+        let node = self.builder().start().await;
+        self.nodes.push(node);
+    }
+
+    /// Waits until each of the nodes that run has about its share of the shards, and none is nobody's.
+    pub async fn settled(&mut self) {
+        let mut running = Vec::new();
+        for node in &mut self.nodes {
+            if node.is_running() {
+                running.push(&*node);
+            }
+        }
+        eventually("all shards are served, by all nodes", async || {
+            let (mut owned, mut some) = (0.0, true);
+            for node in &running {
+                let metrics = node.metrics().await;
+                let here = metrics.sum("notifier_shards_owned");
+                some &= here > 0.0 && metrics.sum("notifier_shards_unowned") == 0.0;
+                owned += here;
+            }
+            (some && owned == SHARDS as f64).then_some(())
+        })
+        .await;
+    }
+}
