@@ -17,11 +17,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Status,
     metadata::{AsciiMetadataValue, BinaryMetadataValue},
-    transport::Endpoint,
+    transport::{ClientTlsConfig, Endpoint},
 };
 
 use super::{
-    Identity, Watched,
+    Identity, Tls, Watched,
     server::{FROM, SECRET, TO, VERSION},
     wire::{
         self, Acknowledged, Cancel, Content, Disconnected, Forwarded, Hears, Look, OpenRequest, OpenResponse, Probe,
@@ -241,7 +241,12 @@ pub(super) async fn connect(
     address: &str,
 ) -> Result<(Requests, tonic::Streaming<OpenResponse>), Broken> {
     let other = |error: &dyn std::error::Error| Broken::Other(error.to_string());
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| other(&error))?;
+    let scheme = if identity.tls.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|error| other(&error))?;
+    if let Some(Tls { identity, authority }) = &identity.tls {
+        let tls = ClientTlsConfig::new().identity(identity.clone()).ca_certificate(authority.clone());
+        endpoint = endpoint.tls_config(tls).map_err(|error| other(&error))?;
+    }
     let endpoint = endpoint
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
@@ -390,7 +395,11 @@ impl Link {
                     }
                     self.forget(line);
                 }
-                to_edge::Kind::Lost(wire::Lost { line }) => self.forget(line),
+                to_edge::Kind::Lost(wire::Lost { line }) => {
+                    // Somebody else may serve the user by now.
+                    self.watched.look();
+                    self.forget(line);
+                }
                 to_edge::Kind::Probed(_) => {}
                 to_edge::Kind::Heard(wire::Heard { poll, about, hears }) => {
                     let about = Incarnation::parse(&about).ok_or(Unreadable("incarnation"))?;
