@@ -4,6 +4,7 @@
 mod client;
 mod mirror;
 mod server;
+mod under_way;
 pub(crate) mod wire;
 
 use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
