@@ -79,6 +79,10 @@ pub trait Watched: Send + Sync + 'static {
     fn hears(&self, about: Incarnation) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
     /// Claims have changed.
     fn look(&self);
+    /// Whether that node was declared dead.
+    fn is_dead(&self, node: Incarnation) -> bool;
+    /// Another node says that this one was.
+    fn dead(&self);
 }
 
 /// All links of a node. Cheap to clone.
@@ -97,6 +101,7 @@ impl Links {
     /// No links yet.
     #[must_use]
     pub fn new(identity: Identity, owners: Owners) -> Self {
+        metric::describe();
         let (identity, peers, waiting) = (Arc::new(identity), RwLock::default(), Mutex::default());
         Self(Arc::new(Inner { identity, owners, peers, waiting }))
     }
@@ -140,7 +145,7 @@ impl Links {
             match client::connect(&self.0.identity, node, address).await {
                 Ok(_) => return Answers::Itself,
                 Err(client::Broken::Refused(_)) => return Answers::SomebodyElse,
-                Err(client::Broken::Other(_)) => {}
+                Err(client::Broken::Dead | client::Broken::Other(_)) => {}
             }
         }
         Answers::Nobody
@@ -213,5 +218,42 @@ impl Elsewhere for Links {
         if let Owner::There(node) = self.0.owners.of(&user) {
             self.order(node, Order::Cancel(user, id, reply));
         }
+    }
+}
+
+/// Metrics of links.
+mod metric {
+    use metrics::{counter, describe_counter, describe_gauge, gauge};
+
+    const OPEN: &str = "notifier_link_open";
+    const BROKEN: &str = "notifier_link_broken_total";
+    const EVENTS: &str = "notifier_link_events_total";
+
+    pub(super) fn describe() {
+        describe_gauge!(OPEN, "Links to other nodes that this node has opened and that are up");
+        describe_counter!(BROKEN, "Links to other nodes that were up and broke");
+        describe_counter!(EVENTS, "Events that were forwarded between nodes, by direction");
+        gauge!(OPEN).set(0.0);
+        counter!(BROKEN).increment(0);
+        for direction in ["sent", "received"] {
+            counter!(EVENTS, "direction" => direction).increment(0);
+        }
+    }
+
+    pub(super) fn opened() {
+        gauge!(OPEN).increment(1.0);
+    }
+
+    pub(super) fn closed(is_broken: bool) {
+        gauge!(OPEN).decrement(1.0);
+        counter!(BROKEN).increment(u64::from(is_broken));
+    }
+
+    pub(super) fn sent(events: usize) {
+        counter!(EVENTS, "direction" => "sent").increment(events as u64);
+    }
+
+    pub(super) fn received(events: usize) {
+        counter!(EVENTS, "direction" => "received").increment(events as u64);
     }
 }

@@ -306,4 +306,12 @@ impl Watched for Member {
     fn look(&self) {
         self.look.notify_one();
     }
+
+    fn is_dead(&self, node: Incarnation) -> bool {
+        self.view().member(node).is_some_and(|member| !member.is_alive())
+    }
+
+    fn dead(&self) {
+        self.died("another node says that this one was declared dead");
+    }
 }

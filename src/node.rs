@@ -46,6 +46,9 @@ pub use self::{dev::Dev, storage::store_config};
 
 /// How long the store may take to end in good order.
 const STORE_CLOSE: Duration = Duration::from_secs(5);
+/// How long clients are told that they must go, by a node that has lost its store to others: it has to be gone soon
+/// (contract: 3 s).
+const LAST_GOODBYES: Duration = Duration::from_secs(2);
 /// How long the last acknowledgements may take to be stored, although all time was for goodbyes.
 const NOTED_MIN: Duration = Duration::from_millis(500);
 /// How long what has ended may take to become receipts before the node ends. A durable store keeps the rest.
@@ -255,7 +258,7 @@ impl Node {
                 tracing::error!(%error, "ending: what this process knows of the store does not hold any more");
                 // Nothing can be settled any more; only the clients are told.
                 self.edge.refuse();
-                self.edge.drain(self.drain.goodbyes_per_second, Instant::now() + self.drain.deadline).await;
+                self.edge.drain(self.drain.goodbyes_per_second, Instant::now() + self.drain.deadline.min(LAST_GOODBYES)).await;
                 return Err(error.into());
             }
             failure = self.edge.failed() => anyhow::bail!(failure),

@@ -21,7 +21,7 @@ use tonic::{
 };
 
 use super::{
-    Identity, Tls, Watched,
+    Identity, Tls, Watched, metric,
     server::{FROM, SECRET, TO, VERSION},
     under_way::Link,
     wire::{OpenRequest, OpenResponse, service::link_client::LinkClient},
@@ -129,6 +129,8 @@ enum Ended {
 pub(super) enum Broken {
     /// Nothing listens there, or somebody else answers.
     Refused(String),
+    /// This node was declared dead, says the peer.
+    Dead,
     Other(String),
 }
 
@@ -146,6 +148,7 @@ impl Task {
                         tracing::debug!(peer = %self.peer, why, "refused");
                         self.watched.refused(self.peer);
                     }
+                    Broken::Dead => self.watched.dead(),
                     Broken::Other(why) => tracing::debug!(peer = %self.peer, why, "no link"),
                 }
             }
@@ -193,6 +196,7 @@ impl Task {
             link.order(Order::Attach(attach));
         }
         self.life.fetch_add(1, Ordering::AcqRel);
+        metric::opened();
         self.watched.heard(self.peer);
         let mut orders = Vec::with_capacity(BATCH_MAX);
         let ended = loop {
@@ -225,6 +229,7 @@ impl Task {
         };
         // Before permits and attachments say that they are lost: nothing more goes out under this number.
         self.life.fetch_add(1, Ordering::AcqRel);
+        metric::closed(matches!(ended, Ended::Broken(_)));
         ended
     }
 }
@@ -268,6 +273,7 @@ pub(super) async fn connect(
     let opening = LinkClient::new(channel).max_decoding_message_size(usize::MAX);
     let opened = { opening }.open(request).await.map_err(|status: Status| match status.code() {
         Code::FailedPrecondition => Broken::Refused(status.message().to_owned()),
+        Code::PermissionDenied => Broken::Dead,
         Code::Unauthenticated => {
             tracing::error!(%peer, address, "{}", status.message());
             Broken::Other(status.message().to_owned())

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
-    Identity, Watched,
+    Identity, Watched, metric,
     mirror::{Far, Limits, Mirror},
     wire::{
         self, Forwarded, Heard, OpenRequest, OpenResponse, Outcome, ToEdge, Unreadable, service::link_server::Link,
@@ -59,6 +59,9 @@ impl Link for Server {
 
     async fn open(&self, request: Request<Streaming<OpenRequest>>) -> Result<Response<Answers>, Status> {
         let from = self.identity.check(request.metadata())?;
+        if self.watched.is_dead(from) {
+            return Err(Status::permission_denied("declared dead by others"));
+        }
         let (to_edge, queue) = mpsc::unbounded_channel();
         let peer = Peer {
             from,
@@ -140,6 +143,11 @@ impl Peer {
     async fn run(mut self, mut requests: Streaming<OpenRequest>) {
         loop {
             match requests.next().await {
+                // It may hear of that from nobody else: it asks again and again, and gets this for an answer.
+                Some(Ok(_)) if self.watched.is_dead(self.from) => {
+                    let _ = self.to_edge.send(ToEdge { kind: Some(to_edge::Kind::Dead(wire::Dead {})) });
+                    break;
+                }
                 Some(Ok(request)) => {
                     self.watched.heard(self.from);
                     if let Err(error) = self.take(request) {
@@ -172,6 +180,7 @@ impl Peer {
             }
         }
         for (index, events) in events {
+            metric::received(events.len());
             let (actor, _) = self.shards.get(index);
             let _ = actor.cast(Msg::Events(events));
         }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::{
     Watched,
     client::Order,
+    metric,
     wire::{
         self, Acknowledged, Cancel, Content, Disconnected, Forwarded, Hears, Look, OpenResponse, Probe, Taken, ToEdge,
         ToOwner, Unreadable, to_edge, to_owner,
@@ -62,6 +63,7 @@ impl Link {
     pub(super) fn order(&mut self, order: Order) {
         match order {
             Order::Events(events) => {
+                metric::sent(events.len());
                 for InFlight { event, permit, first, .. } in events {
                     let number = self.number();
                     self.permits.insert(number, permit);
@@ -140,6 +142,7 @@ impl Link {
                     self.forget(line);
                 }
                 to_edge::Kind::Probed(_) => {}
+                to_edge::Kind::Dead(_) => self.watched.dead(),
                 to_edge::Kind::Heard(wire::Heard { poll, about, hears }) => {
                     let about = Incarnation::parse(&about).ok_or(Unreadable("incarnation"))?;
                     self.watched.told(peer, about, poll, hears);
