@@ -102,6 +102,7 @@ impl Ownership {
         if target.is_empty() {
             return Ok(());
         }
+        self.release_left_over(&claims, &target).await?;
         self.give(&target).await?;
         self.take(&view, &claims, &target).await
     }
@@ -145,6 +146,20 @@ impl Ownership {
         self.links.tell_to_look();
         // There may be more.
         self.member.look.notify_one();
+        Ok(())
+    }
+
+    /// Releases what this node has given away before, without the store's having heard of it.
+    async fn release_left_over(&self, claims: &[ShardClaim], target: &[Incarnation]) -> Result<(), Error> {
+        let me = self.member.me();
+        let is_left_over = |claim: &&ShardClaim| {
+            claim.owner == Some(me) && !self.held.contains(&claim.shard) && target[usize::from(claim.shard.0)] != me
+        };
+        let left_over: Vec<_> = claims.iter().filter(is_left_over).map(|claim| (claim.shard, claim.epoch)).collect();
+        if !left_over.is_empty() {
+            self.member.common.claims.release_shards(me, &left_over).await?;
+            self.links.tell_to_look();
+        }
         Ok(())
     }
 
