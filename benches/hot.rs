@@ -24,7 +24,8 @@ fn main() {
 type Headers = &'static [(&'static str, Option<&'static [u8]>)];
 
 /// The contract's forms of one event, with 512 bytes of data.
-const FORMS: [&str; 6] = ["protobuf", "confluent", "json", "json_short", "cloudevents_binary", "cloudevents_structured"];
+const FORMS: [&str; 6] =
+    ["protobuf", "confluent", "json", "json_short", "cloudevents_binary", "cloudevents_structured"];
 
 fn data() -> String {
     format!(r#"{{"text":"{}"}}"#, "x".repeat(501))
@@ -49,7 +50,10 @@ fn record(form: &str) -> (Vec<u8>, Headers) {
         "confluent" => ([&[0, 0, 0, 0, 7, 0][..], &message.encode_to_vec()].concat(), &[]),
         "json" => {
             let notification = format!(r#"{{"notificationType":"update_channel","data":{text}}}"#);
-            (format!(r#"{{"userId":"user-4711","notificationId":"a","notification":{notification}}}"#).into_bytes(), &[])
+            (
+                format!(r#"{{"userId":"user-4711","notificationId":"a","notification":{notification}}}"#).into_bytes(),
+                &[],
+            )
         }
         "json_short" => {
             (format!(r#"{{"target":"user-4711","type":"update_channel","id":"a","payload":{data}}}"#).into_bytes(), &[])
