@@ -42,8 +42,9 @@ pub(super) enum Phase {
 #[must_use]
 pub fn left_by(state: Option<BoxedState>) -> Option<Asleep> {
     let State { newest, acknowledged, sessions, .. } = state?.take().ok()?;
-    let sessions: SmallVec<_> = sessions.into_iter().filter_map(|attached| attached.serving.dormant()).collect();
-    let newest = sessions.iter().map(|dormant: &Box<Dormant>| dormant.sent()).fold(newest, Sequence::max);
+    let sessions: SmallVec<[Box<Dormant>; 1]> =
+        sessions.into_iter().filter_map(|attached| attached.serving.dormant()).collect();
+    let newest = sessions.iter().map(|dormant| dormant.sent()).fold(newest, Sequence::max);
     (!sessions.is_empty()).then_some(Asleep { newest, acknowledged, sessions })
 }
 

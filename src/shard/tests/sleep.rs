@@ -289,7 +289,6 @@ async fn a_log_that_is_shorter_than_before_sleep_is_noticed() {
     let store = FaultyStore::new(1000);
     let writer = crate::store::writer::Writer::start(
         &(store.clone() as Arc<dyn crate::store::Store>),
-        1,
         &crate::health::Health::default(),
         &lost,
     );
