@@ -191,6 +191,8 @@ impl State {
         }
         self.phase = Phase::Awake;
         self.last_activity = Instant::now();
+        // Their connections may not have said so yet.
+        self.forget_ended();
         let mut slept = false;
         for Attached { id, serving, asked } in std::mem::take(&mut self.sessions) {
             let actor = match serving {

@@ -1,8 +1,11 @@
 //! Users that sleep while their clients are connected, and what wakes them: over a real user and real sessions.
 
+use std::sync::Mutex;
+
 use super::*;
 use crate::{
     ids::NotificationId,
+    receipt::{Receipt, Receipts},
     session::{Attachment, tests::outlet::Seen},
     state::{Reason, State as Became},
     store::journal::Journal as _,
@@ -215,6 +218,28 @@ async fn a_client_that_leaves_asleep_wakes_nobody_and_what_it_had_is_stale() {
     settled().await;
     assert!(stream.ids() == ["0"] && other.ids() == ["0"]);
     assert_eq!((stream.lost_count(), other.lost_count()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_left_is_given_nothing_before_its_connection_has_said_so() {
+    #[derive(Default)]
+    struct Told(Mutex<Vec<Option<Reason>>>);
+    impl Receipts for Told {
+        fn hand_over(&self, receipt: Receipt) {
+            self.0.lock().unwrap().push(receipt.reason);
+        }
+    }
+    let told = Arc::new(Told::default());
+    let shard = Running::of(|config| config.receipts = told.clone()).await;
+    let stream = shard.stream();
+    settled().await;
+    shard.durable(0);
+    shard.asleep().await;
+    stream.leave();
+    shard.transient(1);
+    settled().await;
+    assert_eq!(*told.0.lock().unwrap(), [Some(Reason::Away)]);
+    assert_eq!(shard.stands("0").await.0, Became::Stale);
 }
 
 #[tokio::test(start_paused = true)]
