@@ -308,8 +308,8 @@ async fn a_store_that_is_away_at_wake_up_holds_back_only_what_it_has_to_keep() {
     assert_eq!(shard.reports.take(), [(0, Outcome::Settled), (1, Outcome::Settled)]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_log_that_is_shorter_than_before_sleep_is_noticed() {
+/// A user who was given three notifications, by events or out of the log, has slept, and its log has lost two of them.
+async fn hears_of_a_shorter_log(live: bool) -> bool {
     let (lost, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let store = FaultyStore::new(1000);
     let writer = crate::store::writer::Writer::start(
@@ -320,15 +320,60 @@ async fn a_log_that_is_shorter_than_before_sleep_is_noticed() {
     let config = Arc::new(user::Config { writer, ..(*config(&store, 8)).clone() });
     let args = Args { config, waiting: Some(Vec::new()) };
     let shard = Running::with(store, spawn(args, fakes::supervisor().await).await.unwrap());
+    if !live {
+        shard.store.fill(&["0", "1", "2"].map(|id| durable(&fakes::user(), id))).await;
+    }
     let stream = shard.stream();
     settled().await;
-    (0..3).for_each(|number| shard.durable(number));
+    if live {
+        (0..3).for_each(|number| shard.durable(number));
+    }
     shard.asleep().await;
     shard.store.forget(1);
     shard.transient(3);
     settled().await;
     assert_eq!(stream.ids(), ["0", "1", "2", "3"]);
-    assert!(heard.try_recv().is_ok());
+    heard.try_recv().is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_is_shorter_than_before_sleep_is_noticed() {
+    assert!(hears_of_a_shorter_log(true).await);
+    assert!(hears_of_a_shorter_log(false).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_reads_or_has_something_to_say_of_what_was_given_does_not_sleep() {
+    let shard = Running::of(|config| config.idle_after = Duration::from_millis(300)).await;
+    let stream = shard.stream();
+    settled().await;
+    shard.durable(0);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(stream.is_at_rest());
+    assert_eq!(shard.stands("0").await.0, Became::Active);
+    shard.store.delay(Call::Read, Duration::from_secs(60));
+    let late = shard.stream();
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert!(!late.is_at_rest() && late.ids().is_empty());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(late.is_at_rest() && late.ids() == ["0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_at_any_step_of_falling_asleep_keeps_nobody_awake_and_nothing_is_left_of_it() {
+    for step in 0..48 {
+        let shard = Running::of(|_| ()).await;
+        let (leaver, other) = (shard.connect(), shard.connect());
+        settled().await;
+        tokio::time::sleep(IDLE).await;
+        for _ in 0..step {
+            tokio::task::yield_now().await;
+        }
+        shard.leave(&leaver);
+        shard.asleep().await;
+        assert!(other.is_at_rest(), "step {step}");
+        assert_eq!(Arc::strong_count(&leaver), 1, "step {step}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
