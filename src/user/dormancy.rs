@@ -235,7 +235,8 @@ impl State {
         }
         self.acknowledged = self.acknowledged.max(opened.acknowledged);
         if opened.head > self.newest {
-            self.grown(opened.head);
+            // The newest number stays: of a write under way, the log may tell before its answer comes.
+            self.tell_of_growth(opened.head);
         }
     }
 }
