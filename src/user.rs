@@ -420,8 +420,12 @@ impl State {
     /// A row of an earlier attempt: whoever has not seen its number yet reads it from the log.
     fn grown(&mut self, seq: Sequence) {
         self.newest = self.newest.max(seq);
+        self.tell_of_growth(seq);
+    }
+
+    fn tell_of_growth(&self, head: Sequence) {
         for attached in &self.sessions {
-            attached.cast(session::Msg::Grown(seq));
+            attached.cast(session::Msg::Grown(head));
         }
     }
 

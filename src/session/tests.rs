@@ -219,6 +219,25 @@ async fn a_session_whose_client_acknowledges_everything_stays_open() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn that_it_rests_is_the_last_thing_that_a_session_says() {
+    let session = Setup::with(0).await.start(0).await;
+    session.store_and_deliver(1).await;
+    settled().await;
+    session.tell(Msg::Rest);
+    settled().await;
+    assert!(matches!(session.heard.lock().pop().unwrap().what, What::Busy));
+    session.tell(Msg::Acknowledged(1));
+    session.tell(Msg::Rest);
+    session.tell(Msg::Disconnected);
+    session.deliver(None);
+    settled().await;
+    session.actor.stop(None);
+    settled().await;
+    assert!(matches!(session.heard.lock().last().unwrap().what, What::Rests(_)));
+    assert_eq!(session.outlet.ids(), ["1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_gap_is_announced_once_and_what_follows_is_sent() {
     let mut setup = Setup::with(0).await;
     setup.store = FaultyStore::new(3);

@@ -98,10 +98,10 @@ impl State {
     ) -> Result<(), ActorProcessingErr> {
         self.pending -= 1;
         // A session of an earlier attachment of the same connection has nobody to talk to any more.
-        if let Some(at) = self.sessions.iter().position(|old| old.id == attach.session) {
-            if let Serving::Awake(actor) = self.sessions.remove(at).serving {
-                actor.stop(None);
-            }
+        if let Some(at) = self.sessions.iter().position(|old| old.id == attach.session)
+            && let Serving::Awake(actor) = self.sessions.remove(at).serving
+        {
+            actor.stop(None);
         }
         let is_new = !matches!(attach.from, Origin::Connection { .. });
         if is_new && self.sessions.len() >= self.config.sessions_max {

@@ -42,8 +42,9 @@ pub(super) enum Phase {
 #[must_use]
 pub fn left_by(state: Option<BoxedState>) -> Option<Asleep> {
     let State { newest, acknowledged, sessions, .. } = state?.take().ok()?;
-    let sessions: SmallVec<_> = sessions.into_iter().filter_map(|attached| attached.serving.dormant()).collect();
-    let newest = sessions.iter().map(|dormant: &Box<Dormant>| dormant.sent()).fold(newest, Sequence::max);
+    let sessions: SmallVec<[Box<Dormant>; 1]> =
+        sessions.into_iter().filter_map(|attached| attached.serving.dormant()).collect();
+    let newest = sessions.iter().map(|dormant| dormant.sent()).fold(newest, Sequence::max);
     (!sessions.is_empty()).then_some(Asleep { newest, acknowledged, sessions })
 }
 
@@ -196,6 +197,8 @@ impl State {
         }
         self.phase = Phase::Awake;
         self.last_activity = Instant::now();
+        // Their connections may not have said so yet.
+        self.forget_ended();
         let mut slept = false;
         for Attached { id, serving, asked } in std::mem::take(&mut self.sessions) {
             let actor = match serving {
@@ -238,7 +241,8 @@ impl State {
         }
         self.acknowledged = self.acknowledged.max(opened.acknowledged);
         if opened.head > self.newest {
-            self.grown(opened.head);
+            // The newest number stays: of a write under way, the log may tell before its answer comes.
+            self.tell_of_growth(opened.head);
         }
     }
 }
