@@ -63,6 +63,8 @@ pub enum Answers {
     Itself,
     /// Another one, or its host says that nothing listens there.
     SomebodyElse,
+    /// One that does not know the same secret.
+    Stranger,
     /// Nobody, as yet.
     Nobody,
 }
@@ -145,6 +147,7 @@ impl Links {
             match client::connect(&self.0.identity, node, address).await {
                 Ok(_) => return Answers::Itself,
                 Err(client::Broken::Refused(_)) => return Answers::SomebodyElse,
+                Err(client::Broken::Stranger) => return Answers::Stranger,
                 Err(client::Broken::Dead | client::Broken::Other(_)) => {}
             }
         }

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
@@ -53,6 +54,9 @@ pub enum JoinError {
     /// Another node of this name is alive, or the store is somebody else's alone.
     #[error("node.id: node {0} is in the cluster already, and alive")]
     Occupied(NodeId),
+    /// It would be in the view, and nobody could talk with it.
+    #[error("cluster.secret: node {0} knows another one")]
+    Secret(NodeId),
     /// The store does not answer.
     #[error(transparent)]
     Store(#[from] Error),
@@ -100,17 +104,19 @@ impl Member {
         let mut arrival = Arrival::default();
         loop {
             let view = self.common.membership.view().await?;
+            let others = view.living().filter(|member| member.node.incarnation != self.me());
+            let asked = others.map(async |member| {
+                (member, self.links.who_answers(member.node.incarnation, &member.node.addresses).await)
+            });
             let mut answered = HashMap::new();
-            for rival in view.rivals(&self.node) {
-                let who = self.links.who_answers(rival.node.incarnation, &rival.node.addresses).await;
-                answered.insert(
-                    rival.node.incarnation,
-                    match who {
-                        Answers::Itself => Answered::Rival,
-                        Answers::SomebodyElse => Answered::NotTheRival,
-                        Answers::Nobody => Answered::Nobody,
-                    },
-                );
+            for (member, who) in join_all(asked).await {
+                let answer = match who {
+                    Answers::Stranger => return Err(JoinError::Secret(member.node.id.clone())),
+                    Answers::Itself => Answered::Rival,
+                    Answers::SomebodyElse => Answered::NotTheRival,
+                    Answers::Nobody => Answered::Nobody,
+                };
+                answered.insert(member.node.incarnation, answer);
             }
             let says = |rival: &crate::cluster::view::Member| {
                 answered.get(&rival.node.incarnation).copied().unwrap_or(Answered::Nobody)

@@ -131,6 +131,8 @@ pub(super) enum Broken {
     Refused(String),
     /// This node was declared dead, says the peer.
     Dead,
+    /// The two do not know the same secret.
+    Stranger,
     Other(String),
 }
 
@@ -149,6 +151,7 @@ impl Task {
                         self.watched.refused(self.peer);
                     }
                     Broken::Dead => self.watched.dead(),
+                    Broken::Stranger => {}
                     Broken::Other(why) => tracing::debug!(peer = %self.peer, why, "no link"),
                 }
             }
@@ -276,7 +279,7 @@ pub(super) async fn connect(
         Code::PermissionDenied => Broken::Dead,
         Code::Unauthenticated => {
             tracing::error!(%peer, address, "{}", status.message());
-            Broken::Other(status.message().to_owned())
+            Broken::Stranger
         }
         _ => Broken::Other(status.to_string()),
     })?;

@@ -3,7 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Event, cluster::Cluster, ws::WsClient};
+use crate::harness::{
+    Event, Node,
+    carrier::{self, Ask, Carrier},
+    certs::Certs,
+    cluster::Cluster,
+    eventually,
+    ws::WsClient,
+};
 
 const USERS: usize = 24;
 
@@ -94,4 +101,84 @@ async fn a_node_that_joins_and_one_that_leaves_are_not_noticed() {
     send(&cluster, 25..30).await;
     clients.expect_all(30).await;
     cluster.settled().await;
+}
+
+async fn sum_of(nodes: &[Node], metric: &str, state: &str) -> f64 {
+    let mut sum = 0.0;
+    for node in nodes {
+        sum += node.metrics().await.sum_where(metric, "state", state);
+    }
+    sum
+}
+
+/// Waits until so many sessions rest, wherever their users are, and none is awake.
+async fn asleep(cluster: &Cluster, count: usize) {
+    eventually("all sessions at rest", async || {
+        let active = sum_of(&cluster.nodes, "notifier_sessions", "active").await;
+        let dormant = sum_of(&cluster.nodes, "notifier_sessions", "dormant").await;
+        (active == 0.0 && dormant == count as f64).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn on_every_protocol_a_client_of_another_node_sleeps_and_wakes_by_event_acknowledgement_and_failover() {
+    let cluster = Cluster::start_with(3, 6, &[("sessions.idle_after", "1s".into())]).await;
+    let mut clients = Vec::new();
+    // Several of each, so that some are of users of each of the other nodes.
+    for (n, carrier) in Carrier::ALL.into_iter().cycle().take(4 * Carrier::ALL.len()).enumerate() {
+        let (node, user) = (&cluster.nodes[n % 2], format!("{carrier:?}-{n}"));
+        let client = carrier::open(node, carrier, &Ask::token(&node.token(&user))).await.expect("accepted");
+        clients.push((carrier, user, client));
+    }
+    asleep(&cluster, clients.len()).await;
+    for (carrier, user, client) in &mut clients {
+        cluster.feed.send(&Event::new(user, "transient").transient()).await;
+        assert_eq!(client.expect(1).await[0].kind, "transient", "{carrier:?}");
+        cluster.feed.send(&Event::new(user, "durable")).await;
+        assert_eq!(client.expect(1).await[0].number(), 1, "{carrier:?}");
+        client.ack(1).await.expect("sent");
+    }
+    asleep(&cluster, clients.len()).await;
+    let mut cluster = cluster;
+    cluster.nodes[2].process().kill();
+    for (carrier, user, client) in &mut clients {
+        cluster.feed.send(&Event::new(user, "after")).await;
+        assert_eq!(client.expect(1).await[0].number(), 2, "{carrier:?}: nothing lost, nothing twice");
+        client.ack(2).await.expect("sent");
+    }
+    for (carrier, user, _) in &clients {
+        let node = &cluster.nodes[0];
+        eventually("the cursor", async || {
+            let other = carrier::open(node, *carrier, &Ask::token(&node.token(user))).await.expect("accepted");
+            (other.hello().cursor == 2).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn nodes_show_each_other_certificates_when_they_have_some() {
+    let certs = Certs::new();
+    let text = |path: std::path::PathBuf| path.to_str().expect("UTF-8").to_owned();
+    let keys = [
+        ("cluster.tls_cert_file", text(certs.cert()).into()),
+        ("cluster.tls_key_file", text(certs.key()).into()),
+        ("cluster.tls_ca_file", text(certs.authority()).into()),
+    ];
+    let cluster = Cluster::start_with(2, 4, &keys).await;
+    let mut clients = Clients::connect(&cluster, &[0, 1]).await;
+    send(&cluster, 0..5).await;
+    clients.expect_all(5).await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_know_the_secret_does_not_join() {
+    let cluster = Cluster::start(1, 2).await;
+    let stranger = cluster.builder().set("node.id", "stranger").set("cluster.secret", "guessed").fails().await;
+    assert_eq!(stranger.code(), 2, "{stranger:?}");
+    assert!(stranger.stderr.contains("cluster.secret: node n0 knows another one"), "{stranger:?}");
+    let mut client = cluster.nodes[0].connect("user-0").await;
+    cluster.feed.send(&Event::numbered("user-0", 0)).await;
+    assert_eq!(client.one().await.n(), 0);
 }
