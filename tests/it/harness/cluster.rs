@@ -19,10 +19,23 @@ pub struct Cluster {
 impl Cluster {
     /// So many nodes, which have shared everything out among them.
     pub async fn start(count: usize, partitions: i32) -> Self {
-        let (feed, store) = (Feed::new(partitions).await, Store::postgres().await);
-        let mut cluster = Self { feed, store, nodes: Vec::new() };
-        for _ in 0..count {
-            cluster.add().await;
+        Self::start_with(count, partitions, Store::postgres().await, |_, builder| builder).await
+    }
+
+    /// The same with that store, each node configured by its number. All begin at the same time.
+    pub async fn start_with(
+        count: usize,
+        partitions: i32,
+        store: Store,
+        configure: impl Fn(usize, Builder) -> Builder,
+    ) -> Self {
+        let mut cluster = Self { feed: Feed::new(partitions).await, store, nodes: Vec::new() };
+        for index in 0..count {
+            let node = configure(index, cluster.builder()).start_unready();
+            cluster.nodes.push(node);
+        }
+        for node in &cluster.nodes {
+            node.ready().await;
         }
         cluster.settled().await;
         cluster
