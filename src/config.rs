@@ -1,8 +1,8 @@
 //! The configuration: file and environment into typed values. A bad or unknown key stops the start and
 //! is named, with the file or variable it came from.
 //!
-//! Only values: nothing here opens a socket or knows what uses a key. Every key of every feature is
-//! typed and documented; those whose feature comes later are refused in one place (`not_yet.rs`).
+//! Only values: nothing here opens a socket or knows what uses a key. Every key is
+//! typed and documented.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,6 @@ mod edge;
 mod error;
 mod kafka;
 mod load;
-mod not_yet;
 mod patterns;
 mod reference;
 mod secret;

@@ -4,6 +4,7 @@
 mod client;
 mod mirror;
 mod server;
+mod under_way;
 pub(crate) mod wire;
 
 use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
@@ -11,6 +12,7 @@ use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Durat
 use parking_lot::{Mutex, RwLock};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::ServerTlsConfig;
 
 pub use self::mirror::Limits;
 use self::{
@@ -41,6 +43,17 @@ pub struct Identity {
     pub me: Incarnation,
     /// What all nodes of the cluster know.
     pub secret: String,
+    /// Certificates, when nodes show each other some.
+    pub tls: Option<Tls>,
+}
+
+/// How nodes know each other by certificates: both sides show one that the authority has signed.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// This node's, with its key.
+    pub identity: tonic::transport::Identity,
+    /// Whose signature counts.
+    pub authority: tonic::transport::Certificate,
 }
 
 /// Who answers where a node should be.
@@ -89,16 +102,24 @@ impl Links {
     }
 
     /// Serves other nodes on this listener, until the task is aborted.
+    ///
+    /// # Errors
+    /// When certificate and key cannot be used.
     pub fn listen(
         &self,
         listener: TcpListener,
         shards: Shards,
         limits: Limits,
         watched: Arc<dyn Watched>,
-    ) -> JoinHandle<()> {
+    ) -> Result<JoinHandle<()>, tonic::transport::Error> {
         let server = Server { identity: self.0.identity.clone(), shards, limits, watched };
         let service = LinkServer::new(server).max_decoding_message_size(usize::MAX);
-        let serving = tonic::transport::Server::builder()
+        let mut builder = tonic::transport::Server::builder();
+        if let Some(Tls { identity, authority }) = &self.0.identity.tls {
+            let tls = ServerTlsConfig::new().identity(identity.clone()).client_ca_root(authority.clone());
+            builder = builder.tls_config(tls)?;
+        }
+        let serving = builder
             .tcp_nodelay(true)
             .http2_keepalive_interval(Some(PING_EVERY))
             .http2_keepalive_timeout(Some(PING_ANSWER))
@@ -106,11 +127,11 @@ impl Links {
             .initial_connection_window_size(WINDOW)
             .add_service(service)
             .serve_with_incoming(TcpListenerStream::new(listener));
-        tokio::spawn(async move {
+        Ok(tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%error, "the link's listener has ended");
             }
-        })
+        }))
     }
 
     /// Asks who answers where a node should be.

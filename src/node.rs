@@ -150,11 +150,12 @@ impl Node {
         let tidy = tokio::spawn(storage::tidy(store.clone()));
         let (log, kept) = (store.clone(), store.clone());
         let (fatal_sender, fatal) = mpsc::unbounded_channel();
-        let receipts = start_receipts(config, store.clone(), fatal_sender.clone()).context("kafka.properties")?;
+        let owners = newcomer.as_ref().map_or_else(|| Owners::alone(shard_count), cluster::Newcomer::owners);
+        let receipts =
+            start_receipts(config, &owners, store.clone(), fatal_sender.clone()).context("kafka.properties")?;
         let unkept: Arc<dyn Receipts> =
             receipts.clone().map_or_else(|| Arc::new(NoReceipts) as _, |writer| writer as _);
         let user_config = user_config(config, store, writer.clone(), unkept);
-        let owners = newcomer.as_ref().map_or_else(|| Owners::alone(shard_count), cluster::Newcomer::owners);
         let (root, root_ended, shards) = root::start(user_config, owners, fatal_sender.clone()).await?;
         let shards = match &mut newcomer {
             Some(newcomer) => newcomer.join(config, shards).await?,
@@ -307,6 +308,7 @@ impl Node {
 /// Nobody writes them if there is no topic for them.
 fn start_receipts(
     config: &Config,
+    owners: &Owners,
     journal: Arc<dyn Store>,
     fatal: kafka::Fatal,
 ) -> Result<Option<Arc<ReceiptWriter>>, rdkafka::error::KafkaError> {
@@ -314,7 +316,7 @@ fn start_receipts(
     if topic.is_empty() {
         return Ok(None);
     }
-    let config = receipts::Config { producer: kafka::producer_config(&config.kafka), topic };
+    let config = receipts::Config { producer: kafka::producer_config(&config.kafka), topic, owners: owners.clone() };
     Ok(Some(Arc::new(ReceiptWriter::start(&config, journal, fatal)?)))
 }
 

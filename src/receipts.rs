@@ -25,6 +25,10 @@ use crate::{
     event::unix_millis_now,
     ids::Sequence,
     kafka::{self, Fatal},
+    placement::{
+        ShardId,
+        owners::{Owner, Owners},
+    },
     receipt::{self, Receipt},
     store::{
         Answer,
@@ -45,6 +49,8 @@ pub struct Config {
     pub producer: ClientConfig,
     /// The topic of receipts.
     pub topic: String,
+    /// Of several nodes that share a journal, one writes its receipts: which shards are whose says which.
+    pub owners: Owners,
 }
 
 /// Writes receipts until it is dropped; [`ReceiptWriter::finish`] writes what is left first.
@@ -63,10 +69,11 @@ impl ReceiptWriter {
     pub fn start(config: &Config, journal: Arc<dyn Journal>, fatal: Fatal) -> Result<Self, KafkaError> {
         metric::describe();
         let topic = Topic::new(config)?;
+        let owners = config.owners.clone();
         let (unkept, handed_over) = mpsc::channel(UNKEPT_MAX);
         let (finishing, finish) = watch::channel(false);
         let writing = tokio::spawn(async move {
-            let following = Following { journal: &*journal, topic: &topic, oldest: AtomicI64::new(NONE) };
+            let following = Following { journal: &*journal, topic: &topic, owners, oldest: AtomicI64::new(NONE) };
             let work = async {
                 tokio::select! {
                     ((), ()) = async {
@@ -139,6 +146,7 @@ const NONE: i64 = i64::MAX;
 struct Following<'a> {
     journal: &'a dyn Journal,
     topic: &'a Topic,
+    owners: Owners,
     /// When the oldest of what was read and is not written ended.
     oldest: AtomicI64,
 }
@@ -148,6 +156,15 @@ impl Following<'_> {
     async fn run(&self, mut finish: watch::Receiver<bool>) {
         let mut mark = answered(|| self.journal.receipted()).await;
         loop {
+            while !self.is_mine() {
+                self.oldest.store(NONE, Ordering::Relaxed);
+                if tokio::time::timeout(LOOK, finish.wait_for(|finish| *finish)).await.is_ok() {
+                    return;
+                }
+                if self.is_mine() {
+                    mark = answered(|| self.journal.receipted()).await;
+                }
+            }
             // Asked before reading: what ended until then is in what is read.
             let is_last = *finish.borrow();
             let (steps, next) = answered(|| self.journal.ended_after(&mark, STEPS_MAX)).await;
@@ -167,6 +184,12 @@ impl Following<'_> {
                 let _ = tokio::time::timeout(LOOK, finish.wait_for(|finish| *finish)).await;
             }
         }
+    }
+
+    /// Whether this node writes what the journal has: whoever serves the first shard does. While that moves, two may
+    /// write the same.
+    fn is_mine(&self) -> bool {
+        self.owners.now().of(ShardId(0)) == Owner::Here
     }
 
     /// Never ends. Cancel safe.

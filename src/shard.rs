@@ -7,7 +7,6 @@ use std::{
     sync::Arc,
 };
 
-use parking_lot::RwLock;
 use ractor::{
     Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent, actor::messages::BoxedState,
 };
@@ -17,13 +16,18 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     event::{InFlight, Sender},
     ids::{NotificationId, UserId},
-    placement::{
-        ShardId,
-        owners::{Owner, Owners},
-        shard,
-    },
-    store::{journal::Cancelled, writer::CancelReply},
+    placement::ShardId,
+    store::writer::CancelReply,
     user::{self, Asleep, Attach, Request, UserRef, limiter::Limiter},
+};
+
+mod moving;
+mod shards;
+
+use self::moving::Leaving;
+pub use self::{
+    moving::{Sealed, Unsealing},
+    shards::{Elsewhere, Shards, actor_of},
 };
 
 /// So many users' actors ask at a time what waits since before a crash.
@@ -71,15 +75,6 @@ impl TryFrom<Msg> for user::Outcome {
     }
 }
 
-/// Shards that a node has taken.
-#[derive(Clone, Debug, Default)]
-pub struct Unsealing {
-    /// Which.
-    pub shards: Vec<ShardId>,
-    /// Users of theirs for whom something waits in the store; `None`: the store did not say.
-    pub waiting: Option<Vec<UserId>>,
-}
-
 /// What a shard actor is made of.
 pub struct Args {
     /// What all users share.
@@ -89,30 +84,6 @@ pub struct Args {
     pub waiting: Option<Vec<UserId>>,
     /// Shards that other nodes serve; default: none, and there never will be any.
     pub sealed: Sealed,
-}
-
-/// Shards that other nodes serve.
-#[derive(Clone, Debug, Default)]
-pub struct Sealed {
-    shards: HashSet<ShardId>,
-    /// Into how many shards users are divided; 0: nobody else will ever serve any.
-    count: u16,
-}
-
-impl Sealed {
-    /// All that this node does not serve; of a node that has no others, none ever.
-    #[must_use]
-    pub fn by(owners: &Owners) -> Self {
-        if owners.is_alone() {
-            return Self::default();
-        }
-        let (map, count) = (owners.now(), owners.shards());
-        Self { shards: (0..count).map(ShardId).filter(|shard| map.of(*shard) != Owner::Here).collect(), count }
-    }
-
-    fn has(&self, user: &UserId) -> bool {
-        !self.shards.is_empty() && self.shards.contains(&shard(user, self.count))
-    }
 }
 
 /// Starts a shard actor under the node's root.
@@ -147,12 +118,6 @@ struct State {
     limiters: HashMap<UserId, Limiter>,
     /// When there are so many, those that do not matter any more are swept out.
     limiters_swept_at: usize,
-}
-
-/// Users who have to be gone before somebody else serves them.
-struct Leaving {
-    users: HashSet<UserId>,
-    done: oneshot::Sender<()>,
 }
 
 struct Entry {
@@ -254,72 +219,6 @@ impl State {
                 run.push(next);
             }
             self.tell(myself, user, Request::Events(run)).await?;
-        }
-        Ok(())
-    }
-
-    fn refuses(&mut self, user: &UserId, in_flight: &InFlight) -> bool {
-        if self.sealed.has(user) {
-            self.refusing.entry(user.clone()).or_default().retain(|sender| *sender != in_flight.sender);
-            return true;
-        }
-        if self.refusing.is_empty() {
-            return false;
-        }
-        let Some(begun) = self.refusing.get_mut(user) else { return false };
-        if in_flight.first && self.sealed.count == 0 {
-            // There is only one sender.
-            self.refusing.remove(user);
-            return false;
-        }
-        if in_flight.first && !begun.contains(&in_flight.sender) {
-            begun.push(in_flight.sender);
-        }
-        !begun.contains(&in_flight.sender)
-    }
-
-    fn seal(&mut self, shards: &[ShardId], done: oneshot::Sender<()>) {
-        self.sealed.shards.extend(shards);
-        let (count, of) = (self.sealed.count, |user: &UserId, count| shards.contains(&shard(user, count)));
-        // Their connections hear that they are lost, and ask whoever is next.
-        self.asleep.retain(|user, _| !of(user, count));
-        self.recover.retain(|user| !of(user, count));
-        self.limiters.retain(|user, _| !of(user, count));
-        self.refusing.retain(|user, _| !of(user, count));
-        let mut users = HashSet::new();
-        for (user, entry) in self.users.iter_mut().filter(|(user, _)| of(user, count)) {
-            users.insert(user.clone());
-            // One that is stopping does so with all done; what waits for its successor is lost, and comes again.
-            if let Phase::Running = std::mem::replace(&mut entry.phase, Phase::Leaving) {
-                let _ = entry.actor.cast(user::Msg::Leave);
-            }
-        }
-        self.leaving.push(Leaving { users, done });
-        self.note_left(None);
-    }
-
-    /// Says so when nobody of those who leave is left.
-    fn note_left(&mut self, user: Option<&UserId>) {
-        for leaving in &mut self.leaving {
-            if let Some(user) = user {
-                leaving.users.remove(user);
-            }
-        }
-        for Leaving { done, .. } in self.leaving.extract_if(.., |leaving| leaving.users.is_empty()) {
-            let _ = done.send(());
-        }
-    }
-
-    async fn unseal(&mut self, myself: &ShardRef, unsealing: Unsealing) -> Result<(), ActorProcessingErr> {
-        for shard in &unsealing.shards {
-            self.sealed.shards.remove(shard);
-        }
-        match unsealing.waiting {
-            Some(waiting) => self.recover.extend(waiting),
-            None => self.recover_all = true,
-        }
-        for _ in 0..RECOVERING_AT_ONCE {
-            self.recover_next(myself).await?;
         }
         Ok(())
     }
@@ -481,177 +380,6 @@ fn fault(events: &mut [InFlight]) {
     if let Some(faulty) = events.iter_mut().find(|faulty| &*faulty.event.notification_type == "fault.shard") {
         faulty.permit.begin();
         panic!("fault.shard");
-    }
-}
-
-/// Which of so many shard actors runs the user's shard, of so many shards.
-#[must_use]
-pub fn actor_of(user: &str, shards: u16, actors: usize) -> usize {
-    usize::from(shard(user, shards).0) % actors
-}
-
-/// The shard actors of this node, as routers and connections reach them. Cheap to clone.
-#[derive(Clone)]
-pub struct Shards {
-    slots: Arc<[RwLock<Slot>]>,
-    owners: Owners,
-    elsewhere: Option<Arc<dyn Elsewhere>>,
-}
-
-/// The way to users that other nodes serve, or that nobody serves just now.
-pub trait Elsewhere: Send + Sync + 'static {
-    /// Asks for a session, as soon as somebody serves the user.
-    fn attach(&self, attach: Box<Attach>);
-
-    /// Asks that a notification is not delivered. The answer is dropped when that cannot be said.
-    fn cancel(&self, user: UserId, id: NotificationId, reply: CancelReply);
-}
-
-#[derive(Clone)]
-struct Slot {
-    actor: ShardRef,
-    life: u64,
-}
-
-impl Shards {
-    /// `actors` share `count` shards, which nobody else serves.
-    #[must_use]
-    pub fn new(actors: Vec<ShardRef>, count: u16) -> Self {
-        Self::of(actors, Owners::alone(count))
-    }
-
-    /// `actors` share those shards that this node serves.
-    #[must_use]
-    pub fn of(actors: Vec<ShardRef>, owners: Owners) -> Self {
-        let slots = actors.into_iter().map(|actor| RwLock::new(Slot { actor, life: 0 })).collect();
-        Self { slots, owners, elsewhere: None }
-    }
-
-    /// The same, with a way to those that other nodes serve.
-    #[must_use]
-    pub fn and(self, elsewhere: Arc<dyn Elsewhere>) -> Self {
-        Self { elsewhere: Some(elsewhere), ..self }
-    }
-
-    /// Who serves which shard.
-    #[must_use]
-    pub fn owners(&self) -> &Owners {
-        &self.owners
-    }
-
-    /// The way to another node, if this one does not serve the user.
-    fn elsewhere(&self, user: &UserId) -> Option<&Arc<dyn Elsewhere>> {
-        self.elsewhere.as_ref().filter(|_| self.owners.of(user) != Owner::Here)
-    }
-
-    /// Lets go of shards: answers when nothing is done for their users any more.
-    pub async fn seal(&self, shards: &[ShardId]) {
-        let mut waits = Vec::new();
-        for (index, shards) in self.by_actor(shards) {
-            let (done, wait) = oneshot::channel();
-            let _ = self.get(index).0.cast(Msg::Seal(shards, done));
-            waits.push(wait);
-        }
-        for wait in waits {
-            // An actor that crashed has nobody left either.
-            let _ = wait.await;
-        }
-    }
-
-    /// Serves shards from here on; `waiting` are users for whom something waits, if that is known.
-    pub async fn unseal(&self, shards: &[ShardId], waiting: Option<&[UserId]>) {
-        let mut waits = Vec::new();
-        for (index, shards) in self.by_actor(shards) {
-            let is_theirs = |user: &&UserId| shards.contains(&self.owners.shard(user));
-            let waiting = waiting.map(|users| users.iter().filter(is_theirs).cloned().collect());
-            let (done, wait) = oneshot::channel();
-            let _ = self.get(index).0.cast(Msg::Unseal(Unsealing { shards, waiting }, done));
-            waits.push(wait);
-        }
-        for wait in waits {
-            let _ = wait.await;
-        }
-    }
-
-    fn by_actor(&self, shards: &[ShardId]) -> HashMap<usize, Vec<ShardId>> {
-        let mut by_actor: HashMap<usize, Vec<ShardId>> = HashMap::new();
-        for shard in shards {
-            by_actor.entry(usize::from(shard.0) % self.slots.len()).or_default().push(*shard);
-        }
-        by_actor
-    }
-
-    /// How many shard actors there are.
-    #[must_use]
-    pub fn actors(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// Which of them runs the user's shard.
-    #[must_use]
-    pub fn actor_of(&self, user: &str) -> usize {
-        actor_of(user, self.owners.shards(), self.slots.len())
-    }
-
-    /// The actor at `index`, and which life of it that is.
-    #[must_use]
-    pub fn get(&self, index: usize) -> (ShardRef, u64) {
-        let slot = self.slots[index].read();
-        (slot.actor.clone(), slot.life)
-    }
-
-    /// The place of an actor, if it is one of these.
-    pub fn index_of(&self, crashed: ActorId) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.read().actor.get_id() == crashed)
-    }
-
-    /// Puts a successor in the place of a crashed actor.
-    pub fn replace(&self, index: usize, successor: ShardRef) {
-        let mut slot = self.slots[index].write();
-        slot.life += 1;
-        slot.actor = successor;
-    }
-
-    /// Asks that a notification is not delivered; `None`: an actor crashed meanwhile.
-    pub async fn cancel(&self, user: &UserId, id: NotificationId) -> Option<Cancelled> {
-        let (reply, answer) = oneshot::channel();
-        match self.elsewhere(user) {
-            Some(elsewhere) => elsewhere.cancel(user.clone(), id, reply),
-            None => self.cancel_here(user.clone(), id, reply),
-        }
-        answer.await.ok()
-    }
-
-    /// The same of a user that this node serves.
-    pub fn cancel_here(&self, user: UserId, id: NotificationId, reply: CancelReply) {
-        let (actor, _) = self.get(self.actor_of(&user));
-        let _ = actor.cast(Msg::Cancel(user, id, reply));
-    }
-
-    /// Says that the client of a session at rest said something. If that is lost on its way, so is the attachment.
-    pub fn wake(&self, user: &UserId) {
-        let (actor, _) = self.get(self.actor_of(user));
-        let _ = actor.cast(Msg::Wake(user.clone()));
-    }
-
-    /// Says that the connection of a session at rest has ended.
-    pub fn ended(&self, user: &UserId) {
-        let (actor, _) = self.get(self.actor_of(user));
-        let _ = actor.cast(Msg::Ended(user.clone()));
-    }
-
-    /// Asks for a session. If the request is lost on its way, its attachment reports that.
-    pub fn attach(&self, attach: Box<Attach>) {
-        match self.elsewhere(&attach.user) {
-            Some(elsewhere) => elsewhere.attach(attach),
-            None => self.attach_here(attach),
-        }
-    }
-
-    /// The same of a user that this node serves.
-    pub fn attach_here(&self, attach: Box<Attach>) {
-        let (actor, _) = self.get(self.actor_of(&attach.user));
-        let _ = actor.cast(Msg::Attach(attach));
     }
 }
 

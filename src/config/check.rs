@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Config, auth::Jwt, error::Error, not_yet, secret::StoreUrl};
+use super::{Config, auth::Jwt, error::Error, secret::StoreUrl};
 use crate::event::Priority;
 
 /// HS256 is as strong as its secret: RFC 7518, section 3.2 asks for at least the hash's size.
@@ -25,12 +25,9 @@ impl Config {
     /// Checks everything that a file's types do not say.
     ///
     /// # Errors
-    /// Names the first key that is impossible, refused or not available yet.
+    /// Names the first key that is impossible or refused.
     pub fn validate(&self) -> Result<(), Error> {
         self.check_files()?;
-        if let Some(key) = not_yet::first(self) {
-            return Err(Error::NotAvailable { origin: self.origins.of(&key), key });
-        }
         self.check_listeners()?;
         self.check_tls()?;
         self.check_kafka()?;
@@ -234,6 +231,13 @@ impl Config {
         }
         if store.url.as_ref().is_none_or(StoreUrl::is_sqlite) {
             return Err(self.wrong("cluster.enabled", "needs a postgres:// URL in store.url"));
+        }
+        let files = [&cluster.tls_cert_file, &cluster.tls_key_file, &cluster.tls_ca_file];
+        let named = ["cluster.tls_cert_file", "cluster.tls_key_file", "cluster.tls_ca_file"];
+        if let Some(missing) = files.iter().position(|file| file.is_none())
+            && files.iter().any(|file| file.is_some())
+        {
+            return Err(self.wrong(named[missing], "is missing: certificate, key and authority go together"));
         }
         if cluster.secret.is_none() && !cluster.listen.ip().is_loopback() {
             return Err(self.wrong("cluster.secret", "is required when cluster.listen is not on loopback"));

@@ -78,14 +78,6 @@ pub enum Error {
         /// Where the key was written.
         origin: Origin,
     },
-    /// A key whose feature comes later.
-    #[error("{key}: not available in this version{origin}")]
-    NotAvailable {
-        /// The dotted path.
-        key: String,
-        /// Where it was written.
-        origin: Origin,
-    },
     /// Two listeners on one port.
     #[error("{first} and {second} are both on port {port}{origin}")]
     SamePort {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::{Config, not_yet::not_yet, shape::Shape};
+use super::{Config, shape::Shape};
 
 const INTRODUCTION: &str = "\
 # Configuration
@@ -21,7 +21,6 @@ the configuration in effect, with secrets masked.
 
 * A duration is a number and a unit: `\"250ms\"`, `\"30s\"`, `\"5m\"`, `\"24h\"`, `\"7d\"`.
 * A size is a number and a unit, `\"64KiB\"`, `\"1MiB\"`, `\"1GiB\"`, or a number of bytes.
-* A key or section marked *not available yet* may be set to its defaults only.
 ";
 
 /// The sections in the order in which people read them.
@@ -45,42 +44,35 @@ pub fn reference() -> String {
 /// Writes a section's own keys as a table, then the sections in it.
 fn section(page: &mut String, path: &str, shape: Shape, defaults: &Value) {
     if let Some(options) = shape.any_name().filter(|options| options.keys().is_some()) {
-        return table(page, path, &format!(r#"[{path}."PATTERN"]"#), options, &Value::Null);
+        return table(page, &format!(r#"[{path}."PATTERN"]"#), options, &Value::Null);
     }
     if let Some(item) = shape.items() {
-        return table(page, path, &format!("[[{path}]]"), item, &Value::Null);
+        return table(page, &format!("[[{path}]]"), item, &Value::Null);
     }
-    table(page, path, &format!("[{path}]"), shape, defaults);
+    table(page, &format!("[{path}]"), shape, defaults);
     for (key, inner) in shape.keys().into_iter().flatten().filter(|(_, inner)| is_section(*inner)) {
         section(page, &format!("{path}.{key}"), inner, &defaults[key]);
     }
 }
 
-fn table(page: &mut String, path: &str, heading: &str, shape: Shape, defaults: &Value) {
+fn table(page: &mut String, heading: &str, shape: Shape, defaults: &Value) {
     let keys: Vec<_> = shape.keys().into_iter().flatten().filter(|(_, key)| !is_section(*key)).collect();
     // `[auth]` holds sections only.
     if keys.is_empty() {
         return;
     }
     let description = shape.description();
-    let section_mark = mark(path);
     let mut write = |line: std::fmt::Arguments| page.write_fmt(line).expect("writing to a String does not fail");
-    write(format_args!("\n## `{heading}`\n\n{description}{section_mark}\n\n"));
+    write(format_args!("\n## `{heading}`\n\n{description}\n\n"));
     write(format_args!("| key | type | default | meaning |\n|---|---|---|---|\n"));
     for (key, shape) in keys {
-        let full = format!("{path}.{key}");
         let default = match defaults {
             Value::Null => default_text(shape.default_value()),
             defaults => default_text(defaults.get(key)),
         };
-        let mark = if section_mark.is_empty() { mark(&full) } else { String::new() };
         let meaning = shape.description().replace('|', r"\|");
-        write(format_args!("| `{key}` | {} | {default} | {meaning}{mark} |\n", type_text(shape)));
+        write(format_args!("| `{key}` | {} | {default} | {meaning} |\n", type_text(shape)));
     }
-}
-
-fn mark(key: &str) -> String {
-    if not_yet(key) { " *Not available yet.*".to_owned() } else { String::new() }
 }
 
 /// Whether a key gets a section of its own: it has keys, or is a list of such.

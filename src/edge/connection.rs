@@ -33,6 +33,8 @@ const READS_PER_TURN: usize = 16;
 const SERVED: Duration = Duration::from_secs(10);
 /// Attachments lost in a row without any progress before the client is sent away.
 const LOST_MAX: u32 = 8;
+/// The same where users move between nodes: whoever serves them next may not know it yet.
+const LOST_MAX_MOVING: u32 = 40;
 
 /// Runs a connection until it ends, and cleans up after it; `held` is dropped last.
 ///
@@ -66,13 +68,14 @@ struct Lost {
     backoff: Backoff,
     passed: u64,
     in_a_row: u32,
+    max: u32,
     at: Instant,
 }
 
 impl Lost {
-    fn new(began: Instant) -> Self {
+    fn new(began: Instant, max: u32) -> Self {
         let backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
-        Self { backoff, passed: 0, in_a_row: 0, at: began }
+        Self { backoff, passed: 0, in_a_row: 0, max, at: began }
     }
 
     /// Another one, after so much was passed on: how long to wait before the next. `None`: no more.
@@ -85,7 +88,7 @@ impl Lost {
         }
         self.passed = passed;
         self.in_a_row += 1;
-        (self.in_a_row <= LOST_MAX).then(|| self.backoff.next_wait())
+        (self.in_a_row <= self.max).then(|| self.backoff.next_wait())
     }
 }
 
@@ -219,7 +222,8 @@ impl Connection {
 
     /// The session's actor, or one above it, is gone; the client notices nothing.
     async fn attach_again(&mut self) {
-        let lost = self.lost.get_or_insert_with(|| Box::new(Lost::new(self.began)));
+        let max = if self.shared.shards.owners().is_alone() { LOST_MAX } else { LOST_MAX_MOVING };
+        let lost = self.lost.get_or_insert_with(|| Box::new(Lost::new(self.began, max)));
         let Some(wait) = lost.once_more(self.relay.passed()) else {
             let wait = self.shared.config.reconnect;
             return self.relay.close(Close::come_back(CloseCode::TryAgainLater, "the session cannot be served", wait));

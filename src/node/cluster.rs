@@ -2,6 +2,7 @@
 
 use std::{
     num::NonZeroU8,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use crate::{
     cluster::view,
     config::{self, Config},
     ids::{Incarnation, NodeId},
-    link::{Identity, Limits, Links},
+    link::{Identity, Limits, Links, Tls},
     member::{Member, Ownership, Parts},
     placement::owners::Owners,
     router,
@@ -51,6 +52,19 @@ fn host() -> String {
     config::host_name(&std::env::vars().collect::<Vec<_>>())
 }
 
+/// What nodes show each other, if they do. That all three files are named was checked with the configuration.
+fn tls(config: &Config) -> anyhow::Result<Option<Tls>> {
+    let config::Cluster { tls_cert_file, tls_key_file, tls_ca_file, .. } = &config.cluster;
+    let (Some(cert), Some(key), Some(authority)) = (tls_cert_file, tls_key_file, tls_ca_file) else { return Ok(None) };
+    let read = |key: &str, path: &Path| std::fs::read(path).with_context(|| format!("{key}: {}", path.display()));
+    let cert = read("cluster.tls_cert_file", cert)?;
+    let key = read("cluster.tls_key_file", key)?;
+    Ok(Some(Tls {
+        identity: tonic::transport::Identity::from_pem(cert, key),
+        authority: tonic::transport::Certificate::from_pem(read("cluster.tls_ca_file", authority)?),
+    }))
+}
+
 impl Newcomer {
     /// `None`: there are no others.
     pub(super) async fn new(
@@ -80,7 +94,7 @@ impl Newcomer {
         };
         let secret = config.cluster.secret.as_ref().map_or_else(String::new, |secret| secret.expose().to_owned());
         let owners = Owners::shared(shards);
-        let links = Links::new(Identity { me: incarnation, secret }, owners.clone());
+        let links = Links::new(Identity { me: incarnation, secret, tls: tls(config)? }, owners.clone());
         let member = Member::new(common, node, links.clone(), lost.clone());
         Ok(Some(Self { links, owners, member, incarnation, listener: Some(listener), tasks: Vec::new() }))
     }
@@ -107,7 +121,8 @@ impl Newcomer {
         let shards = shards.and(Arc::new(self.links.clone()));
         let limits = Limits { frames: config.sessions.window_items as u64, bytes: config.sessions.window_bytes as u64 };
         if let Some(listener) = self.listener.take() {
-            self.tasks.push(self.links.listen(listener, shards.clone(), limits, self.member.clone()));
+            let listening = self.links.listen(listener, shards.clone(), limits, self.member.clone());
+            self.tasks.push(listening.context("cluster.tls_cert_file, cluster.tls_key_file")?);
         }
         self.member.join().await?;
         self.tasks.extend(self.member.run());

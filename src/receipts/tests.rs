@@ -182,7 +182,7 @@ fn writer_with(journal: &Arc<Scripted>, properties: &[(&str, &str)]) -> ReceiptW
     for (name, value) in properties {
         producer.set(*name, *value);
     }
-    let config = Config { producer, topic: TOPIC.into() };
+    let config = Config { producer, topic: TOPIC.into(), owners: Owners::alone(1) };
     ReceiptWriter::start(&config, journal.clone(), mpsc::unbounded_channel().0).unwrap()
 }
 

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use self::model::{Fate, Taken};
 use super::*;
-use crate::{event::Options, ids::NotificationId};
+use crate::{event::Options, ids::NotificationId, placement::owners::Owners};
 
 const SHARDS: u16 = 8;
 /// Far above what the waits before events go again add up to.
@@ -40,6 +40,33 @@ enum Step {
     Answers,
     /// Lets the time pass after which an event goes again, unless it crashed an actor.
     Wait,
+    /// A shard is served by nobody, by this node, or by another one.
+    Move(u16, u8),
+}
+
+/// Other nodes.
+const NODES: u8 = 2;
+
+/// The actors of other nodes, one each, which die and have successors as those of this node do.
+struct Peers {
+    nodes: Vec<Incarnation>,
+    actors: Shards,
+}
+
+impl Peers {
+    fn place(&self, node: Incarnation) -> usize {
+        self.nodes.iter().position(|one| *one == node).expect("one of these")
+    }
+}
+
+impl Links for Peers {
+    fn life(&self, node: Incarnation) -> Option<u64> {
+        Some(self.actors.get(self.place(node)).1)
+    }
+
+    fn send(&self, node: Incarnation, events: Vec<InFlight>) {
+        let _ = self.actors.get(self.place(node)).0.cast(Msg::Events(events));
+    }
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -50,6 +77,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Settle),
         2 => Just(Step::Answers),
         1 => Just(Step::Wait),
+        1 => (0..SHARDS, 0..2 + NODES).prop_map(|(shard, to)| Step::Move(shard, to)),
     ]
 }
 
@@ -83,6 +111,7 @@ struct Reader {
     router: Router,
     reports: Arc<Reports>,
     shards: Shards,
+    peers: Arc<Peers>,
     model: model::Shared,
     unsettled: BTreeMap<i64, Arc<Event>>,
     read: BTreeMap<UserId, Vec<u64>>,
@@ -96,10 +125,18 @@ impl Reader {
         for _ in 0..actors {
             refs.push(model::spawn(&model).await);
         }
-        let shards = Shards::new(refs, SHARDS);
+        let owners = Owners::shared(SHARDS);
+        owners.set(Map::all(Owner::Here, SHARDS));
+        let shards = Shards::of(refs, owners);
+        let (mut nodes, mut others) = (Vec::new(), Vec::new());
+        for _ in 0..NODES {
+            nodes.push(Incarnation::random());
+            others.push(model::spawn(&model).await);
+        }
+        let peers = Arc::new(Peers { nodes, actors: Shards::new(others, SHARDS) });
         let reports = Arc::new(Reports::default());
-        let router = Router::new(shards.clone(), reports.clone());
-        Self { router, reports, shards, model, unsettled: BTreeMap::new(), read: BTreeMap::new(), next: 0 }
+        let router = Router::new(shards.clone(), reports.clone()).with(Some(peers.clone()));
+        Self { router, reports, shards, peers, model, unsettled: BTreeMap::new(), read: BTreeMap::new(), next: 0 }
     }
 
     fn read(&mut self, user: u8) {
@@ -133,8 +170,10 @@ impl Reader {
     /// Puts successors in the place of the dead, as the node's root does.
     async fn bury(&self) {
         for dead in self.model.take_dead() {
-            let index = self.shards.index_of(dead).expect("each actor dies once");
-            self.shards.replace(index, model::spawn(&self.model).await);
+            let places = [&self.shards, &self.peers.actors];
+            let place = places.into_iter().find_map(|shards| Some((shards, shards.index_of(dead)?)));
+            let (shards, index) = place.expect("each actor dies once");
+            shards.replace(index, model::spawn(&self.model).await);
         }
     }
 
@@ -152,12 +191,22 @@ impl Reader {
             Step::Settle => self.settle_held().await,
             Step::Answers => self.answers(),
             Step::Wait => tokio::time::sleep(AGAIN_AFTER + Duration::from_millis(1)).await,
+            Step::Move(shard, to) => {
+                let owner = match to {
+                    0 => Owner::Nobody,
+                    1 => Owner::Here,
+                    node => Owner::There(self.peers.nodes[usize::from(node) - 2]),
+                };
+                self.shards.owners().change(&[ShardId(shard)], owner);
+            }
         }
     }
 
     async fn settle_held(&self) {
-        for index in 0..self.shards.actors() {
-            let _ = self.shards.get(index).0.cast(model::settle_one());
+        for shards in [&self.shards, &self.peers.actors] {
+            for index in 0..shards.actors() {
+                let _ = shards.get(index).0.cast(model::settle_one());
+            }
         }
         self.work().await;
     }
@@ -185,6 +234,10 @@ async fn run(steps: Vec<Step>, fates: Vec<Fate>, actors: usize) -> Result<(), Te
         reader.act(step).await;
         reader.bury().await;
     }
+    // Somebody serves them in the end.
+    let served = |owner: &Owner| if *owner == Owner::Nobody { Owner::Here } else { *owner };
+    let map = Map { owners: reader.shards.owners().now().owners.iter().map(served).collect() };
+    reader.shards.owners().set(map);
     reader.finish().await?;
     let mut got: BTreeMap<UserId, Vec<u64>> = BTreeMap::new();
     for Taken { user, number } in reader.model.taken() {
@@ -194,7 +247,8 @@ async fn run(steps: Vec<Step>, fates: Vec<Fate>, actors: usize) -> Result<(), Te
     prop_assert!(reader.reports.0.lock().is_empty(), "every event is answered once");
     prop_assert!(!reader.router.is_recovering() && reader.router.recovering.is_empty());
     let unanswered: Vec<usize> = reader.router.lanes.iter().map(|lane| lane.unanswered).collect();
-    prop_assert_eq!(unanswered, vec![0; actors]);
+    prop_assert_eq!(unanswered.iter().sum::<usize>(), 0);
+    prop_assert_eq!(reader.router.ways.iter().map(|way| way.out).sum::<usize>(), 0);
     Ok(())
 }
 
@@ -220,6 +274,19 @@ proptest! {
 fn a_successor_gets_nothing_new_before_what_its_predecessor_lost() {
     let steps = vec![Step::Read(vec![0, 0]), Step::Flush, Step::Work, Step::Read(vec![0]), Step::Flush, Step::Work];
     block_on(run(steps, vec![Fate::KillShard], 1)).unwrap();
+}
+
+#[test]
+fn the_next_owner_gets_nothing_before_the_former_one_has_answered() {
+    use Step::{Answers, Flush, Move, Read, Work};
+    let everywhere = |to| (0..SHARDS).map(move |shard| Move(shard, to));
+    // The former owner holds the first two; the third must not be delivered by the next one meanwhile.
+    let mut steps = vec![Read(vec![0, 0]), Flush, Work];
+    steps.extend(everywhere(2));
+    steps.extend([Read(vec![0]), Flush, Work, Answers, Flush, Work]);
+    steps.extend(everywhere(0));
+    steps.extend([Read(vec![0]), Flush, Work]);
+    block_on(run(steps, vec![Fate::Hold, Fate::Hold], 1)).unwrap();
 }
 
 #[test]

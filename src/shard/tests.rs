@@ -18,6 +18,7 @@ use crate::{
     user::tests::{IDLE, config},
 };
 
+mod moving;
 mod sleep;
 
 struct Running {

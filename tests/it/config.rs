@@ -58,7 +58,7 @@ async fn two_listeners_on_one_port_are_named() {
 
 #[tokio::test]
 async fn what_is_not_there_yet_is_refused_and_not_ignored() {
-    refused(|builder| builder.set("cluster.enabled", true), &["cluster.enabled", "not available"]).await;
+    refused(|builder| builder.set("cluster.enabled", true), &["cluster.enabled", "postgres://"]).await;
 }
 
 #[tokio::test]

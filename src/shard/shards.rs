@@ -1,0 +1,190 @@
+//! The shard actors of a node as others reach them: one for each user, here, or the way to another node.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::RwLock;
+use ractor::ActorId;
+use tokio::sync::oneshot;
+
+use super::{Msg, ShardRef, Unsealing};
+use crate::{
+    ids::{NotificationId, UserId},
+    placement::{
+        ShardId,
+        owners::{Owner, Owners},
+        shard,
+    },
+    store::{journal::Cancelled, writer::CancelReply},
+    user::Attach,
+};
+
+/// Which of so many shard actors runs the user's shard, of so many shards.
+#[must_use]
+pub fn actor_of(user: &str, shards: u16, actors: usize) -> usize {
+    usize::from(shard(user, shards).0) % actors
+}
+
+/// The shard actors of this node, as routers and connections reach them. Cheap to clone.
+#[derive(Clone)]
+pub struct Shards {
+    slots: Arc<[RwLock<Slot>]>,
+    owners: Owners,
+    elsewhere: Option<Arc<dyn Elsewhere>>,
+}
+
+/// The way to users that other nodes serve, or that nobody serves just now.
+pub trait Elsewhere: Send + Sync + 'static {
+    /// Asks for a session, as soon as somebody serves the user.
+    fn attach(&self, attach: Box<Attach>);
+
+    /// Asks that a notification is not delivered. The answer is dropped when that cannot be said.
+    fn cancel(&self, user: UserId, id: NotificationId, reply: CancelReply);
+}
+
+#[derive(Clone)]
+struct Slot {
+    actor: ShardRef,
+    life: u64,
+}
+
+impl Shards {
+    /// `actors` share `count` shards, which nobody else serves.
+    #[must_use]
+    pub fn new(actors: Vec<ShardRef>, count: u16) -> Self {
+        Self::of(actors, Owners::alone(count))
+    }
+
+    /// `actors` share those shards that this node serves.
+    #[must_use]
+    pub fn of(actors: Vec<ShardRef>, owners: Owners) -> Self {
+        let slots = actors.into_iter().map(|actor| RwLock::new(Slot { actor, life: 0 })).collect();
+        Self { slots, owners, elsewhere: None }
+    }
+
+    /// The same, with a way to those that other nodes serve.
+    #[must_use]
+    pub fn and(self, elsewhere: Arc<dyn Elsewhere>) -> Self {
+        Self { elsewhere: Some(elsewhere), ..self }
+    }
+
+    /// Who serves which shard.
+    #[must_use]
+    pub fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    /// The way to another node, if this one does not serve the user.
+    fn elsewhere(&self, user: &UserId) -> Option<&Arc<dyn Elsewhere>> {
+        self.elsewhere.as_ref().filter(|_| self.owners.of(user) != Owner::Here)
+    }
+
+    /// Lets go of shards: answers when nothing is done for their users any more.
+    pub async fn seal(&self, shards: &[ShardId]) {
+        let mut waits = Vec::new();
+        for (index, shards) in self.by_actor(shards) {
+            let (done, wait) = oneshot::channel();
+            let _ = self.get(index).0.cast(Msg::Seal(shards, done));
+            waits.push(wait);
+        }
+        for wait in waits {
+            // An actor that crashed has nobody left either.
+            let _ = wait.await;
+        }
+    }
+
+    /// Serves shards from here on; `waiting` are users for whom something waits, if that is known.
+    pub async fn unseal(&self, shards: &[ShardId], waiting: Option<&[UserId]>) {
+        let mut waits = Vec::new();
+        for (index, shards) in self.by_actor(shards) {
+            let is_theirs = |user: &&UserId| shards.contains(&self.owners.shard(user));
+            let waiting = waiting.map(|users| users.iter().filter(is_theirs).cloned().collect());
+            let (done, wait) = oneshot::channel();
+            let _ = self.get(index).0.cast(Msg::Unseal(Unsealing { shards, waiting }, done));
+            waits.push(wait);
+        }
+        for wait in waits {
+            let _ = wait.await;
+        }
+    }
+
+    fn by_actor(&self, shards: &[ShardId]) -> HashMap<usize, Vec<ShardId>> {
+        let mut by_actor: HashMap<usize, Vec<ShardId>> = HashMap::new();
+        for shard in shards {
+            by_actor.entry(usize::from(shard.0) % self.slots.len()).or_default().push(*shard);
+        }
+        by_actor
+    }
+
+    /// How many shard actors there are.
+    #[must_use]
+    pub fn actors(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Which of them runs the user's shard.
+    #[must_use]
+    pub fn actor_of(&self, user: &str) -> usize {
+        actor_of(user, self.owners.shards(), self.slots.len())
+    }
+
+    /// The actor at `index`, and which life of it that is.
+    #[must_use]
+    pub fn get(&self, index: usize) -> (ShardRef, u64) {
+        let slot = self.slots[index].read();
+        (slot.actor.clone(), slot.life)
+    }
+
+    /// The place of an actor, if it is one of these.
+    pub fn index_of(&self, crashed: ActorId) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.read().actor.get_id() == crashed)
+    }
+
+    /// Puts a successor in the place of a crashed actor.
+    pub fn replace(&self, index: usize, successor: ShardRef) {
+        let mut slot = self.slots[index].write();
+        slot.life += 1;
+        slot.actor = successor;
+    }
+
+    /// Asks that a notification is not delivered; `None`: an actor crashed meanwhile.
+    pub async fn cancel(&self, user: &UserId, id: NotificationId) -> Option<Cancelled> {
+        let (reply, answer) = oneshot::channel();
+        match self.elsewhere(user) {
+            Some(elsewhere) => elsewhere.cancel(user.clone(), id, reply),
+            None => self.cancel_here(user.clone(), id, reply),
+        }
+        answer.await.ok()
+    }
+
+    /// The same of a user that this node serves.
+    pub fn cancel_here(&self, user: UserId, id: NotificationId, reply: CancelReply) {
+        let (actor, _) = self.get(self.actor_of(&user));
+        let _ = actor.cast(Msg::Cancel(user, id, reply));
+    }
+
+    /// Says that the client of a session at rest said something. If that is lost on its way, so is the attachment.
+    pub fn wake(&self, user: &UserId) {
+        let (actor, _) = self.get(self.actor_of(user));
+        let _ = actor.cast(Msg::Wake(user.clone()));
+    }
+
+    /// Says that the connection of a session at rest has ended.
+    pub fn ended(&self, user: &UserId) {
+        let (actor, _) = self.get(self.actor_of(user));
+        let _ = actor.cast(Msg::Ended(user.clone()));
+    }
+
+    /// Asks for a session. If the request is lost on its way, its attachment reports that.
+    pub fn attach(&self, attach: Box<Attach>) {
+        match self.elsewhere(&attach.user) {
+            Some(elsewhere) => elsewhere.attach(attach),
+            None => self.attach_here(attach),
+        }
+    }
+
+    /// The same of a user that this node serves.
+    pub fn attach_here(&self, attach: Box<Attach>) {
+        let (actor, _) = self.get(self.actor_of(&attach.user));
+        let _ = actor.cast(Msg::Attach(attach));
+    }
+}
