@@ -4,11 +4,12 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Event, Node,
+    Event, Node, Store,
     carrier::{self, Ask, Carrier},
     certs::Certs,
     cluster::Cluster,
     eventually,
+    node::Builder,
     ws::WsClient,
 };
 
@@ -123,7 +124,10 @@ async fn asleep(cluster: &Cluster, count: usize) {
 
 #[tokio::test]
 async fn on_every_protocol_a_client_of_another_node_sleeps_and_wakes_by_event_acknowledgement_and_failover() {
-    let cluster = Cluster::start_with(3, 6, &[("sessions.idle_after", "1s".into())]).await;
+    let cluster = {
+        let configure = |_, builder: Builder| builder.set("sessions.idle_after", "1s");
+        Cluster::start_with(3, 6, Store::postgres().await, configure).await
+    };
     let mut clients = Vec::new();
     // Several of each, so that some are of users of each of the other nodes.
     for (n, carrier) in Carrier::ALL.into_iter().cycle().take(4 * Carrier::ALL.len()).enumerate() {
@@ -159,14 +163,13 @@ async fn on_every_protocol_a_client_of_another_node_sleeps_and_wakes_by_event_ac
 
 #[tokio::test]
 async fn nodes_show_each_other_certificates_when_they_have_some() {
-    let certs = Certs::new();
+    let certs = Certs::new().await;
     let text = |path: std::path::PathBuf| path.to_str().expect("UTF-8").to_owned();
-    let keys = [
-        ("cluster.tls_cert_file", text(certs.cert()).into()),
-        ("cluster.tls_key_file", text(certs.key()).into()),
-        ("cluster.tls_ca_file", text(certs.authority()).into()),
-    ];
-    let cluster = Cluster::start_with(2, 4, &keys).await;
+    let configure = |_, builder: Builder| {
+        let builder = builder.set("cluster.tls_cert_file", text(certs.cert()));
+        builder.set("cluster.tls_key_file", text(certs.key())).set("cluster.tls_ca_file", text(certs.authority()))
+    };
+    let cluster = Cluster::start_with(2, 4, Store::postgres().await, configure).await;
     let mut clients = Clients::connect(&cluster, &[0, 1]).await;
     send(&cluster, 0..5).await;
     clients.expect_all(5).await;

@@ -15,6 +15,7 @@ pub mod event;
 pub mod example;
 pub mod frame;
 pub mod grpc;
+pub mod history;
 pub mod http;
 pub mod http2;
 pub mod jwks;
@@ -32,6 +33,7 @@ pub mod secure;
 pub mod sse;
 pub mod store;
 pub mod token;
+pub mod traffic;
 pub mod wait;
 pub mod ws;
 

@@ -19,6 +19,8 @@ mod chart;
 mod client_tls;
 mod clients;
 mod cluster;
+mod cluster_chaos;
+mod cluster_faults;
 mod commands;
 mod config;
 mod conformance;

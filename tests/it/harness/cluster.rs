@@ -1,7 +1,5 @@
 //! Several nodes that share a database and a topic.
 
-use toml::Value as Toml;
-
 use super::{
     Feed, Node, Store,
     node::{Builder, free_ports},
@@ -16,21 +14,28 @@ pub struct Cluster {
     pub feed: Feed,
     pub store: Store,
     pub nodes: Vec<Node>,
-    keys: Vec<(&'static str, Toml)>,
 }
 
 impl Cluster {
     /// So many nodes, which have shared everything out among them.
     pub async fn start(count: usize, partitions: i32) -> Self {
-        Self::start_with(count, partitions, &[]).await
+        Self::start_with(count, partitions, Store::postgres().await, |_, builder| builder).await
     }
 
-    /// The same with other values of configuration keys.
-    pub async fn start_with(count: usize, partitions: i32, keys: &[(&'static str, Toml)]) -> Self {
-        let (feed, store) = (Feed::new(partitions).await, Store::postgres().await);
-        let mut cluster = Self { feed, store, nodes: Vec::new(), keys: keys.to_vec() };
-        for _ in 0..count {
-            cluster.add().await;
+    /// The same with that store, each node configured by its number. All begin at the same time.
+    pub async fn start_with(
+        count: usize,
+        partitions: i32,
+        store: Store,
+        configure: impl Fn(usize, Builder) -> Builder,
+    ) -> Self {
+        let mut cluster = Self { feed: Feed::new(partitions).await, store, nodes: Vec::new() };
+        for index in 0..count {
+            let node = configure(index, cluster.builder()).start_unready();
+            cluster.nodes.push(node);
+        }
+        for node in &cluster.nodes {
+            node.ready().await;
         }
         cluster.settled().await;
         cluster
@@ -40,7 +45,6 @@ impl Cluster {
     pub fn builder(&self) -> Builder {
         let [link] = free_ports();
         let builder = self.store.of(Node::builder(&self.feed));
-        let builder = self.keys.iter().cloned().fold(builder, |builder, (key, value)| builder.set(key, value));
         builder
             .set("node.id", format!("n{}", self.nodes.len()))
             .set("cluster.enabled", true)

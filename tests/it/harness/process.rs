@@ -13,7 +13,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::wait::eventually_within;
+use super::wait::{blocking, eventually_within};
 
 /// How much of a log is printed when a test fails.
 const LOG_TAIL_CHARS: usize = 8_000;
@@ -133,10 +133,18 @@ impl Process {
 
     /// Sends a signal, e.g. `TERM`; a process that is already gone is no error.
     pub fn signal(&self, signal: &str) {
-        // The shell's own `kill`: the program of that name is not on every machine.
-        let status =
-            Command::new("sh").args(["-c", &format!("kill -{signal} {} 2>/dev/null || true", self.id())]).status();
-        assert!(status.is_ok_and(|status| status.success()), "cannot run sh");
+        kill(signal, self.id());
+    }
+
+    /// Stands still for that long, and runs again. A thread of its own looks at the clock.
+    pub async fn freeze(&self, time: Duration) {
+        let id = self.id();
+        blocking(move || {
+            kill("STOP", id);
+            thread::sleep(time);
+            kill("CONT", id);
+        })
+        .await;
     }
 
     /// No file that it writes may grow beyond so many bytes; `None`: any size.
@@ -179,6 +187,12 @@ impl Drop for Process {
             }
         }
     }
+}
+
+fn kill(signal: &str, id: u32) {
+    // The shell's own `kill`: the program of that name is not on every machine.
+    let status = Command::new("sh").args(["-c", &format!("kill -{signal} {id} 2>/dev/null || true")]).status();
+    assert!(status.is_ok_and(|status| status.success()), "cannot run sh");
 }
 
 fn collect(mut source: impl Read + Send + 'static) -> (Arc<Mutex<String>>, JoinHandle<()>) {

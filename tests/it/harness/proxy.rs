@@ -11,7 +11,7 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, copy},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinHandle,
@@ -23,6 +23,7 @@ pub struct Proxy {
     accepted: Arc<AtomicUsize>,
     cut: watch::Sender<()>,
     mute: Arc<AtomicBool>,
+    frozen: watch::Sender<bool>,
     accepting: JoinHandle<()>,
 }
 
@@ -43,14 +44,20 @@ impl Proxy {
         let (cut, _) = watch::channel(());
         let accepted = Arc::new(AtomicUsize::new(0));
         let mute = Arc::new(AtomicBool::new(false));
-        let (counter, cuts, muted) = (accepted.clone(), cut.clone(), mute.clone());
+        let (frozen, _) = watch::channel(false);
+        let (counter, cuts, muted, freezes) = (accepted.clone(), cut.clone(), mute.clone(), frozen.clone());
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 counter.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(pass(client, target, path.clone(), cuts.subscribe(), muted.clone()));
+                let (cut, mut frozen) = (cuts.subscribe(), freezes.subscribe());
+                let passing = pass(client, target, path.clone(), (cut, freezes.subscribe()), muted.clone());
+                tokio::spawn(async move {
+                    thawed(&mut frozen).await;
+                    passing.await;
+                });
             }
         });
-        Self { addr, accepted, cut, mute, accepting }
+        Self { addr, accepted, cut, mute, frozen, accepting }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -65,6 +72,12 @@ impl Proxy {
     /// Whether what the server says is thrown away from here on.
     pub fn mute(&self, on: bool) {
         self.mute.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether nothing passes from here on, in either direction, and nobody is told: a cable that is pulled. Nothing is
+    /// lost, as TCP sends again what was.
+    pub fn freeze(&self, on: bool) {
+        self.frozen.send_replace(on);
     }
 
     /// Resets every connection; new ones are let through.
@@ -84,7 +97,7 @@ async fn pass(
     mut client: TcpStream,
     target: SocketAddr,
     path: Option<Arc<str>>,
-    mut cut: watch::Receiver<()>,
+    (mut cut, frozen): (watch::Receiver<()>, watch::Receiver<bool>),
     mute: Arc<AtomicBool>,
 ) {
     // A node that is down: the client sees its connection end.
@@ -98,7 +111,7 @@ async fn pass(
         return;
     }
     tokio::select! {
-        _ = both_ways(&mut client, &mut server, &mute) => {}
+        _ = both_ways(&mut client, &mut server, &mute, &frozen) => {}
         _ = cut.changed() => {
             for socket in [&client, &server] {
                 // Without a time to linger, closing resets.
@@ -108,18 +121,36 @@ async fn pass(
     }
 }
 
+async fn thawed(frozen: &mut watch::Receiver<bool>) {
+    // Without a proxy nothing freezes any more.
+    let _ = frozen.wait_for(|frozen| !frozen).await;
+}
+
 /// Passes bytes on until both sides have said their last.
-async fn both_ways(client: &mut TcpStream, server: &mut TcpStream, mute: &AtomicBool) -> std::io::Result<()> {
+async fn both_ways(
+    client: &mut TcpStream,
+    server: &mut TcpStream,
+    mute: &AtomicBool,
+    frozen: &watch::Receiver<bool>,
+) -> std::io::Result<()> {
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
     let up = async {
-        copy(&mut from_client, &mut to_server).await?;
-        to_server.shutdown().await
+        let (mut chunk, mut frozen) = (vec![0; 16 << 10], frozen.clone());
+        loop {
+            let count = from_client.read(&mut chunk).await?;
+            thawed(&mut frozen).await;
+            if count == 0 {
+                return to_server.shutdown().await;
+            }
+            to_server.write_all(&chunk[..count]).await?;
+        }
     };
     let down = async {
-        let mut chunk = vec![0; 16 << 10];
+        let (mut chunk, mut frozen) = (vec![0; 16 << 10], frozen.clone());
         loop {
             let count = from_server.read(&mut chunk).await?;
+            thawed(&mut frozen).await;
             if count == 0 {
                 return to_client.shutdown().await;
             }

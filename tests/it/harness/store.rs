@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
-use super::{node::Builder, process::required};
+use super::{history::Row, node::Builder, process::required};
 
 /// Where a node keeps what must survive it.
 pub enum Store {
@@ -148,6 +149,21 @@ impl Store {
     pub async fn count(&self, table: &str) -> i64 {
         let count = AssertSqlSafe(format!("select count(*) from {table}"));
         sqlx::query_scalar(count).fetch_one(&mut self.session().await).await.expect("an answer")
+    }
+
+    /// The log of all users, of events that have a number in their data.
+    pub async fn rows(&self) -> Vec<Row> {
+        let rows = "select user_id, seq, notification_id, payload from log";
+        let rows: Vec<(String, i64, String, Vec<u8>)> =
+            sqlx::query_as(rows).fetch_all(&mut self.session().await).await.expect("an answer");
+        let n = |payload: &[u8]| serde_json::from_slice::<Value>(payload).ok()?["n"].as_u64();
+        let row = |(user, seq, id, payload): (String, i64, String, Vec<u8>)| Row {
+            user,
+            seq: seq.unsigned_abs(),
+            id,
+            n: n(&payload).expect("a number"),
+        };
+        rows.into_iter().map(row).collect()
     }
 
     async fn session(&self) -> PgConnection {

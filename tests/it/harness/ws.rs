@@ -16,7 +16,7 @@ use tokio_tungstenite::{
     tungstenite::{
         self, Message,
         client::IntoClientRequest as _,
-        handshake::client::Response,
+        handshake::client::{Request, Response},
         http::{HeaderName, HeaderValue},
         protocol::{CloseFrame, frame::coding::CloseCode},
     },
@@ -73,8 +73,7 @@ impl Connect {
         self
     }
 
-    /// Shakes hands; the answer's headers are in the client.
-    pub async fn try_open(self) -> Result<WsClient, Refused> {
+    fn request(&self) -> Request {
         let pairs: Vec<_> = self.query.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let url = format!("ws://{}/v1/connect?{}", self.dial.to(), pairs.join("&"));
         let mut request = url.into_client_request().expect("a valid address");
@@ -82,6 +81,12 @@ impl Connect {
             let name = HeaderName::try_from(name.as_str()).expect("a header name");
             request.headers_mut().append(name, HeaderValue::from_str(value).expect("a header value"));
         }
+        request
+    }
+
+    /// Shakes hands; the answer's headers are in the client.
+    pub async fn try_open(self) -> Result<WsClient, Refused> {
+        let request = self.request();
         let socket = self.dial.open().await.expect("the client port accepts");
         let done = within("an answer to the handshake", client_async_with_config(request, socket, None));
         match done.await {
@@ -108,6 +113,22 @@ impl Connect {
         client
     }
 
+    /// Shakes hands with a node that may be gone, frozen or leaving: the client, which has been greeted, if there is
+    /// one within `patience`.
+    pub async fn attempt(self, patience: Duration) -> Option<WsClient> {
+        let request = self.request();
+        let greeted = async {
+            let socket = self.dial.open().await.ok()?;
+            let (stream, response) = client_async_with_config(request, socket, None).await.ok()?;
+            let mut client = WsClient::new(stream, response);
+            let Step::Frame(first) = client.step(patience).await else { return None };
+            // A goodbye comes without one.
+            client.hello = (first.kind == "$hello").then(|| Hello::from_frame(&first));
+            client.hello.is_some().then_some(client)
+        };
+        tokio::time::timeout(patience, greeted).await.ok().flatten()
+    }
+
     /// Shakes hands where that must be refused.
     pub async fn refused(self) -> Refused {
         match self.try_open().await {
@@ -115,6 +136,16 @@ impl Connect {
             Err(refused) => refused,
         }
     }
+}
+
+/// What a client meets next.
+#[derive(Debug)]
+pub enum Step {
+    Frame(Frame),
+    /// The end, with the close code; `None` when the connection just ended.
+    Closed(Option<u16>),
+    /// Nothing in time.
+    Nothing,
 }
 
 enum Incoming {
@@ -243,6 +274,16 @@ impl WsClient {
             Ok(Some(Incoming::Closed(code))) => panic!("closed with {code:?}"),
             Ok(None) => panic!("read past the end"),
             Err(_) => None,
+        }
+    }
+
+    /// What comes next, within `patience`. Cancel safe.
+    pub async fn step(&mut self, patience: Duration) -> Step {
+        match tokio::time::timeout(patience, self.incoming.recv()).await {
+            Ok(Some(Incoming::Frame(frame))) => Step::Frame(frame),
+            Ok(Some(Incoming::Closed(code))) => Step::Closed(code),
+            Ok(None) => panic!("read past the end"),
+            Err(_) => Step::Nothing,
         }
     }
 

@@ -1,0 +1,288 @@
+//! Light traffic that goes on while a test does damage: a producer, clients at all nodes that reconnect as real ones do,
+//! and notes of everything for [`History`].
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+
+use super::{
+    Event, Feed,
+    cluster::Cluster,
+    history::{Connection, History, Saw, Written},
+    node::Node,
+    token,
+    wait::{eventually, eventually_within, within},
+    ws::{Connect, Step, WsClient},
+};
+
+/// The producer writes so often, for so many users each time.
+const EVERY: Duration = Duration::from_millis(50);
+const AT_ONCE: usize = 4;
+/// Of so many events, one is transient.
+const TRANSIENT: u64 = 5;
+/// Clients acknowledge one of so many numbers.
+const ACKNOWLEDGED: u64 = 3;
+/// How long a client waits for a node's greeting, and before it tries the next one.
+const GREETING: Duration = Duration::from_secs(8);
+const RETRY: Duration = Duration::from_millis(200);
+/// How long everybody may take to get everything when all is well again.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long something that must not come is waited for.
+const AFTERMATH: Duration = Duration::from_millis(500);
+/// So many faults are printed.
+const SHOWN: usize = 30;
+
+/// Where clients connect, and what happened to the node there.
+#[derive(Clone, Copy)]
+struct Place {
+    addr: SocketAddr,
+    /// It may end connections now.
+    is_hurt: bool,
+    /// How often it was hurt so far.
+    hurts: u64,
+}
+
+#[derive(Default)]
+struct Shared {
+    history: Mutex<History>,
+    places: Mutex<Vec<Place>>,
+    stop: AtomicBool,
+}
+
+/// Traffic that runs.
+pub struct Traffic {
+    shared: Arc<Shared>,
+    producer: JoinHandle<()>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+/// Every third user has a second client, at another node.
+const SECOND: usize = 3;
+
+impl Traffic {
+    /// Connects clients of so many users to all nodes, and begins to write when all are there.
+    pub async fn start(cluster: &Cluster, users: usize) -> Self {
+        let shared = Arc::new(Shared::default());
+        for node in &cluster.nodes {
+            place(&shared, node);
+        }
+        let nodes = cluster.nodes.len();
+        let mut clients = Vec::new();
+        for user in 0..users {
+            let devices: &[&str] = if user % SECOND == 0 { &["first", "second"] } else { &[""] };
+            for (at, device) in devices.iter().enumerate() {
+                let client = Client {
+                    shared: shared.clone(),
+                    me: clients.len(),
+                    user: name(user),
+                    device: (*device).to_owned(),
+                    node: (user + at) % nodes,
+                    // The others take what follows the cursor.
+                    names_since: user % 2 == 0,
+                    last: None,
+                };
+                clients.push(tokio::spawn(client.run()));
+            }
+        }
+        let all = clients.len();
+        eventually("all clients are connected", async || {
+            (shared.history.lock().connections.len() >= all).then_some(())
+        })
+        .await;
+        let producer = tokio::spawn(produce(cluster.feed.clone(), shared.clone(), users));
+        Self { shared, producer, clients }
+    }
+
+    /// A node that joined later.
+    pub fn joined(&self, node: &Node) {
+        place(&self.shared, node);
+    }
+
+    /// From here on the node may end connections.
+    pub fn hurt(&self, node: usize) {
+        let place = &mut self.shared.places.lock()[node];
+        place.is_hurt = true;
+        place.hurts += 1;
+    }
+
+    /// From here on it must keep those that clients make to it.
+    pub fn well(&self, node: usize) {
+        self.shared.places.lock()[node].is_hurt = false;
+    }
+
+    /// Lets it go on for a while.
+    pub async fn flow(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+        assert!(!self.producer.is_finished(), "the producer has ended");
+    }
+
+    /// Waits until every client has had everything that is written by then; the traffic goes on.
+    pub async fn flows(&self) {
+        // Each user has had its turn.
+        self.flow(EVERY * 20).await;
+        let until = self.shared.history.lock().written.len();
+        eventually_within(PATIENCE, "everything that was written has come", async || {
+            self.shared.history.lock().is_complete_up_to(until).then_some(())
+        })
+        .await;
+    }
+
+    /// Ends the traffic, waits until everybody has everything, and checks all of it.
+    pub async fn check(self, cluster: &Cluster) -> Checked {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let Self { shared, producer, clients } = self;
+        within("the producer's end", producer).await.expect("the producer does not panic");
+        let ended = Instant::now();
+        while !shared.history.lock().is_complete() && ended.elapsed() < PATIENCE {
+            assert!(!clients.iter().any(JoinHandle::is_finished), "a client has ended");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(AFTERMATH).await;
+        clients.iter().for_each(JoinHandle::abort);
+        let mut history = std::mem::take(&mut *shared.history.lock());
+        history.rows = cluster.store.rows().await;
+        let faults = history.faults();
+        let (events, connections) = (history.written.len(), history.connections.len());
+        println!("{events} events, {connections} connections, {} rows", history.rows.len());
+        for fault in faults.iter().take(SHOWN) {
+            eprintln!("{fault:?}");
+            history.explain(fault);
+        }
+        assert!(faults.is_empty(), "{} promises are broken; the first: {:?}", faults.len(), faults[0]);
+        assert!(events > 0 && !history.rows.is_empty(), "nothing was written");
+        Checked(history)
+    }
+}
+
+/// A history without a fault.
+pub struct Checked(History);
+
+impl Checked {
+    /// See [`History::silence_after`].
+    pub fn silence_after(&self, what: &str, fault: Instant) -> Duration {
+        let silence = self.0.silence_after(fault).expect("somebody has stayed connected");
+        println!("{what}: everybody has had something {silence:?} later");
+        silence
+    }
+}
+
+fn name(user: usize) -> String {
+    format!("user-{user}")
+}
+
+fn place(shared: &Shared, node: &Node) {
+    shared.places.lock().push(Place { addr: node.addr(), is_hurt: false, hurts: 0 });
+}
+
+async fn produce(feed: Feed, shared: Arc<Shared>, users: usize) {
+    let mut next = vec![0; users];
+    let mut turn = (0..users).cycle();
+    let mut ticks = tokio::time::interval(EVERY);
+    while !shared.stop.load(Ordering::Relaxed) {
+        ticks.tick().await;
+        let at = Instant::now();
+        let (mut written, mut events) = (Vec::new(), Vec::new());
+        for user in turn.by_ref().take(AT_ONCE) {
+            let n = next[user];
+            next[user] += 1;
+            let durable = (n + user as u64) % TRANSIENT != 0;
+            let event = Event::numbered(&name(user), n);
+            // Half of them have an id of their own.
+            let event = if n % 2 == 0 { event.id(&format!("{}-{n}", name(user))) } else { event };
+            events.push(if durable { event } else { event.transient() });
+            written.push(Written { user: name(user), n, durable, at });
+        }
+        // Before the broker has confirmed them, clients may have them.
+        shared.history.lock().written.extend(written);
+        feed.send_all(&events).await;
+    }
+}
+
+struct Client {
+    shared: Arc<Shared>,
+    me: usize,
+    user: String,
+    device: String,
+    node: usize,
+    names_since: bool,
+    /// The epoch and number that it has seen last.
+    last: Option<(String, u64)>,
+}
+
+impl Client {
+    async fn run(mut self) {
+        loop {
+            let place = self.shared.places.lock()[self.node];
+            match self.connect(place).await {
+                Some(socket) => self.follow(place, socket).await,
+                None => tokio::time::sleep(RETRY).await,
+            }
+            self.node = (self.node + 1) % self.shared.places.lock().len();
+        }
+    }
+
+    async fn connect(&self, place: Place) -> Option<WsClient> {
+        let mut connect = Connect::bearer(place.addr, &token::valid(&self.user));
+        if !self.device.is_empty() {
+            connect = connect.query("device", &self.device);
+        }
+        if let Some((epoch, seq)) = self.last.as_ref().filter(|_| self.names_since) {
+            connect = connect.query("since", &format!("{epoch}-{seq}"));
+        }
+        connect.attempt(GREETING).await
+    }
+
+    /// Reads until the connection ends.
+    async fn follow(&mut self, place: Place, mut socket: WsClient) {
+        let (epoch, cursor) = (socket.hello().epoch.clone(), socket.hello().cursor);
+        let since = self.last.as_ref().filter(|_| self.names_since).map(|(_, seq)| *seq);
+        let index = {
+            let connections = &mut self.shared.history.lock().connections;
+            connections.push(Connection {
+                client: self.me,
+                user: self.user.clone(),
+                begins_after: since.unwrap_or(cursor),
+                since: Instant::now(),
+                saw: Vec::new(),
+            });
+            connections.len() - 1
+        };
+        let shared = self.shared.clone();
+        let note = |saw| shared.history.lock().connections[index].saw.push((Instant::now(), saw));
+        loop {
+            match socket.step(Duration::from_secs(3600)).await {
+                Step::Frame(frame) if frame.kind == "$gap" => {
+                    let field = |name| frame.payload()[name].as_u64().expect("a number");
+                    note(Saw::Gap { from: field("from"), to: field("to") });
+                }
+                Step::Frame(frame) if frame.is_control() => {}
+                Step::Frame(frame) => {
+                    let (seq, id) = (frame.seq, frame.id.clone().expect("every notification has one"));
+                    note(Saw::Notification { seq, n: frame.n(), id });
+                    if let Some(seq) = seq {
+                        let seen = self.last.as_ref().map_or(0, |(_, seen)| *seen);
+                        self.last = Some((epoch.clone(), seen.max(seq)));
+                        if seq % ACKNOWLEDGED == 0 {
+                            note(Saw::Acknowledged(seq));
+                            socket.ack(seq).await;
+                        }
+                    }
+                }
+                Step::Closed(code) => {
+                    let now = shared.places.lock()[self.node];
+                    let excused = now.is_hurt || place.is_hurt || now.hurts != place.hurts;
+                    return note(Saw::Closed { code, excused });
+                }
+                Step::Nothing => {}
+            }
+        }
+    }
+}
