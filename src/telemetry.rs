@@ -14,11 +14,14 @@ pub const LOG_VARIABLE: &str = "NOTIFIER_LOG";
 pub fn log() {
     // An INFO subscriber costs every actor 350 bytes for its span.
     let quiet: Directive = "ractor=warn".parse().expect("a constant directive");
+    // PostgreSQL's notices are that something is there already.
+    let notices: Directive = "sqlx::postgres::notice=warn".parse().expect("a constant directive");
     let levels = std::env::var(LOG_VARIABLE).or_else(|_| std::env::var("RUST_LOG"));
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::Level::INFO.into())
         .parse_lossy(levels.unwrap_or_default())
-        .add_directive(quiet);
+        .add_directive(quiet)
+        .add_directive(notices);
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
         subscriber.with_target(false).init();
