@@ -2,6 +2,7 @@
 //! are still this process's. Reads and takes have connections of their own, so that they never wait for writes.
 
 mod append;
+mod at_hand;
 mod days;
 mod fence;
 mod journal;
@@ -24,6 +25,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions},
 };
 
+use self::at_hand::AtHand;
 use super::{
     Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Grouping, Opened, Opening, Page,
     PageLimit, Store, Try,
@@ -73,7 +75,7 @@ pub struct PostgresStore {
     lives: Epochs,
     /// This incarnation of the node, as claims name it.
     owner: String,
-    writes: PgPool,
+    writes: AtHand,
     reads: PgPool,
     /// The epochs under which shards are held, by shard.
     epochs: Mutex<Vec<i64>>,
@@ -156,7 +158,7 @@ impl PostgresStore {
         let password = Password::of(config)?;
         let options = password.options();
         let mut connection = connect(&options).await?;
-        let writes = pool(options.clone(), WRITES_MAX, WRITE_SETTINGS);
+        let writes = AtHand::of(pool(options.clone(), WRITES_MAX, WRITE_SETTINGS));
         let reads = pool(options, READS_MAX, SETTINGS);
         let applied = POSTGRES.establish(&mut connection, config.may_migrate).await?;
         if applied > 0 {
@@ -227,7 +229,7 @@ fn as_sqlx(error: Error) -> sqlx::Error {
 impl PostgresStore {
     /// Takes every shard from whoever had it: from here on nothing of theirs is written.
     async fn take_shards(&self) -> Result<(), SchemaError> {
-        let mut transaction = self.writes.begin().await?;
+        let mut transaction = self.writes.pool().begin().await?;
         // Beside nothing that is still written.
         sqlx::query("select from shard_claims order by shard for update").execute(&mut *transaction).await?;
         let take = "insert into shard_claims as c (shard, owner, epoch) \
@@ -309,7 +311,7 @@ impl PostgresStore {
 
     async fn look(&self) -> Result<(), Error> {
         if let Some(options) = self.password.changed() {
-            self.writes.set_connect_options(options.clone());
+            self.writes.pool().set_connect_options(options.clone());
             self.reads.set_connect_options(options);
         }
         self.check_epoch().await?;

@@ -116,7 +116,11 @@ impl SqliteStore {
     pub async fn open(config: &Config) -> Result<Self, SchemaError> {
         let options = options(config)?;
         create_private(options.get_filename());
-        let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(BUSY * 2);
+        // A file does not go away as a server does: nobody needs to ask a connection whether it lives.
+        let pool = |connections| {
+            let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(BUSY * 2);
+            pool.test_before_acquire(false)
+        };
         let writes = pool(1).idle_timeout(None).max_lifetime(None);
         let writes = writes.after_release(|connection, _| Box::pin(is_reusable(connection)));
         let writes = writes.connect_lazy_with(options.clone());

@@ -1,6 +1,6 @@
 //! Positions of Kafka partitions in PostgreSQL.
 
-use super::{PostgresStore, ask};
+use super::{PostgresStore, ask, fence::single, unavailable};
 use crate::{
     event::unix_millis_now,
     ids::LogEpoch,
@@ -14,9 +14,10 @@ impl PostgresStore {
     async fn take_partitions(&self, log: &LogName, partitions: &[i32]) -> Result<Vec<(i32, Known)>, Error> {
         let take = "update partition_claims set owner = $1, epoch = epoch + 1 \
                     where topic = $2 and partition = any($3) returning partition, cluster, epoch, position, ahead";
-        let found: Vec<(i32, String, i64, i64, Option<i64>)> = ask!(self.writes, |connection| {
+        let found: Vec<(i32, String, i64, i64, Option<i64>)> = single!(self.writes, |connection| {
             sqlx::query_as(take).bind(&self.owner).bind(&log.topic).bind(partitions).fetch_all(connection)
-        })?;
+        })
+        .map_err(unavailable)?;
         let known = |partition: &i32| {
             let row = found.iter().find(|row| row.0 == *partition);
             let known = row.map_or(Known::Nothing, |(_, cluster, epoch, position, ahead)| {
@@ -36,7 +37,7 @@ impl PostgresStore {
                      owner = excluded.owner, epoch = c.epoch + 1, position = excluded.position \
                      returning partition, epoch, position";
         let (partitions, offsets): (Vec<i32>, Vec<i64>) = positions.iter().copied().unzip();
-        let begun: Vec<(i32, i64, i64)> = ask!(self.writes, |connection| {
+        let begun: Vec<(i32, i64, i64)> = single!(self.writes, |connection| {
             sqlx::query_as(begin)
                 .bind(&log.topic)
                 .bind(&log.cluster)
@@ -44,7 +45,8 @@ impl PostgresStore {
                 .bind(&partitions)
                 .bind(&offsets)
                 .fetch_all(connection)
-        })?;
+        })
+        .map_err(unavailable)?;
         for (partition, epoch, position) in begun {
             self.partitions.hold(partition, Held { epoch, position });
         }
@@ -63,7 +65,7 @@ impl PostgresStore {
                      and c.position between p.held and p.position returning c.partition";
         let column = |of: fn(&(i32, Held, i64)) -> i64| moved.iter().map(of).collect::<Vec<_>>();
         let partitions: Vec<i32> = moved.iter().map(|(partition, ..)| *partition).collect();
-        let written: Vec<i32> = ask!(self.writes, |connection| {
+        let written: Vec<i32> = single!(self.writes, |connection| {
             sqlx::query_scalar(write)
                 .bind(&log.topic)
                 .bind(&self.owner)
@@ -72,7 +74,8 @@ impl PostgresStore {
                 .bind(column(|(_, held, _)| held.position))
                 .bind(column(|(.., position)| *position))
                 .fetch_all(connection)
-        })?;
+        })
+        .map_err(unavailable)?;
         for (partition, held, position) in moved {
             if !written.contains(&partition) {
                 self.explain(log, partition, held).await?;
@@ -101,9 +104,10 @@ impl PostgresStore {
     }
 
     async fn forget_topic(&self, log: &LogName) -> Result<(), Error> {
-        ask!(self.writes, |connection| {
+        single!(self.writes, |connection| {
             sqlx::query("delete from partition_claims where topic = $1").bind(&log.topic).execute(connection)
-        })?;
+        })
+        .map_err(unavailable)?;
         self.partitions.clear();
         Ok(())
     }
@@ -117,7 +121,7 @@ impl PostgresStore {
                      where c.topic = $3 and c.partition = p.partition returning 1) \
                      update meta set epoch = $1";
         let (partitions, offsets): (Vec<i32>, Vec<i64>) = copies.iter().copied().unzip();
-        ask!(self.writes, |connection| {
+        single!(self.writes, |connection| {
             sqlx::query(renew)
                 .bind(&*LogEpoch::random())
                 .bind(unix_millis_now())
@@ -125,7 +129,8 @@ impl PostgresStore {
                 .bind(&partitions)
                 .bind(&offsets)
                 .execute(connection)
-        })?;
+        })
+        .map_err(unavailable)?;
         Ok(())
     }
 }
