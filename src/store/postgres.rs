@@ -44,8 +44,8 @@ use crate::{
 
 /// Appends under way at one time. One group is at work in the server while the next one is made, or is on its way.
 const WRITE_LANES: u16 = 2;
-/// A statement costs the server about as much to begin as fifteen rows do.
-const GROUP_WAIT: Duration = Duration::from_millis(2);
+/// A statement costs the server about as much to begin as ten rows do.
+const GROUP_INTERVAL: Duration = Duration::from_millis(3);
 /// Connections for writes: one for each lane, as many for those of notes, and one more.
 const WRITES_MAX: u32 = 2 * WRITE_LANES as u32 + 1;
 /// Connections for everything else.
@@ -354,7 +354,7 @@ impl PostgresStore {
 
 impl Store for PostgresStore {
     fn grouping(&self) -> Grouping {
-        Grouping { lanes: WRITE_LANES, wait: GROUP_WAIT }
+        Grouping { lanes: WRITE_LANES, interval: GROUP_INTERVAL }
     }
 
     fn epoch(&self) -> LogEpoch {

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Every commit waits for the disk.
-const GROUP_WAIT: Duration = Duration::from_millis(2);
+const GROUP_INTERVAL: Duration = Duration::from_millis(3);
 /// Connections that read.
 const READS_MAX: u32 = 4;
 /// How long a statement waits for another process that writes.
@@ -259,7 +259,7 @@ impl SqliteStore {
 impl Store for SqliteStore {
     /// One connection writes: what waited for it in a lane of its own would be a commit of its own.
     fn grouping(&self) -> Grouping {
-        Grouping { lanes: 1, wait: GROUP_WAIT }
+        Grouping { lanes: 1, interval: GROUP_INTERVAL }
     }
 
     fn epoch(&self) -> LogEpoch {
