@@ -103,8 +103,8 @@ struct State {
     rests: bool,
     /// There is such news.
     wake: bool,
-    /// The session was told to end the connection.
-    closing: bool,
+    /// The session was told to end the connection with this.
+    closing: Option<Close>,
     close: Option<Close>,
     ended: bool,
 }
@@ -193,7 +193,7 @@ impl Relay {
     pub(super) fn close_in_order(&self, close: Close) {
         let mut state = self.state.lock();
         // Under the lock, so that the session does not rest with this unread.
-        state.closing = true;
+        state.closing = Some(close.clone());
         let session = state.session.as_ref();
         if session.is_none_or(|session| !session.cast(session::Msg::Close(close.clone()))) {
             drop(state);

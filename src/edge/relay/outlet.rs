@@ -75,7 +75,7 @@ impl Outlet for Arc<Relay> {
 
     fn rest(&self, attachment: u64, acknowledged: Sequence) -> Option<u64> {
         let mut state = self.state.lock();
-        let is_ending = state.ended || state.closing || state.close.is_some();
+        let is_ending = state.ended || state.closing.is_some() || state.close.is_some();
         let has_news = state.acknowledged > acknowledged || state.refused || !state.queue.is_empty();
         if state.attachment != attachment || is_ending || has_news {
             return None;
@@ -97,6 +97,11 @@ impl Outlet for Arc<Relay> {
         if state.attachment == attachment && state.close.is_none() && !state.ended {
             state.session = None;
             state.rests = false;
+            if let Some(close) = state.closing.take() {
+                // Whoever was to close behind the last frame is gone, and has no successor that knows.
+                drop(state);
+                return Relay::close(self, close);
+            }
             state.lost = true;
             drop(state);
             self.woken.notify_one();

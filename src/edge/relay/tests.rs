@@ -280,6 +280,19 @@ async fn a_close_in_order_goes_through_the_session_that_serves_and_is_direct_wit
 }
 
 #[tokio::test]
+async fn a_close_in_order_is_not_forgotten_when_the_session_is_lost() {
+    let close = Close::new(CloseCode::GoingAway, "draining");
+    let pair = Pair::new(PLAIN).await;
+    let (session, _heard) = session().await;
+    assert!(pair.relay.attached(1, session.into(), 0));
+    pair.relay.close_in_order(close.clone());
+    assert_eq!(pair.relay.todo().unwrap().close, None);
+    Outlet::lost(&pair.relay, 1);
+    let todo = pair.relay.todo().unwrap();
+    assert_eq!((todo.close, todo.attach), (Some(close), false));
+}
+
+#[tokio::test]
 async fn a_lost_attachment_is_attached_again_once() {
     let pair = Pair::new(PLAIN).await;
     Outlet::lost(&pair.relay, 1);
