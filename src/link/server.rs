@@ -229,11 +229,11 @@ impl Peer {
 
     fn attach(&mut self, attach: wire::Attach) -> Result<(), Unreadable> {
         let (line, counts_acknowledgements) = (attach.line, attach.counts_acknowledgements);
-        let wire::Wish { user, session, device, from } = wire::wish(attach)?;
+        let wire::Wish { user, session, device, from, began } = wire::wish(attach)?;
         let mirror = Mirror::new((line, user.clone()), self.limits, self.shards.clone(), self.to_edge.clone());
         self.lines.insert(line, mirror.clone());
         let attachment = Attachment::new(Arc::new(Far(mirror)), 1);
-        let attach = Attach { user, session, device, from, counts_acknowledgements, attachment };
+        let attach = Attach { user, session, device, from, began, counts_acknowledgements, attachment };
         // If this node does not serve the user, the attachment is dropped, and the other one asks again.
         self.shards.attach_here(Box::new(attach));
         Ok(())
