@@ -3,20 +3,30 @@
 
 mod client;
 mod mirror;
+mod question;
 mod server;
 pub(crate) mod wire;
 
-use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 
-pub use self::mirror::Limits;
 use self::{
     client::{Order, Peer},
     server::Server,
     wire::service::link_server::LinkServer,
+};
+pub use self::{
+    mirror::Limits,
+    question::{Answer, Answering, Question, Standing},
 };
 use crate::{
     event::InFlight,
@@ -78,6 +88,7 @@ struct Inner {
     peers: RwLock<HashMap<Incarnation, Peer>>,
     /// Connections of users whom nobody serves just now.
     waiting: Mutex<Vec<Box<Attach>>>,
+    answering: Arc<OnceLock<Arc<dyn Answering>>>,
 }
 
 impl Links {
@@ -85,7 +96,20 @@ impl Links {
     #[must_use]
     pub fn new(identity: Identity, owners: Owners) -> Self {
         let (identity, peers, waiting) = (Arc::new(identity), RwLock::default(), Mutex::default());
-        Self(Arc::new(Inner { identity, owners, peers, waiting }))
+        Self(Arc::new(Inner { identity, owners, peers, waiting, answering: Arc::default() }))
+    }
+
+    /// From here on other nodes' questions are answered, by this.
+    pub fn answered_by(&self, answering: Arc<dyn Answering>) {
+        let _ = self.0.answering.set(answering);
+    }
+
+    /// Asks a node something. `None`: there is no link, or no answer. It may take as long as the link is there: the
+    /// caller knows how long to wait. Cancel safe.
+    pub async fn query(&self, node: Incarnation, question: Question) -> Option<Answer> {
+        let (reply, answer) = oneshot::channel();
+        self.order(node, Order::Query(question, reply));
+        answer.await.ok()
     }
 
     /// Serves other nodes on this listener, until the task is aborted.
@@ -96,7 +120,8 @@ impl Links {
         limits: Limits,
         watched: Arc<dyn Watched>,
     ) -> JoinHandle<()> {
-        let server = Server { identity: self.0.identity.clone(), shards, limits, watched };
+        let (identity, answering) = (self.0.identity.clone(), self.0.answering.clone());
+        let server = Server { identity, shards, limits, watched, answering };
         let service = LinkServer::new(server).max_decoding_message_size(usize::MAX);
         let serving = tonic::transport::Server::builder()
             .tcp_nodelay(true)

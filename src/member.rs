@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use self::ownership::metric;
-pub use self::ownership::{Ownership, Parts};
+pub use self::ownership::{Ownership, Parts, target};
 use crate::{
     cluster::{
         RENEW_EVERY,

@@ -87,6 +87,10 @@ impl Registry {
         Registered { registry: self.clone(), relay: relay.clone() }
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.known.lock().by_session.len()
+    }
+
     pub(super) fn find(&self, session: SessionId) -> Option<Arc<Relay>> {
         self.known.lock().by_session.get(&session).cloned()
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Status,
@@ -22,6 +22,7 @@ use tonic::{
 
 use super::{
     Identity, Watched,
+    question::{Answer, Question},
     server::{FROM, SECRET, TO, VERSION},
     wire::{
         self, Acknowledged, Cancel, Content, Disconnected, Forwarded, Hears, Look, OpenRequest, OpenResponse, Probe,
@@ -66,6 +67,7 @@ pub(super) enum Order {
     },
     Cancel(UserId, NotificationId, CancelReply),
     Look,
+    Query(Question, oneshot::Sender<Answer>),
 }
 
 /// The way to one other node. Cheap to clone.
@@ -290,6 +292,7 @@ struct Link {
     next: u64,
     permits: HashMap<u64, Permit>,
     cancels: HashMap<u64, CancelReply>,
+    queries: HashMap<u64, oneshot::Sender<Answer>>,
     lines: HashMap<u64, Served>,
 }
 
@@ -302,8 +305,16 @@ struct Served {
 
 impl Link {
     fn new(weak: mpsc::WeakUnboundedSender<Order>, watched: Arc<dyn Watched>) -> Self {
-        let (permits, cancels, lines) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { weak, watched, out: VecDeque::new(), next: 0, permits, cancels, lines }
+        Self {
+            weak,
+            watched,
+            out: VecDeque::new(),
+            next: 0,
+            permits: HashMap::new(),
+            cancels: HashMap::new(),
+            queries: HashMap::new(),
+            lines: HashMap::new(),
+        }
     }
 
     fn send(&mut self, kind: to_owner::Kind) {
@@ -338,6 +349,13 @@ impl Link {
                 self.send(to_owner::Kind::Cancel(Cancel { number, user: user.to_string(), id: id.to_string() }));
             }
             Order::Look => self.send(to_owner::Kind::Look(Look {})),
+            Order::Query(question, reply) => {
+                // Those whose callers wait no more, and which a peer of another release may never answer.
+                self.queries.retain(|_, reply| !reply.is_closed());
+                let number = self.number();
+                self.queries.insert(number, reply);
+                self.send(to_owner::Kind::Ask(question.sent(number)));
+            }
         }
     }
 
@@ -401,6 +419,12 @@ impl Link {
                         && let Some(became) = wire::became(&cancelled)
                     {
                         let _ = reply.send(became);
+                    }
+                }
+                to_edge::Kind::Answer(answer) => {
+                    let reply = self.queries.remove(&answer.number);
+                    if let (Some(reply), Some(answer)) = (reply, Answer::received(answer)?) {
+                        let _ = reply.send(answer);
                     }
                 }
             }

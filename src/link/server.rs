@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use super::{
     Identity, Watched,
     mirror::{Far, Limits, Mirror},
+    question::{Answer, Answering, Question},
     wire::{
         self, Forwarded, Heard, OpenRequest, OpenResponse, Outcome, ToEdge, Unreadable, service::link_server::Link,
         to_edge, to_owner,
@@ -49,6 +50,7 @@ pub(super) struct Server {
     pub(super) shards: Shards,
     pub(super) limits: Limits,
     pub(super) watched: Arc<dyn Watched>,
+    pub(super) answering: Arc<OnceLock<Arc<dyn Answering>>>,
 }
 
 type Answers = Pin<Box<dyn Stream<Item = Result<OpenResponse, Status>> + Send>>;
@@ -66,6 +68,7 @@ impl Link for Server {
             shards: self.shards.clone(),
             limits: self.limits,
             watched: self.watched.clone(),
+            answering: self.answering.clone(),
             reports: Arc::new(Reports { to_edge: to_edge.clone() }),
             to_edge,
             lines: HashMap::new(),
@@ -131,6 +134,7 @@ struct Peer {
     shards: Shards,
     limits: Limits,
     watched: Arc<dyn Watched>,
+    answering: Arc<OnceLock<Arc<dyn Answering>>>,
     reports: Arc<Reports>,
     to_edge: mpsc::UnboundedSender<ToEdge>,
     lines: HashMap<u64, Arc<Mirror>>,
@@ -217,6 +221,12 @@ impl Peer {
             }
             to_owner::Kind::Cancel(cancel) => self.cancel(cancel)?,
             to_owner::Kind::Look(_) => self.watched.look(),
+            to_owner::Kind::Ask(ask) => {
+                let (number, question) = Question::received(ask)?;
+                let answering = self.answering.get().zip(question);
+                let answer = answering.and_then(|(answering, question)| answering.answer(question));
+                let _ = self.to_edge.send(ToEdge { kind: Some(to_edge::Kind::Answer(Answer::sent(number, answer))) });
+            }
         }
         Ok(())
     }

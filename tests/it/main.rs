@@ -19,6 +19,7 @@ mod chart;
 mod client_tls;
 mod clients;
 mod cluster;
+mod cluster_api;
 mod commands;
 mod config;
 mod conformance;

@@ -14,13 +14,20 @@ pub struct Cluster {
     pub feed: Feed,
     pub store: Store,
     pub nodes: Vec<Node>,
+    /// What is set in the configuration of each.
+    each: fn(Builder) -> Builder,
 }
 
 impl Cluster {
     /// So many nodes, which have shared everything out among them.
     pub async fn start(count: usize, partitions: i32) -> Self {
+        Self::start_with(count, partitions, |builder| builder).await
+    }
+
+    /// The same, with something set in the configuration of each.
+    pub async fn start_with(count: usize, partitions: i32, each: fn(Builder) -> Builder) -> Self {
         let (feed, store) = (Feed::new(partitions).await, Store::postgres().await);
-        let mut cluster = Self { feed, store, nodes: Vec::new() };
+        let mut cluster = Self { feed, store, nodes: Vec::new(), each };
         for _ in 0..count {
             cluster.add().await;
         }
@@ -32,7 +39,7 @@ impl Cluster {
     pub fn builder(&self) -> Builder {
         let [link] = free_ports();
         let builder = self.store.of(Node::builder(&self.feed));
-        builder
+        (self.each)(builder)
             .set("node.id", format!("n{}", self.nodes.len()))
             .set("cluster.enabled", true)
             .set("cluster.listen", format!("127.0.0.1:{link}"))
