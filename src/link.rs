@@ -108,6 +108,7 @@ struct Inner {
     owners: Owners,
     peers: RwLock<HashMap<Incarnation, Peer>>,
     /// Connections of users whom nobody serves just now.
+    #[expect(clippy::vec_box, reason = "they come and go in boxes")]
     waiting: Mutex<Vec<Box<Attach>>>,
     answering: Arc<OnceLock<Arc<dyn Answering>>>,
 }

@@ -123,7 +123,7 @@ fn a_cluster_without_what_it_needs_is_refused() {
             "cluster.enabled: needs a postgres:// URL in store.url",
             "[store]\nurl = \"sqlite:n.db\"\n[cluster]\nenabled = true".to_owned(),
         ),
-        ("cluster.secret: is required when cluster.listen is not on loopback", format!("{SHARED}")),
+        ("cluster.secret: is required when cluster.listen is not on loopback", SHARED.to_owned()),
         ("cluster.tls_cert_file: is missing", format!("{SHARED}secret = \"x\"\ntls_ca_file = \"{pem}\"")),
     ] {
         let error = from_file(&toml).expect(&toml).validate().expect_err(&toml);

@@ -193,10 +193,10 @@ async fn produce(feed: Feed, shared: Arc<Shared>, users: usize) {
         for user in turn.by_ref().take(AT_ONCE) {
             let n = next[user];
             next[user] += 1;
-            let durable = (n + user as u64) % TRANSIENT != 0;
+            let durable = !(n + user as u64).is_multiple_of(TRANSIENT);
             let event = Event::numbered(&name(user), n);
             // Half of them have an id of their own.
-            let event = if n % 2 == 0 { event.id(&format!("{}-{n}", name(user))) } else { event };
+            let event = if n.is_multiple_of(2) { event.id(&format!("{}-{n}", name(user))) } else { event };
             events.push(if durable { event } else { event.transient() });
             written.push(Written { user: name(user), n, durable, at });
         }
