@@ -1,8 +1,9 @@
-//! The HTTP API for services: events in, by `POST /v1/events`, and users' logs to read. Its routes are served on the
+//! The HTTP API for services: events in, by `POST /v1/events`, users' logs to read, and the cluster to look at. Its routes are served on the
 //! clients' port by the edge, of which it knows nothing but how to say that a caller has shown who it is; nor does it
 //! know sessions.
 
 mod batch;
+pub mod cluster;
 mod events;
 mod idempotency;
 mod notification;
@@ -11,7 +12,10 @@ mod publish;
 mod schema;
 mod trace_context;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use rdkafka::{ClientConfig, error::KafkaError};
 use tokio::sync::Semaphore;
@@ -64,6 +68,7 @@ struct Inner {
     started_at: UnixMillis,
     /// Cancellations under way. Each stands alone among the writes of its user's lane, and must not hold them up.
     cancellations: Semaphore,
+    cluster: OnceLock<Arc<dyn cluster::Observed>>,
 }
 
 impl Api {
@@ -100,6 +105,7 @@ impl Api {
             shards,
             started_at: unix_millis_now(),
             cancellations: Semaphore::new(notification::CANCELLATIONS_MAX),
+            cluster: OnceLock::new(),
         })))
     }
 
@@ -110,7 +116,13 @@ impl Api {
             .routes(routes!(events::publish))
             .routes(routes!(notifications::read))
             .routes(routes!(notification::account, notification::cancel))
+            .routes(routes!(cluster::read))
             .with_state(self.0.clone())
+    }
+
+    /// The cluster is there to be looked at; until then it is not.
+    pub fn observe(&self, cluster: Arc<dyn cluster::Observed>) {
+        let _ = self.0.cluster.set(cluster);
     }
 
     /// From here on requests are refused; those under way go on.

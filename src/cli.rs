@@ -1,6 +1,7 @@
 //! The commands. Each is a file; what they share is which configuration they read and how they fail.
 
 mod check_config;
+mod cluster;
 mod dev;
 mod health;
 mod migrate;
@@ -32,7 +33,7 @@ use crate::{
 #[derive(Parser)]
 #[command(name = "notifier", version, max_term_width = 100)]
 struct Cli {
-    /// The configuration file; without one, send, tail, token, health and check-config read .notifier/notifier.toml
+    /// The configuration file; without one, send, tail, cluster, token, health and check-config read .notifier/notifier.toml
     /// if `notifier dev` has written it
     #[arg(long, short, global = true, value_name = "FILE", env = "NOTIFIER_CONFIG")]
     config: Option<PathBuf>,
@@ -46,6 +47,7 @@ enum Command {
     Serve(serve::Args),
     Send(send::Args),
     Tail(tail::Args),
+    Cluster(cluster::Args),
     Token(token::Args),
     Migrate(migrate::Args),
     Health(health::Args),
@@ -101,6 +103,7 @@ impl Cli {
             Command::Serve(args) => serve::run(args, file.as_deref()).await,
             Command::Send(args) => send::run(args, &load(file.as_deref())?).await,
             Command::Tail(args) => tail::run(args, &load(file.as_deref())?).await,
+            Command::Cluster(args) => cluster::run(args, &load(file.as_deref())?).await,
             Command::Token(args) => token::run(args, &load(file.as_deref())?),
             Command::Migrate(args) => migrate::run(args, &load(file.as_deref())?).await,
             Command::Health(args) => health::run(args, &load(file.as_deref())?).await,

@@ -13,6 +13,7 @@ mod headers;
 mod http;
 mod memory;
 mod openapi;
+pub mod peers;
 mod protocol;
 mod proxy;
 mod registry;
@@ -40,8 +41,8 @@ use tokio::{
 };
 use utoipa_axum::router::OpenApiRouter;
 
-use self::{admission::Admission, flush::Flusher, registry::Registry, relay::QueueLimits};
-pub use self::{admission::Limits, carrier::Carrier, proxy::TrustedProxies};
+use self::{admission::Admission, flush::Flusher, peers::Connections, registry::Registry, relay::QueueLimits};
+pub use self::{admission::Limits, carrier::Carrier, peers::Peers, proxy::TrustedProxies};
 use crate::{auth::Authenticator, ids::LogEpoch, shard::Shards, store::sessions::StartedSessions};
 
 /// A peer that takes nothing for so long is gone.
@@ -99,6 +100,8 @@ struct Shared {
     shards: Shards,
     authenticator: Arc<Authenticator>,
     started: Arc<dyn StartedSessions>,
+    /// The other nodes, if there are to be any.
+    peers: Option<Arc<dyn Peers>>,
     admission: Admission,
     registry: Arc<Registry>,
     flusher: Arc<Flusher>,
@@ -136,7 +139,7 @@ pub async fn start(
     config: Config,
     listeners: Listeners,
     authenticator: Arc<Authenticator>,
-    started: Arc<dyn StartedSessions>,
+    (started, peers): (Arc<dyn StartedSessions>, Option<Arc<dyn Peers>>),
     shards: Shards,
 ) -> Edge {
     metric::describe();
@@ -150,6 +153,7 @@ pub async fn start(
         flusher: flusher.clone(),
         draining: watch::Sender::new(false),
         started,
+        peers,
         shards,
         config,
     });
@@ -237,6 +241,12 @@ impl Edge {
     #[must_use]
     pub fn grpc_address(&self) -> SocketAddr {
         self.grpc_address
+    }
+
+    /// Its connections, as other nodes ask about them.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        Connections(self.shared.clone())
     }
 
     /// Resolves when a task that the edge cannot do without has ended, which only a bug makes it do. Cancel safe.

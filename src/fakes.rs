@@ -58,7 +58,7 @@ pub(crate) async fn supervisor() -> ActorCell {
 /// Waits until nobody has anything to do any more, and what is noted in the store is gathered and written. (The clock is
 /// paused: it moves only when all wait.)
 pub(crate) async fn settled() {
-    tokio::time::sleep(Duration::from_millis(15)).await;
+    tokio::time::sleep(Duration::from_millis(35)).await;
 }
 
 pub(crate) fn user() -> UserId {

@@ -83,6 +83,7 @@ impl Assignment {
 pub struct Ingest {
     control: mpsc::Sender<Control>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    reads: Arc<Mutex<BTreeSet<i32>>>,
     keeping: tokio::task::JoinHandle<()>,
     #[cfg(feature = "faults")]
     clients: (Arc<client::EventConsumer>, kafka::Producer),
@@ -124,8 +125,9 @@ pub fn start(
     let (keeping, client) = (keeper.clone(), Arc::downgrade(&consumer));
     let keeping = tokio::spawn(async move { keeping.run(&client).await });
     let first = if links.is_some() { Assignment::Chosen(Arc::new(|_| BTreeSet::new())) } else { Assignment::All };
-    let partitions =
-        Partitions::new((config.clone(), first), consumer.clone(), inbox.clone(), keeper.clone(), health.clone());
+    let reads = Arc::<Mutex<BTreeSet<i32>>>::default();
+    let shown = (health.clone(), reads.clone());
+    let partitions = Partitions::new((config.clone(), first), consumer.clone(), inbox.clone(), keeper.clone(), shown);
     let router_reports = inbox.clone();
     let poller = Poller::new(
         config,
@@ -144,6 +146,7 @@ pub fn start(
     Ok(Ingest {
         control,
         threads: Mutex::new(threads),
+        reads,
         keeping,
         #[cfg(feature = "faults")]
         clients,
@@ -157,6 +160,12 @@ impl Ingest {
     /// Sets which partitions this node reads. Those that it no longer reads are released in good order.
     pub fn assign(&self, assignment: Assignment) {
         let _ = self.control.send(Control::Assign(assignment));
+    }
+
+    /// The partitions that it reads, in order; among them those that it is about to let go.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<i32> {
+        self.reads.lock().iter().copied().collect()
     }
 
     /// Test builds only: the consumer, or else the producer of dead letters, reports that it is of no use any more.

@@ -3,22 +3,32 @@
 
 mod client;
 mod mirror;
+mod question;
 mod server;
 mod under_way;
 pub(crate) mod wire;
 
-use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::ServerTlsConfig;
 
-pub use self::mirror::Limits;
 use self::{
     client::{Order, Peer},
     server::Server,
     wire::service::link_server::LinkServer,
+};
+pub use self::{
+    mirror::Limits,
+    question::{Answer, Answering, Question, Standing},
 };
 use crate::{
     event::InFlight,
@@ -71,8 +81,10 @@ pub enum Answers {
 
 /// Hears what links notice of other nodes.
 pub trait Watched: Send + Sync + 'static {
-    /// Something came from that node.
+    /// Something came from that node over the link that this one has opened: it can be reached.
     fn heard(&self, node: Incarnation);
+    /// Something came from that node over the link that it has opened: it lives, but cannot be reached for sure.
+    fn called(&self, node: Incarnation);
     /// Its host says that nothing listens there, or somebody else answers.
     fn refused(&self, node: Incarnation);
     /// A node has said whether it hears another one.
@@ -97,6 +109,7 @@ struct Inner {
     peers: RwLock<HashMap<Incarnation, Peer>>,
     /// Connections of users whom nobody serves just now.
     waiting: Mutex<Vec<Box<Attach>>>,
+    answering: Arc<OnceLock<Arc<dyn Answering>>>,
 }
 
 impl Links {
@@ -105,7 +118,20 @@ impl Links {
     pub fn new(identity: Identity, owners: Owners) -> Self {
         metric::describe();
         let (identity, peers, waiting) = (Arc::new(identity), RwLock::default(), Mutex::default());
-        Self(Arc::new(Inner { identity, owners, peers, waiting }))
+        Self(Arc::new(Inner { identity, owners, peers, waiting, answering: Arc::default() }))
+    }
+
+    /// From here on other nodes' questions are answered, by this.
+    pub fn answered_by(&self, answering: Arc<dyn Answering>) {
+        let _ = self.0.answering.set(answering);
+    }
+
+    /// Asks a node something. `None`: there is no link, or no answer. It may take as long as the link is there: the
+    /// caller knows how long to wait. Cancel safe.
+    pub async fn query(&self, node: Incarnation, question: Question) -> Option<Answer> {
+        let (reply, answer) = oneshot::channel();
+        self.order(node, Order::Query(question, reply));
+        answer.await.ok()
     }
 
     /// Serves other nodes on this listener, until the task is aborted.
@@ -119,7 +145,8 @@ impl Links {
         limits: Limits,
         watched: Arc<dyn Watched>,
     ) -> Result<JoinHandle<()>, tonic::transport::Error> {
-        let server = Server { identity: self.0.identity.clone(), shards, limits, watched };
+        let (identity, answering) = (self.0.identity.clone(), self.0.answering.clone());
+        let server = Server { identity, shards, limits, watched, answering };
         let service = LinkServer::new(server).max_decoding_message_size(usize::MAX);
         let mut builder = tonic::transport::Server::builder();
         if let Some(Tls { identity, authority }) = &self.0.identity.tls {

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use self::ownership::metric;
-pub use self::ownership::{Ownership, Parts};
+pub use self::ownership::{Ownership, Parts, target};
 use crate::{
     cluster::{
         RENEW_EVERY,
@@ -45,6 +45,8 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(3);
 /// How long to wait before the store is asked again that did not answer.
 const AGAIN: Duration = Duration::from_millis(300);
+/// Who calls counts as heard without an answer for so long: the link to it may take a moment.
+const WAY_BACK: Duration = Duration::from_secs(5);
 /// How often a newcomer looks whether it may join.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -291,6 +293,16 @@ impl Watched for Member {
         self.watch.lock().heard(node);
         self.heard.lock().insert(node, now);
         self.solitude.lock().contact(now);
+    }
+
+    fn called(&self, node: Incarnation) {
+        let now = Instant::now();
+        self.solitude.lock().contact(now);
+        // The way there may take a moment longer than the way here; but not for ever.
+        let since = *self.heard.lock().entry(node).or_insert(now);
+        if since.elapsed() < WAY_BACK {
+            self.watch.lock().heard(node);
+        }
     }
 
     fn refused(&self, node: Incarnation) {

@@ -39,6 +39,7 @@ use crate::{
 mod cluster;
 mod dev;
 mod faults;
+mod others;
 mod root;
 mod storage;
 
@@ -169,9 +170,11 @@ impl Node {
         let authenticator = Authenticator::start(&auth_config(config))?;
         let api = Api::start(api_config(config), authenticator.clone(), (log, shards.clone()), fatal_sender.clone());
         let api = api.context("kafka.properties")?;
-        let others = api.routes().merge(dev.routes.into());
-        let edge_config = edge_config(config, epoch, others)?;
-        let edge = edge::start(edge_config, listeners, authenticator, started, shards.clone()).await;
+        let routes = api.routes().merge(dev.routes.into());
+        let edge_config = edge_config(config, epoch, routes)?;
+        let others = newcomer.as_ref().map(cluster::Newcomer::others);
+        let peers = others.clone().map(|others| Arc::new(others) as Arc<dyn edge::Peers>);
+        let edge = edge::start(edge_config, listeners, authenticator, (started, peers), shards.clone()).await;
         let ingest = ingest::start(
             ingest_config(config, dev.embedded_broker),
             (shards.clone(), links),
@@ -181,6 +184,15 @@ impl Node {
         );
         let ingest = ingest.context("kafka.properties")?;
         let ingest = Arc::new(ingest);
+        let here = Arc::new(others::Here { connections: edge.connections(), ingest: ingest.clone() });
+        let owners = shards.owners().clone();
+        api.observe(Arc::new(match others {
+            Some(others) => {
+                others.links.answered_by(here.clone());
+                others::Overview::among(here, owners, others)
+            }
+            None => others::Overview::alone(here, owners, cluster::name(config)?),
+        }));
         let cluster = match newcomer {
             Some(newcomer) => {
                 let (store, writer, ingest) = (kept.clone(), writer.clone(), ingest.clone());

@@ -134,8 +134,9 @@ pub trait Store: Journal + Waiting {
 pub struct Grouping {
     /// So many are under way at one time, each with users of its own: more make smaller groups.
     pub lanes: u16,
-    /// How long the first one waits for others, where a call costs much the same for one as for fifty.
-    pub wait: Duration,
+    /// A lane begins no two calls within this time, where a call costs much the same for one as for fifty. What comes to
+    /// a lane that has rested goes at once.
+    pub interval: Duration,
 }
 
 /// Whether a call may have happened already.

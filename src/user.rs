@@ -17,7 +17,7 @@ use crate::{
     event::{Event, InFlight, Notification},
     ids::{NotificationId, Sequence, SessionId, UserId},
     receipt::{Receipt, Receipts},
-    session::{self, Batch, Dormant},
+    session::{self, Batch},
     settlement::Permit,
     state::{Reason, State as Became},
     store::{
@@ -36,8 +36,10 @@ pub mod limiter;
 pub mod metric;
 mod traffic;
 
+pub(crate) use attach::USED_BY_ANOTHER;
 pub use attach::{Attach, Origin};
 use attach::{Attached, Serving};
+use dormancy::Resting;
 pub use dormancy::{Asleep, left_by};
 
 /// How a user is spoken to.
@@ -209,7 +211,7 @@ impl Actor for User {
         let Args { user, config, outcomes, limiter, asleep, recover } = args;
         let is_asleep = asleep.is_some();
         let Asleep { newest, acknowledged, sessions } = asleep.map_or_else(Asleep::default, |asleep| *asleep);
-        let attached = |dormant: Box<Dormant>| Attached::new(dormant.id, Serving::Asleep(dormant));
+        let attached = |Resting { began, dormant }| Attached::new(dormant.id, began, Serving::Asleep(dormant));
         let mut state = State {
             user,
             config,

@@ -14,6 +14,7 @@ use crate::{
     ids::{DeviceId, Since, UserId},
 };
 
+mod api;
 mod connection;
 mod credentials;
 mod endpoint;
@@ -28,6 +29,7 @@ mod sse;
 mod tls;
 mod websocket;
 
+pub(super) use self::api::{Api, NoAnswer};
 use self::{
     credentials::Credentials,
     endpoint::Endpoint,

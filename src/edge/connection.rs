@@ -215,6 +215,7 @@ impl Connection {
             session: client.session,
             device: client.device.clone(),
             from,
+            began: self.began.into(),
             counts_acknowledgements: self.relay.protocol.counts_acknowledgements(),
             attachment: Attachment::new(Arc::new(self.relay.clone()), number),
         }));

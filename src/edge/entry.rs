@@ -72,6 +72,9 @@ pub(super) enum Refused {
     /// Too many connects this second.
     #[error("too many connects at the moment")]
     Busy(Duration),
+    /// Other nodes, which are named, do not say what they know.
+    #[error("no answer from {}: what is connected there is not known", .0.join(", "))]
+    Silent(Vec<String>),
     /// The store of started sessions.
     #[error("started sessions cannot be looked up at the moment")]
     Store,
@@ -92,6 +95,7 @@ impl Refused {
             Self::Denied(Denied::NoKeys)
             | Self::Draining
             | Self::Store
+            | Self::Silent(_)
             | Self::TooManyConnections
             | Self::TooManyOfAddress => Some(Duration::from_secs(1)),
             Self::Busy(wait) => Some(*wait),
@@ -113,6 +117,7 @@ impl From<Refused> for Problem {
             | Refused::TooManyOfAddress
             | Refused::Draining
             | Refused::Busy(_)
+            | Refused::Silent(_)
             | Refused::Store => StatusCode::SERVICE_UNAVAILABLE,
         };
         let problem = Self::new(status, refused.to_string());

@@ -42,6 +42,7 @@ pub(super) fn shared_with(started: Arc<dyn StartedSessions>, shards: Shards) -> 
         flusher: Arc::new(Flusher::default()),
         draining: tokio::sync::watch::Sender::new(false),
         started,
+        peers: None,
         shards,
         config,
     })

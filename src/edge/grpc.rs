@@ -118,6 +118,7 @@ impl From<Refused> for Status {
             | Refused::TooManyOfAddress
             | Refused::Draining
             | Refused::Busy(_)
+            | Refused::Silent(_)
             | Refused::Store => Code::Unavailable,
         };
         let text = match &refused {

@@ -18,6 +18,7 @@ use crate::{
     backoff::jitter,
     event::unix_millis_now,
     ids::{SessionId, UserId},
+    user,
     wire::{Close, CloseCode},
 };
 
@@ -79,11 +80,15 @@ impl Registry {
         let former = self.known.lock().insert(relay);
         if let Some(former) = former {
             // A started session serves one connection at a time: the newest.
-            former.close(Close::new(CloseCode::Replaced, "the session is used by another connection"));
+            former.close(Close::new(CloseCode::Replaced, user::USED_BY_ANOTHER));
         }
         metric::connected(relay.protocol, 1.0);
         self.schedule(relay);
         Registered { registry: self.clone(), relay: relay.clone() }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.known.lock().by_session.len()
     }
 
     pub(super) fn find(&self, session: SessionId) -> Option<Arc<Relay>> {

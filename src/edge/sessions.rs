@@ -1,6 +1,7 @@
-//! Sessions seen from outside their connection: started ahead of it, listed, ended. The same for HTTP and gRPC.
+//! Sessions seen from outside their connection: started ahead of it, listed, ended, acknowledged for. The same for HTTP
+//! and gRPC, and wherever the connection is.
 
-use std::time::Duration;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -8,15 +9,14 @@ use utoipa::ToSchema;
 use super::{
     Shared,
     entry::{Refused, unauthenticated},
-    protocol::Protocol,
+    peers::{self, Acknowledged, Answer, Connected, Question},
     relay::Relay,
 };
 use crate::{
     auth::{Denied, Principal, Scope, Wanted},
     event::{UnixMillis, unix_millis_now},
-    ids::{SessionId, UserId},
+    ids::{Sequence, SessionId, UserId},
     store::sessions::{Started, Starting},
-    wire::{Close, CloseCode},
 };
 
 /// A session as an operator sees it.
@@ -27,7 +27,10 @@ pub(super) struct Listed {
     connected: bool,
     /// How, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
-    protocol: Option<&'static str>,
+    protocol: Option<String>,
+    /// To which node, in a cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,
     /// When its token, or itself if it was started, expires; in ms since 1970.
@@ -35,13 +38,14 @@ pub(super) struct Listed {
 }
 
 impl Listed {
-    fn connected(relay: &Relay) -> Self {
+    fn connected(node: Option<&str>, connected: Connected) -> Self {
         Self {
-            session: relay.client.session.to_string(),
+            session: connected.session.to_string(),
             connected: true,
-            protocol: Some(Protocol::NAMES[relay.protocol.index()]),
-            device: relay.client.device.as_ref().map(ToString::to_string),
-            expires_at_ms: relay.client.expires_at,
+            protocol: Some(connected.protocol),
+            node: node.map(str::to_owned),
+            device: connected.device.as_ref().map(ToString::to_string),
+            expires_at_ms: connected.expires_at,
         }
     }
 
@@ -50,10 +54,18 @@ impl Listed {
             session: started.session.to_string(),
             connected: false,
             protocol: None,
+            node: None,
             device: None,
             expires_at_ms: started.expires_at,
         }
     }
+}
+
+/// Where a session is connected for which somebody acknowledges.
+pub(super) enum Holder {
+    Here(Arc<Relay>),
+    /// On another node, if anywhere; for whoever has shown that it is this user.
+    Elsewhere(SessionId, Option<UserId>),
 }
 
 impl Shared {
@@ -77,14 +89,24 @@ impl Shared {
         }
     }
 
-    /// The user's sessions on this node, and those started for it.
-    pub(super) async fn list_sessions(&self, credential: &str, user: &str) -> Result<Vec<Listed>, Refused> {
+    /// The user's sessions on all nodes, and those started for it; and the nodes that did not answer.
+    pub(super) async fn list_sessions(
+        &self,
+        credential: &str,
+        user: &str,
+    ) -> Result<(Vec<Listed>, Vec<String>), Refused> {
         let user = self.acting_for(credential, user, &[Scope::Sessions, Scope::Read]).await?;
-        let connected = self.registry.of_user(&user);
-        let is_connected = |started: &Started| connected.iter().any(|relay| relay.client.session == started.session);
+        let (answers, silent) = self.ask(Question::Sessions(user.clone())).await;
+        let (mut connected, mut listed) = (HashSet::new(), Vec::new());
+        for (node, answer) in answers {
+            if let Answer::Sessions(sessions) = answer {
+                connected.extend(sessions.iter().map(|one| one.session));
+                listed.extend(sessions.into_iter().map(|one| Listed::connected(node.as_deref(), one)));
+            }
+        }
         let started = self.started.of_user(&user).await?;
-        let waiting = started.iter().filter(|started| !is_connected(started)).map(Listed::started);
-        Ok(connected.iter().map(|relay| Listed::connected(relay)).chain(waiting).collect())
+        listed.extend(started.iter().filter(|one| !connected.contains(&one.session)).map(Listed::started));
+        Ok((listed, silent))
     }
 
     /// Ends a session of a user, or all of them: its connection is closed, and its id is of no use any more.
@@ -109,31 +131,80 @@ impl Shared {
     }
 
     async fn end_of_user(&self, user: &UserId, session: Option<&str>) -> Result<(), Refused> {
-        let mut sessions: Vec<SessionId> = self.registry.of_user(user).iter().map(|one| one.client.session).collect();
-        sessions.extend(self.started.of_user(user).await?.iter().map(|started| started.session));
-        if let Some(wanted) = session {
-            let wanted = SessionId::parse(wanted);
-            sessions.retain(|session| Some(*session) == wanted);
-            if sessions.is_empty() {
-                return Err(Refused::Unknown);
-            }
+        let session = session.map(|session| SessionId::parse(session).ok_or(Refused::Unknown)).transpose()?;
+        let mut started = self.started.of_user(user).await?;
+        started.retain(|one| session.is_none_or(|session| one.session == session));
+        // In the store first: a connection that comes meanwhile looks there once it can be found by its node.
+        for one in &started {
+            self.started.end(one.session).await?;
         }
-        for session in sessions {
-            self.started.end(session).await?;
-            if let Some(relay) = self.registry.find(session) {
-                relay.close(Close::new(CloseCode::Replaced, "ended by the API"));
-            }
+        let (answers, silent) = self.ask(Question::End(user.clone(), session)).await;
+        let ended = |(_, answer): &(_, Answer)| matches!(answer, Answer::Ended(count) if *count > 0);
+        let is_ended = answers.iter().any(ended);
+        match session {
+            // It has one connection at the most.
+            Some(_) if is_ended => Ok(()),
+            _ if !silent.is_empty() => Err(Refused::Silent(silent)),
+            Some(_) if started.is_empty() => Err(Refused::Unknown),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Who passes on what is acknowledged for a session. Its id is the right to do it; a token, when there is one, must
+    /// be its user's.
+    pub(super) async fn holder(&self, session: &str, token: Option<&str>) -> Result<Holder, Refused> {
+        let session = SessionId::parse(session).ok_or(Refused::Unknown)?;
+        if let Some(relay) = self.registry.find(session) {
+            if let Some(token) = token {
+                self.must_be_user(token, &relay.client.user).await?;
+            }
+            return Ok(Holder::Here(relay));
+        }
+        if self.peers.is_none() {
+            return Err(Refused::Unknown);
+        }
+        let user = match token {
+            Some(token) => Some(self.authenticator.check_fresh(token).await.map_err(unauthenticated)?.user),
+            None => None,
+        };
+        Ok(Holder::Elsewhere(session, user))
+    }
+
+    /// Acknowledges; `false`: what it names was never sent, which has ended the session.
+    pub(super) async fn acknowledge(&self, holder: &Holder, seq: Sequence) -> Result<bool, Refused> {
+        let (session, user) = match holder {
+            Holder::Here(relay) => return Ok(peers::acknowledge(relay, seq) == Acknowledged::Taken),
+            Holder::Elsewhere(session, user) => (*session, user.clone()),
+        };
+        let (answers, silent) = self.ask(Question::Acknowledge(session, seq, user)).await;
+        let mut became = answers.iter().filter_map(|(_, answer)| match answer {
+            Answer::Acknowledged(became) if *became != Acknowledged::Unknown => Some(*became),
+            _ => None,
+        });
+        match became.next() {
+            Some(Acknowledged::NotYours) => Err(unauthenticated(Refused::NotYours("the session"))),
+            Some(became) => Ok(became == Acknowledged::Taken),
+            None if silent.is_empty() => Err(Refused::Unknown),
+            None => Err(Refused::Silent(silent)),
+        }
     }
 
     /// Whose session it is.
     async fn user_of(&self, session: &str) -> Result<UserId, Refused> {
         let session = SessionId::parse(session).ok_or(Refused::Unknown)?;
-        if let Some(relay) = self.registry.find(session) {
-            return Ok(relay.client.user.clone());
+        if let Some(started) = self.started.find(session).await? {
+            return Ok(started.user);
         }
-        self.started.find(session).await?.map(|started| started.user).ok_or(Refused::Unknown)
+        let (answers, silent) = self.ask(Question::Find(session)).await;
+        let mut found = answers.into_iter().filter_map(|(_, answer)| match answer {
+            Answer::Found(user) => user,
+            _ => None,
+        });
+        match found.next() {
+            Some(user) => Ok(user),
+            None if silent.is_empty() => Err(Refused::Unknown),
+            None => Err(Refused::Silent(silent)),
+        }
     }
 
     async fn acting_for(&self, credential: &str, user: &str, scopes: &[Scope]) -> Result<UserId, Refused> {

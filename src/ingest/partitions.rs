@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use rdkafka::{
     Offset,
     consumer::{CommitMode, Consumer},
@@ -48,6 +49,8 @@ pub(super) struct Partitions {
     health: Health,
     wanted: Assignment,
     held: BTreeSet<i32>,
+    /// The same, for others to see.
+    shown: Arc<Mutex<BTreeSet<i32>>>,
     /// Partitions that the poll thread lets go as soon as they are settled.
     releasing: BTreeSet<i32>,
     release_done: (mpsc::Sender<Position>, mpsc::Receiver<Position>),
@@ -81,7 +84,7 @@ impl Partitions {
         consumer: Arc<EventConsumer>,
         inbox: Arc<Inbox>,
         keeper: Arc<Keeper>,
-        health: Health,
+        (health, shown): (Health, Arc<Mutex<BTreeSet<i32>>>),
     ) -> Self {
         Self {
             config,
@@ -91,6 +94,7 @@ impl Partitions {
             health,
             wanted,
             held: BTreeSet::new(),
+            shown,
             releasing: BTreeSet::new(),
             release_done: mpsc::channel(),
             released: BTreeMap::new(),
@@ -163,6 +167,7 @@ impl Partitions {
             self.inbox.command(Command::Assign { partition, start, end });
             self.held.insert(partition);
         }
+        self.show();
         self.knows_topic = true;
         self.is_missing_some = !wanted.is_subset(&self.held);
         Ok(())
@@ -287,12 +292,17 @@ impl Partitions {
             self.held.remove(partition);
             self.releasing.remove(partition);
         }
+        self.show();
         let any = !positions.is_empty();
         if !self.is_gone {
             self.commit(&positions);
             self.released.extend(positions);
         }
         any
+    }
+
+    fn show(&self) {
+        self.shown.lock().clone_from(&self.held);
     }
 
     fn commit(&self, positions: &BTreeMap<i32, i64>) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Status,
@@ -22,6 +22,7 @@ use tonic::{
 
 use super::{
     Identity, Tls, Watched, metric,
+    question::{Answer, Question},
     server::{FROM, SECRET, TO, VERSION},
     under_way::Link,
     wire::{OpenRequest, OpenResponse, service::link_client::LinkClient},
@@ -62,6 +63,7 @@ pub(super) enum Order {
     },
     Cancel(UserId, NotificationId, CancelReply),
     Look,
+    Query(Question, oneshot::Sender<Answer>),
 }
 
 /// The way to one other node. Cheap to clone.

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use super::{
     Identity, Watched, metric,
     mirror::{Far, Limits, Mirror},
+    question::{Answer, Answering, Question},
     wire::{
         self, Forwarded, Heard, OpenRequest, OpenResponse, Outcome, ToEdge, Unreadable, service::link_server::Link,
         to_edge, to_owner,
@@ -49,6 +50,7 @@ pub(super) struct Server {
     pub(super) shards: Shards,
     pub(super) limits: Limits,
     pub(super) watched: Arc<dyn Watched>,
+    pub(super) answering: Arc<OnceLock<Arc<dyn Answering>>>,
 }
 
 type Answers = Pin<Box<dyn Stream<Item = Result<OpenResponse, Status>> + Send>>;
@@ -69,6 +71,7 @@ impl Link for Server {
             shards: self.shards.clone(),
             limits: self.limits,
             watched: self.watched.clone(),
+            answering: self.answering.clone(),
             reports: Arc::new(Reports { to_edge: to_edge.clone() }),
             to_edge,
             lines: HashMap::new(),
@@ -134,6 +137,7 @@ struct Peer {
     shards: Shards,
     limits: Limits,
     watched: Arc<dyn Watched>,
+    answering: Arc<OnceLock<Arc<dyn Answering>>>,
     reports: Arc<Reports>,
     to_edge: mpsc::UnboundedSender<ToEdge>,
     lines: HashMap<u64, Arc<Mirror>>,
@@ -149,7 +153,7 @@ impl Peer {
                     break;
                 }
                 Some(Ok(request)) => {
-                    self.watched.heard(self.from);
+                    self.watched.called(self.from);
                     if let Err(error) = self.take(request) {
                         tracing::error!(peer = %self.from, %error, "the link is closed");
                         break;
@@ -226,6 +230,12 @@ impl Peer {
             }
             to_owner::Kind::Cancel(cancel) => self.cancel(cancel)?,
             to_owner::Kind::Look(_) => self.watched.look(),
+            to_owner::Kind::Ask(ask) => {
+                let (number, question) = Question::received(ask)?;
+                let answering = self.answering.get().zip(question);
+                let answer = answering.and_then(|(answering, question)| answering.answer(question));
+                let _ = self.to_edge.send(ToEdge { kind: Some(to_edge::Kind::Answer(Answer::sent(number, answer))) });
+            }
         }
         Ok(())
     }
@@ -238,11 +248,11 @@ impl Peer {
 
     fn attach(&mut self, attach: wire::Attach) -> Result<(), Unreadable> {
         let (line, counts_acknowledgements) = (attach.line, attach.counts_acknowledgements);
-        let wire::Wish { user, session, device, from } = wire::wish(attach)?;
+        let wire::Wish { user, session, device, from, began } = wire::wish(attach)?;
         let mirror = Mirror::new((line, user.clone()), self.limits, self.shards.clone(), self.to_edge.clone());
         self.lines.insert(line, mirror.clone());
         let attachment = Attachment::new(Arc::new(Far(mirror)), 1);
-        let attach = Attach { user, session, device, from, counts_acknowledgements, attachment };
+        let attach = Attach { user, session, device, from, began, counts_acknowledgements, attachment };
         // If this node does not serve the user, the attachment is dropped, and the other one asks again.
         self.shards.attach_here(Box::new(attach));
         Ok(())

@@ -6,12 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Watched,
     client::Order,
     metric,
+    question::Answer,
     wire::{
         self, Acknowledged, Cancel, Content, Disconnected, Forwarded, Hears, Look, OpenResponse, Probe, Taken, ToEdge,
         ToOwner, Unreadable, to_edge, to_owner,
@@ -35,6 +36,7 @@ pub(super) struct Link {
     next: u64,
     permits: HashMap<u64, Permit>,
     cancels: HashMap<u64, CancelReply>,
+    queries: HashMap<u64, oneshot::Sender<Answer>>,
     lines: HashMap<u64, Served>,
 }
 
@@ -47,8 +49,16 @@ struct Served {
 
 impl Link {
     pub(super) fn new(weak: mpsc::WeakUnboundedSender<Order>, watched: Arc<dyn Watched>) -> Self {
-        let (permits, cancels, lines) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { weak, watched, out: VecDeque::new(), next: 0, permits, cancels, lines }
+        Self {
+            weak,
+            watched,
+            out: VecDeque::new(),
+            next: 0,
+            permits: HashMap::new(),
+            cancels: HashMap::new(),
+            queries: HashMap::new(),
+            lines: HashMap::new(),
+        }
     }
 
     fn send(&mut self, kind: to_owner::Kind) {
@@ -84,6 +94,13 @@ impl Link {
                 self.send(to_owner::Kind::Cancel(Cancel { number, user: user.to_string(), id: id.to_string() }));
             }
             Order::Look => self.send(to_owner::Kind::Look(Look {})),
+            Order::Query(question, reply) => {
+                // Those whose callers wait no more, and which a peer of another release may never answer.
+                self.queries.retain(|_, reply| !reply.is_closed());
+                let number = self.number();
+                self.queries.insert(number, reply);
+                self.send(to_owner::Kind::Ask(question.sent(number)));
+            }
         }
     }
 
@@ -143,6 +160,12 @@ impl Link {
                 }
                 to_edge::Kind::Probed(_) => {}
                 to_edge::Kind::Dead(_) => self.watched.dead(),
+                to_edge::Kind::Answer(answer) => {
+                    let reply = self.queries.remove(&answer.number);
+                    if let (Some(reply), Some(answer)) = (reply, Answer::received(answer)?) {
+                        let _ = reply.send(answer);
+                    }
+                }
                 to_edge::Kind::Heard(wire::Heard { poll, about, hears }) => {
                     let about = Incarnation::parse(&about).ok_or(Unreadable("incarnation"))?;
                     self.watched.told(peer, about, poll, hears);

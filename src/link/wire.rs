@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::{
     event::{Durability, Event, Options, Priority},
@@ -102,6 +103,7 @@ pub(super) fn outcome(number: u32) -> Result<Became, Unreadable> {
 /// A wish for a session, under a line's name.
 pub(super) fn attach(line: u64, attach: &user::Attach) -> Attach {
     Attach {
+        age: u64::try_from(attach.began.elapsed().as_millis()).unwrap_or(u64::MAX),
         line,
         user: attach.user.to_string(),
         session: attach.session.to_string(),
@@ -125,11 +127,14 @@ pub(super) struct Wish {
     pub(super) session: SessionId,
     pub(super) device: Option<DeviceId>,
     pub(super) from: Origin,
+    pub(super) began: Instant,
 }
 
 pub(super) fn wish(attach: Attach) -> Result<Wish, Unreadable> {
     let device = attach.device.map(DeviceId::new).transpose().map_err(|_| Unreadable("device"))?;
+    let now = Instant::now();
     Ok(Wish {
+        began: now.checked_sub(Duration::from_millis(attach.age)).unwrap_or(now),
         user: UserId::new(attach.user).map_err(|_| Unreadable("user"))?,
         session: SessionId::parse(&attach.session).ok_or(Unreadable("session"))?,
         device,

@@ -225,7 +225,8 @@ fn candidates(view: &View) -> Vec<(String, NonZeroU8, Incarnation)> {
 }
 
 /// Who should serve each shard. Empty: nobody can.
-fn target(view: &View, shards: u16) -> Vec<Incarnation> {
+#[must_use]
+pub fn target(view: &View, shards: u16) -> Vec<Incarnation> {
     let candidates = candidates(view);
     let named: Vec<_> = candidates.iter().map(|(id, weight, _)| Candidate { id, weight: *weight }).collect();
     assignment::shards(&named, shards).into_iter().map(|owner| candidates[owner].2).collect()

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::storage;
+use super::{others::Others, storage};
 use crate::{
     cluster::view,
     config::{self, Config},
@@ -40,6 +40,7 @@ pub(super) async fn bind(config: &Config) -> anyhow::Result<Option<TcpListener>>
 
 /// A node that is about to join.
 pub(super) struct Newcomer {
+    id: NodeId,
     links: Links,
     owners: Owners,
     member: Arc<Member>,
@@ -65,6 +66,12 @@ fn tls(config: &Config) -> anyhow::Result<Option<Tls>> {
     }))
 }
 
+/// What this node is called.
+pub(super) fn name(config: &Config) -> anyhow::Result<NodeId> {
+    let id = if config.node.id.is_empty() { host() } else { config.node.id.clone() };
+    NodeId::new(id).map_err(|error| anyhow::anyhow!("node.id: {error}"))
+}
+
 impl Newcomer {
     /// `None`: there are no others.
     pub(super) async fn new(
@@ -77,7 +84,7 @@ impl Newcomer {
         let store = storage::store_config(config).context("cluster.enabled needs store.url")?;
         let common = Common::open(&store).await.context("store.url")?;
         let incarnation = Incarnation::random();
-        let id = if config.node.id.is_empty() { host() } else { config.node.id.clone() };
+        let id = name(config)?;
         let port = listener.local_addr()?.port();
         let advertised = match config.cluster.advertise.as_str() {
             "" if config.cluster.listen.ip().is_unspecified() => format!("{}:{port}", host()),
@@ -85,7 +92,7 @@ impl Newcomer {
             advertised => advertised.to_owned(),
         };
         let node = view::Node {
-            id: NodeId::new(id).map_err(|error| anyhow::anyhow!("node.id: {error}"))?,
+            id: id.clone(),
             incarnation,
             addresses: vec![advertised],
             zone: String::new(),
@@ -96,7 +103,7 @@ impl Newcomer {
         let owners = Owners::shared(shards);
         let links = Links::new(Identity { me: incarnation, secret, tls: tls(config)? }, owners.clone());
         let member = Member::new(common, node, links.clone(), lost.clone());
-        Ok(Some(Self { links, owners, member, incarnation, listener: Some(listener), tasks: Vec::new() }))
+        Ok(Some(Self { id, links, owners, member, incarnation, listener: Some(listener), tasks: Vec::new() }))
     }
 
     pub(super) fn incarnation(&self) -> Incarnation {
@@ -110,6 +117,12 @@ impl Newcomer {
     /// The links, as the router takes them.
     pub(super) fn links(&self) -> Arc<dyn router::Links> {
         Arc::new(self.links.clone())
+    }
+
+    /// The others, as questions go to them.
+    pub(super) fn others(&self) -> Others {
+        let (me, member, links) = (self.id.clone(), self.member.clone(), self.links.clone());
+        Others { me, incarnation: self.incarnation, member, links }
     }
 
     pub(super) fn table(&self) -> Links {

@@ -68,6 +68,7 @@ fn attach(user: &str, outlet: &Arc<FakeOutlet>) -> Box<Attach> {
         session: crate::ids::SessionId::random(),
         device: None,
         from: user::Origin::Cursor,
+        began: Instant::now(),
         counts_acknowledgements: true,
         attachment: crate::session::Attachment::new(outlet.clone(), 1),
     })

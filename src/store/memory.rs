@@ -292,7 +292,7 @@ impl Page {
 
 impl Store for MemoryStore {
     fn grouping(&self) -> Grouping {
-        Grouping { lanes: 4, wait: Duration::ZERO }
+        Grouping { lanes: 4, interval: Duration::ZERO }
     }
 
     fn epoch(&self) -> LogEpoch {

@@ -2,6 +2,7 @@
 //! are still this process's. Reads and takes have connections of their own, so that they never wait for writes.
 
 mod append;
+mod at_hand;
 mod claims;
 mod days;
 mod fence;
@@ -27,6 +28,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions},
 };
 
+use self::at_hand::AtHand;
 use super::{
     Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Grouping, Opened, Opening, Page,
     PageLimit, Store, Try,
@@ -46,8 +48,8 @@ use crate::{
 
 /// Appends under way at one time. One group is at work in the server while the next one is made, or is on its way.
 const WRITE_LANES: u16 = 2;
-/// A statement costs the server about as much to begin as fifteen rows do.
-const GROUP_WAIT: Duration = Duration::from_millis(2);
+/// A statement costs the server about as much to begin as ten rows do.
+const GROUP_INTERVAL: Duration = Duration::from_millis(3);
 /// Connections for writes: one for each lane, as many for those of notes, and one more.
 const WRITES_MAX: u32 = 2 * WRITE_LANES as u32 + 1;
 /// Connections for everything else.
@@ -79,7 +81,7 @@ pub struct PostgresStore {
     owner: String,
     /// What it shares with other nodes, if it does.
     common: Option<(Incarnation, PostgresMembership)>,
-    writes: PgPool,
+    writes: AtHand,
     reads: PgPool,
     /// The epochs under which shards are held, by shard.
     epochs: Mutex<Vec<i64>>,
@@ -162,7 +164,7 @@ impl PostgresStore {
         let password = Password::of(config)?;
         let options = password.options();
         let mut connection = connect(&options).await?;
-        let writes = pool(options.clone(), WRITES_MAX, WRITE_SETTINGS);
+        let writes = AtHand::of(pool(options.clone(), WRITES_MAX, WRITE_SETTINGS));
         let reads = pool(options, READS_MAX, SETTINGS);
         let applied = POSTGRES.establish(&mut connection, config.may_migrate).await?;
         if applied > 0 {
@@ -240,7 +242,7 @@ fn as_sqlx(error: Error) -> sqlx::Error {
 impl PostgresStore {
     /// Takes every shard from whoever had it: from here on nothing of theirs is written.
     async fn take_shards(&self) -> Result<(), SchemaError> {
-        let mut transaction = self.writes.begin().await?;
+        let mut transaction = self.writes.pool().begin().await?;
         // Beside nothing that is still written.
         sqlx::query("select from shard_claims order by shard for update").execute(&mut *transaction).await?;
         let take = "insert into shard_claims as c (shard, owner, epoch) \
@@ -322,7 +324,7 @@ impl PostgresStore {
 
     async fn look(&self) -> Result<(), Error> {
         if let Some(options) = self.password.changed() {
-            self.writes.set_connect_options(options.clone());
+            self.writes.pool().set_connect_options(options.clone());
             self.reads.set_connect_options(options);
         }
         self.check_epoch().await?;
@@ -366,7 +368,7 @@ impl PostgresStore {
 
 impl Store for PostgresStore {
     fn grouping(&self) -> Grouping {
-        Grouping { lanes: WRITE_LANES, wait: GROUP_WAIT }
+        Grouping { lanes: WRITE_LANES, interval: GROUP_INTERVAL }
     }
 
     fn epoch(&self) -> LogEpoch {

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Every commit waits for the disk.
-const GROUP_WAIT: Duration = Duration::from_millis(2);
+const GROUP_INTERVAL: Duration = Duration::from_millis(3);
 /// Connections that read.
 const READS_MAX: u32 = 4;
 /// How long a statement waits for another process that writes.
@@ -116,7 +116,11 @@ impl SqliteStore {
     pub async fn open(config: &Config) -> Result<Self, SchemaError> {
         let options = options(config)?;
         create_private(options.get_filename());
-        let pool = |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(BUSY * 2);
+        // A file does not go away as a server does: nobody needs to ask a connection whether it lives.
+        let pool = |connections| {
+            let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(BUSY * 2);
+            pool.test_before_acquire(false)
+        };
         let writes = pool(1).idle_timeout(None).max_lifetime(None);
         let writes = writes.after_release(|connection, _| Box::pin(is_reusable(connection)));
         let writes = writes.connect_lazy_with(options.clone());
@@ -255,7 +259,7 @@ impl SqliteStore {
 impl Store for SqliteStore {
     /// One connection writes: what waited for it in a lane of its own would be a commit of its own.
     fn grouping(&self) -> Grouping {
-        Grouping { lanes: 1, wait: GROUP_WAIT }
+        Grouping { lanes: 1, interval: GROUP_INTERVAL }
     }
 
     fn epoch(&self) -> LogEpoch {

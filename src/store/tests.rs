@@ -51,6 +51,7 @@ struct Plan {
 pub(crate) struct FaultyStore {
     memory: MemoryStore,
     plans: Mutex<HashMap<Call, Plan>>,
+    interval: Mutex<Duration>,
 }
 
 impl FaultyStore {
@@ -58,7 +59,7 @@ impl FaultyStore {
     pub(crate) fn new(per_user_max: usize) -> Arc<Self> {
         let day = Duration::from_secs(86_400);
         let config = Config { retention: 7 * day, per_user_max, dedup_window: day, bytes_max: 1 << 30 };
-        Arc::new(Self { memory: MemoryStore::new(config), plans: Mutex::default() })
+        Arc::new(Self { memory: MemoryStore::new(config), plans: Mutex::default(), interval: Mutex::default() })
     }
 
     /// The next `times` calls fail.
@@ -69,6 +70,11 @@ impl FaultyStore {
     /// Answers take so long from now on.
     pub(crate) fn delay(&self, call: Call, delay: Duration) {
         self.plans.lock().entry(call).or_default().delay = delay;
+    }
+
+    /// What its grouping says.
+    pub(crate) fn begin_no_two_calls_within(&self, interval: Duration) {
+        *self.interval.lock() = interval;
     }
 
     /// How often it was called, failures included.
@@ -129,7 +135,7 @@ impl Store for FaultyStore {
     }
 
     fn grouping(&self) -> Grouping {
-        Grouping { lanes: 2, ..self.memory.grouping() }
+        Grouping { lanes: 2, interval: *self.interval.lock() }
     }
 
     fn acknowledge<'a>(

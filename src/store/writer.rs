@@ -133,10 +133,10 @@ impl Writer {
         health.ready(HEALTH_PART);
         let patient = Patient { inner: store.clone(), health: health.clone(), lost: lost.clone() };
         let notes = Notes::start(&patient);
-        let Grouping { lanes, wait } = store.grouping();
+        let Grouping { lanes, interval } = store.grouping();
         let lanes = (0..lanes.max(1)).map(|_| {
             let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(Lane { store: patient.clone(), notes: notes.clone() }.run(receiver, wait));
+            tokio::spawn(Lane { store: patient.clone(), notes: notes.clone() }.run(receiver, interval));
             sender
         });
         let lanes = lanes.collect();
@@ -300,9 +300,11 @@ impl Group {
 }
 
 impl Lane {
-    async fn run(self, mut queue: mpsc::UnboundedReceiver<Write>, wait: Duration) {
+    async fn run(self, mut queue: mpsc::UnboundedReceiver<Write>, interval: Duration) {
         let mut writes = Vec::with_capacity(GROUP_MAX);
-        while gather(&mut queue, &mut writes, wait, |_| false).await {
+        let mut next = Instant::now();
+        while gather(&mut queue, &mut writes, || next, |_| false).await {
+            next = Instant::now() + interval;
             let mut group = Group::default();
             for write in writes.drain(..) {
                 let Some(alone) = group.add(write) else { continue };
@@ -426,19 +428,20 @@ fn of_user<'a, T>(lanes: &'a [T], user: &str) -> &'a T {
     &lanes[usize::from(shard(user, count).0)]
 }
 
-/// Takes what comes until the first one has waited so long, or `is_awaited` by somebody. Whether there is anything.
+/// Takes what comes until that time (asked for when the first one is there), or until one `is_awaited` by somebody.
+/// Whether there is anything.
 async fn gather<T>(
     queue: &mut mpsc::UnboundedReceiver<T>,
     into: &mut Vec<T>,
-    wait: Duration,
+    until: impl FnOnce() -> Instant,
     is_awaited: impl Fn(&T) -> bool,
 ) -> bool {
     let mut seen = 0;
     if queue.recv_many(into, GROUP_MAX).await == 0 {
         return false;
     }
-    let until = Instant::now() + wait;
-    while !wait.is_zero() && into.len() < GROUP_MAX && !into[seen..].iter().any(&is_awaited) {
+    let until = until();
+    while Instant::now() < until && into.len() < GROUP_MAX && !into[seen..].iter().any(&is_awaited) {
         seen = into.len();
         match timeout_at(until, queue.recv_many(into, GROUP_MAX - seen)).await {
             Ok(0) | Err(_) => break,

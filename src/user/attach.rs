@@ -11,6 +11,9 @@ use crate::{
     wire::{self, Close, CloseCode, Gap, GapReason},
 };
 
+/// What a connection of a started session hears when the session has another one.
+pub(crate) const USED_BY_ANOTHER: &str = "the session is used by another connection";
+
 /// A connection's wish for a session.
 pub struct Attach {
     /// Whose it is.
@@ -21,6 +24,8 @@ pub struct Attach {
     pub device: Option<DeviceId>,
     /// Where the session begins.
     pub from: Origin,
+    /// When the connection began, which is how old its session is to others of its user.
+    pub began: Instant,
     /// Whether the protocol lets the client acknowledge in-band.
     pub counts_acknowledgements: bool,
     /// Where frames go.
@@ -45,6 +50,7 @@ pub enum Origin {
 /// A connection's session.
 pub(super) struct Attached {
     pub(super) id: SessionId,
+    pub(super) began: Instant,
     pub(super) serving: Serving,
     /// Whether it has to answer whether it rests.
     pub(super) asked: bool,
@@ -64,8 +70,8 @@ impl Serving {
 }
 
 impl Attached {
-    pub(super) fn new(id: SessionId, serving: Serving) -> Self {
-        Self { id, serving, asked: false }
+    pub(super) fn new(id: SessionId, began: Instant, serving: Serving) -> Self {
+        Self { id, began, serving, asked: false }
     }
 
     /// Tells its actor something. While it has none, everything that is for sessions is held before.
@@ -97,23 +103,44 @@ impl State {
         opened: Opened,
     ) -> Result<(), ActorProcessingErr> {
         self.pending -= 1;
-        // A session of an earlier attachment of the same connection has nobody to talk to any more.
-        if let Some(at) = self.sessions.iter().position(|old| old.id == attach.session)
-            && let Serving::Awake(actor) = self.sessions.remove(at).serving
-        {
-            actor.stop(None);
-        }
         let is_new = !matches!(attach.from, Origin::Connection { .. });
-        if is_new && self.sessions.len() >= self.config.sessions_max {
-            let oldest = self.sessions.remove(0);
-            let close = Close::new(CloseCode::Replaced, "replaced by a newer session");
-            oldest.cast(session::Msg::Close(close));
+        if let Some(at) = self.sessions.iter().position(|old| old.id == attach.session) {
+            let earlier = self.sessions.remove(at);
+            if is_new {
+                // Of a started session, whose other connection may be on another node. (One of the same connection does
+                // not hear it any more.)
+                earlier.cast(session::Msg::Close(Close::new(CloseCode::Replaced, USED_BY_ANOTHER)));
+            } else if let Serving::Awake(actor) = earlier.serving {
+                // It has nobody to talk to any more.
+                actor.stop(None);
+            }
         }
         let start = self.start(&attach, opened);
+        let Some((at, began)) = self.make_room(&attach, is_new) else { return Ok(()) };
         let args = self.session_args(myself, (attach.session, attach.device), attach.attachment, start);
         let actor = session::spawn(args, myself.get_cell()).await?;
-        self.sessions.push(Attached::new(attach.session, Serving::Awake(actor)));
+        self.sessions.insert(at, Attached::new(attach.session, began, Serving::Awake(actor)));
         Ok(())
+    }
+
+    /// Where a session stands among the others, by age; the oldest of all goes when there are too many. `None`: that is
+    /// the one that attaches.
+    fn make_room(&mut self, attach: &Attach, is_new: bool) -> Option<(usize, Instant)> {
+        let youngest = self.sessions.last().map(|youngest| youngest.began);
+        // A new one is the youngest, whatever it took to come here.
+        let began = youngest.filter(|_| is_new).map_or(attach.began, |youngest| youngest.max(attach.began));
+        let at = self.sessions.partition_point(|other| other.began <= began);
+        if self.sessions.len() < self.config.sessions_max {
+            return Some((at, began));
+        }
+        let close = Close::new(CloseCode::Replaced, "replaced by a newer session");
+        if at == 0 {
+            // Newer ones came while nobody served it.
+            attach.attachment.close(close);
+            return None;
+        }
+        self.sessions.remove(0).cast(session::Msg::Close(close));
+        Some((at - 1, began))
     }
 
     pub(super) fn session_args(

@@ -21,7 +21,13 @@ pub struct Asleep {
     pub(super) newest: Sequence,
     pub(super) acknowledged: Sequence,
     /// Oldest first.
-    pub(super) sessions: SmallVec<[Box<Dormant>; 1]>,
+    pub(super) sessions: SmallVec<[Resting; 1]>,
+}
+
+/// A session at rest.
+pub(super) struct Resting {
+    pub(super) began: Instant,
+    pub(super) dormant: Box<Dormant>,
 }
 
 /// How far a user is on its way to sleep.
@@ -42,16 +48,16 @@ pub(super) enum Phase {
 #[must_use]
 pub fn left_by(state: Option<BoxedState>) -> Option<Asleep> {
     let State { newest, acknowledged, sessions, .. } = state?.take().ok()?;
-    let sessions: SmallVec<[Box<Dormant>; 1]> =
-        sessions.into_iter().filter_map(|attached| attached.serving.dormant()).collect();
-    let newest = sessions.iter().map(|dormant| dormant.sent()).fold(newest, Sequence::max);
+    let resting = |attached: Attached| Some(Resting { began: attached.began, dormant: attached.serving.dormant()? });
+    let sessions: SmallVec<_> = sessions.into_iter().filter_map(resting).collect();
+    let newest = sessions.iter().map(|resting: &Resting| resting.dormant.sent()).fold(newest, Sequence::max);
     (!sessions.is_empty()).then_some(Asleep { newest, acknowledged, sessions })
 }
 
 impl Asleep {
     /// Forgets the sessions whose connections have ended, and says so in the journal; whether any is left.
     pub fn forget_ended(&mut self, user: &UserId, config: &Config) -> bool {
-        self.sessions.retain(|dormant| dormant.rests() || left(user, config, dormant));
+        self.sessions.retain(|Resting { dormant, .. }| dormant.rests() || left(user, config, dormant));
         !self.sessions.is_empty()
     }
 }
@@ -200,7 +206,7 @@ impl State {
         // Their connections may not have said so yet.
         self.forget_ended();
         let mut slept = false;
-        for Attached { id, serving, asked } in std::mem::take(&mut self.sessions) {
+        for Attached { id, began, serving, asked } in std::mem::take(&mut self.sessions) {
             let actor = match serving {
                 Serving::Awake(actor) => actor,
                 Serving::Asleep(dormant) => {
@@ -208,7 +214,7 @@ impl State {
                     self.wake(myself, *dormant).await?
                 }
             };
-            self.sessions.push(Attached { id, serving: Serving::Awake(actor), asked });
+            self.sessions.push(Attached { id, began, serving: Serving::Awake(actor), asked });
         }
         if slept {
             metric::woken();

@@ -95,11 +95,17 @@ impl Running {
     }
 
     fn attach_as(&self, outlet: &Arc<FakeOutlet>, number: u64, session: SessionId, from: Origin) {
+        self.attach_since(Instant::now(), outlet, number, session, from);
+    }
+
+    /// The same of a connection that is older.
+    fn attach_since(&self, began: Instant, outlet: &Arc<FakeOutlet>, number: u64, session: SessionId, from: Origin) {
         let attach = Attach {
             user: fakes::user(),
             session,
             device: None,
             from,
+            began,
             counts_acknowledgements: true,
             attachment: Attachment::new(outlet.clone(), number),
         };
@@ -124,17 +130,80 @@ async fn one_session_too_many_takes_the_place_of_the_oldest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_attaches_again_is_never_refused_and_goes_on_where_it_was() {
+async fn a_connection_that_attaches_again_goes_on_where_it_was() {
     let user = Running::new(2).await;
     user.stored(5).await;
-    let others = [user.attach(Origin::Cursor).0, user.attach(Origin::Cursor).0];
-    settled().await;
     let (again, _) = user.attach(Origin::Connection { passed: 3, acknowledged: 1 });
     settled().await;
-    assert!(others.iter().all(|outlet| outlet.closes().is_empty()), "nobody has to go for it");
     assert_eq!(again.begins_after(), 3);
     assert_eq!(again.seen(), [Seen::Numbered(4), Seen::Numbered(5)], "no second greeting, nothing twice");
     assert_eq!(user.store.cursor(&fakes::user()).await, 1, "what was acknowledged to the actor before counts");
+}
+
+/// The user's former owner is gone: its connections attach in any order, and a new one comes between them.
+#[tokio::test(start_paused = true)]
+async fn when_connections_attach_again_the_oldest_go_whatever_the_order() {
+    let again = || Origin::Connection { passed: 0, acknowledged: 0 };
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1], [1, 3, 0, 2]] {
+        let user = Running::new(2).await;
+        let ages = [30, 20, 10].map(|seconds| Instant::now() - Duration::from_secs(seconds));
+        let outlets: Vec<_> = (0..4).map(|_| FakeOutlet::new()).collect();
+        for one in order {
+            let (outlet, session) = (&outlets[one], SessionId::random());
+            match ages.get(one) {
+                Some(began) => user.attach_since(*began, outlet, 1, session, again()),
+                None => user.attach_as(outlet, 1, session, Origin::Cursor),
+            }
+            settled().await;
+        }
+        let closes: Vec<_> = outlets.iter().map(|outlet| outlet.closes()).collect();
+        assert_eq!(closes, [vec![4003], vec![4003], vec![], vec![]], "{order:?}");
+        user.event(durable(&fakes::user(), "a"));
+        settled().await;
+        let numbers: Vec<_> = outlets.iter().map(|outlet| outlet.numbers()).collect();
+        assert_eq!(numbers, [vec![], vec![], vec![1], vec![1]], "{order:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_session_stays_although_the_others_seem_to_be_younger() {
+    let user = Running::new(2).await;
+    let others = [user.attach(Origin::Cursor).0, user.attach(Origin::Cursor).0];
+    settled().await;
+    // It took long to come here: its link was not there.
+    let (outlet, began) = (FakeOutlet::new(), Instant::now() - Duration::from_secs(20));
+    user.attach_since(began, &outlet, 1, SessionId::random(), Origin::Cursor);
+    settled().await;
+    assert_eq!((others[0].closes(), others[1].closes(), outlet.closes()), (vec![4003], vec![], vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_closed_instead_of_attached_has_not_acknowledged_in_vain() {
+    let user = Running::new(1).await;
+    user.stored(3).await;
+    user.attach(Origin::Cursor);
+    settled().await;
+    let (outlet, began) = (FakeOutlet::new(), Instant::now() - Duration::from_secs(20));
+    let from = Origin::Connection { passed: 3, acknowledged: 2 };
+    user.attach_since(began, &outlet, 1, SessionId::random(), from);
+    settled().await;
+    assert_eq!((outlet.closes(), outlet.is_attached()), (vec![4003], false));
+    assert_eq!(user.store.cursor(&fakes::user()).await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_started_session_that_gets_another_connection_closes_the_earlier_one() {
+    let user = Running::new(8).await;
+    let (earlier, session) = user.attach(Origin::Cursor);
+    settled().await;
+    // On another node, which does not know of it.
+    let later = FakeOutlet::new();
+    user.attach_as(&later, 1, session, Origin::Cursor);
+    settled().await;
+    assert_eq!((earlier.closes(), later.closes()), (vec![4003], vec![]));
+    user.event(durable(&fakes::user(), "a"));
+    settled().await;
+    assert_eq!((earlier.numbers(), later.numbers()), (vec![], vec![1]));
 }
 
 #[tokio::test(start_paused = true)]

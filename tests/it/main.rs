@@ -19,6 +19,7 @@ mod chart;
 mod client_tls;
 mod clients;
 mod cluster;
+mod cluster_api;
 mod cluster_chaos;
 mod cluster_faults;
 mod commands;

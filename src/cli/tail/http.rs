@@ -61,7 +61,7 @@ impl Server {
         let credentials = self.credentials.header().map_err(|error| Failure::Unreachable(error.to_string()))?;
         let request = request
             .header(header::HOST, self.endpoint.host())
-            .header(header::USER_AGENT, concat!("notifier-tail/", env!("CARGO_PKG_VERSION")))
+            .header(header::USER_AGENT, concat!("notifier/", env!("CARGO_PKG_VERSION")))
             .header(header::AUTHORIZATION, credentials)
             .body(body)
             .map_err(|error| Failure::Unreachable(error.to_string()))?;

@@ -17,14 +17,12 @@ use crate::{
         Shared,
         carrier::Carrier,
         connection,
-        entry::{Refused, Wish},
+        entry::Wish,
         protocol::{Grpc, Protocol},
         proxy::Forwarded,
         relay::{Relay, Sink},
     },
-    ids::SessionId,
     proto::{AcknowledgeRequest, AcknowledgeResponse, ConnectionRequest},
-    wire::{Close, CloseCode},
 };
 
 /// How long after its end a stream may be there, of a client that does not read it.
@@ -92,14 +90,10 @@ impl notifier_server::Notifier for Notifier {
     /// The session's id is the right to acknowledge for it; a token, when there is one, must be its user's.
     async fn acknowledge(&self, request: Request<AcknowledgeRequest>) -> Result<Response<AcknowledgeResponse>, Status> {
         let (metadata, extensions, AcknowledgeRequest { session_id, sequence }) = request.into_parts();
-        let session = SessionId::parse(&session_id).and_then(|session| self.shared.registry.find(session));
-        let relay = session.ok_or(Refused::Unknown)?;
-        if let Some(token) = credential(&metadata) {
-            self.shared.must_be_user(token, &relay.client.user).await?;
-        }
+        let holder = self.shared.holder(&session_id, credential(&metadata)).await?;
+        let is_taken = self.shared.acknowledge(&holder, sequence).await?;
         extensions.get::<Carrier>().inspect(|carrier| carrier.identify());
-        if !relay.acknowledge(sequence) {
-            relay.close(Close::new(CloseCode::BadFrame, "not an acknowledgement of what was sent"));
+        if !is_taken {
             return Err(Status::invalid_argument("sequence is above the highest number sent on this session"));
         }
         Ok(Response::new(AcknowledgeResponse {}))

@@ -17,11 +17,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     credential::{bearer, shown},
     document::{OfUser, Refusals},
-    edge::{Carrier, Shared, entry::Refused, openapi::Acknowledgement, sessions::Listed},
+    edge::{
+        Carrier, Shared,
+        openapi::Acknowledgement,
+        sessions::{Holder, Listed},
+    },
     event::UnixMillis,
-    ids::SessionId,
     problem::Problem,
-    wire::{Acknowledge, Close, CloseCode},
+    wire::Acknowledge,
 };
 
 /// The longest body: an id, or a number.
@@ -60,6 +63,10 @@ struct Answer {
 #[derive(Serialize, ToSchema)]
 struct List {
     sessions: Vec<Listed>,
+    /// Nodes of the cluster that did not answer in time: what is connected to them is missing. Absent: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false, example = json!(["notifier-2"]))]
+    unanswered: Vec<String>,
 }
 
 /// Start a session
@@ -113,7 +120,7 @@ fn read(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
 
 /// List a user's sessions
 ///
-/// Those that are connected to this node, and those that were started and are not connected.
+/// Those that are connected, to whichever node, and those that were started and are not connected.
 #[utoipa::path(
     get,
     path = "/v1/users/{user}/sessions",
@@ -131,14 +138,15 @@ async fn list(
     Path(user): Path<String>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Problem> {
-    let sessions = shared.list_sessions(shown(&headers).unwrap_or_default(), &user).await?;
+    let (sessions, unanswered) = shared.list_sessions(shown(&headers).unwrap_or_default(), &user).await?;
     carrier.identify();
-    Ok(Json(List { sessions }))
+    Ok(Json(List { sessions, unanswered }))
 }
 
 /// End all sessions of a user
 ///
-/// Their connections are closed with 4003, and started ones are of no use any more.
+/// Their connections are closed with 4003, to whichever node they are, and started ones are of no use any more. 503 when
+/// a node does not answer, which may have others: ask again.
 #[utoipa::path(
     delete,
     path = "/v1/users/{user}/sessions",
@@ -163,7 +171,8 @@ async fn end_all(
 
 /// End a session
 ///
-/// Its connection is closed with 4003, and it is of no use any more.
+/// Its connection is closed with 4003, to whichever node it is, and it is of no use any more. 503 when a node does not
+/// answer, which may have it: ask again.
 #[utoipa::path(
     delete,
     path = "/v1/users/{user}/sessions/{session}",
@@ -208,6 +217,8 @@ async fn end(
             body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such session.", body = Problem,
             content_type = "application/problem+json"),
+        (status = 503, description = "A node of the cluster does not answer, which may have the session.", body = Problem,
+            content_type = "application/problem+json", headers(("Retry-After" = u64, description = "Seconds to wait."))),
     ),
 )]
 async fn acknowledge(
@@ -218,15 +229,15 @@ async fn acknowledge(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, Problem> {
     let body = read(body)?;
-    let relay = SessionId::parse(&session).and_then(|session| shared.registry.find(session)).ok_or(Refused::Unknown)?;
-    if let Some(token) = bearer(&headers) {
-        shared.must_be_user(token, &relay.client.user).await?;
+    let holder = shared.holder(&session, bearer(&headers)).await?;
+    if let Holder::Here(_) = holder {
+        carrier.identify();
     }
-    carrier.identify();
     let Acknowledge { ack } =
         Acknowledge::parse(&body).ok_or_else(|| Problem::bad_request("the body must be {\"ack\": <seq>}"))?;
-    if !relay.acknowledge(ack) {
-        relay.close(Close::new(CloseCode::BadFrame, "not an acknowledgement of what was sent"));
+    let is_taken = shared.acknowledge(&holder, ack).await?;
+    carrier.identify();
+    if !is_taken {
         return Err(Problem::bad_request("ack is above the highest number sent on this session"));
     }
     Ok(StatusCode::NO_CONTENT)

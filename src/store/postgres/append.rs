@@ -6,7 +6,7 @@ use sqlx::{Row as _, postgres::PgConnection};
 
 use super::{
     PostgresStore,
-    fence::{Failure, Fence, call},
+    fence::{Failure, Fence, single},
     queries::{APPEND, HOLD},
 };
 use crate::{
@@ -73,7 +73,7 @@ impl PostgresStore {
     /// One attempt to write rows.
     async fn attempt<T: Written>(&self, rows: &[Row<'_>]) -> Result<Attempt<T>, Error> {
         let fence = self.fence(rows.iter().map(|row| &row.event.user)).await?;
-        match call!(self.writes, |connection| send(connection, T::STATEMENT, self, rows, &fence)) {
+        match single!(self.writes, |connection| send(connection, T::STATEMENT, self, rows, &fence)) {
             Ok(answer) => self.outcomes(rows.len(), &fence, answer).await,
             Err(error) => match self.failed(error, &fence) {
                 Failure::Poison(why) => Ok(Attempt::Poison(why)),

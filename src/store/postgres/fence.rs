@@ -72,13 +72,44 @@ macro_rules! call {
                 };
                 answer.unwrap_or_else(|_| {
                     drop(held.detach());
-                    Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time")))
+                    Err($crate::store::postgres::fence::no_answer())
                 })
             }
         }
     };
 }
 pub(super) use call;
+
+/// The same of a single statement, on a connection at hand. It stays there only when the statement was answered.
+macro_rules! single {
+    ($at_hand:expr, |$connection:ident| $call:expr) => {
+        match $at_hand.take().await {
+            Err(error) => Err(error),
+            Ok(mut held) => {
+                let answer = {
+                    let $connection = &mut *held;
+                    tokio::time::timeout($crate::store::postgres::WRITE_TIMEOUT, $call).await
+                };
+                match answer {
+                    Ok(Ok(answer)) => {
+                        $at_hand.keep(held);
+                        Ok(answer)
+                    }
+                    Ok(failed) => failed,
+                    Err(_) => {
+                        drop(held.detach());
+                        Err($crate::store::postgres::fence::no_answer())
+                    }
+                }
+            }
+        }
+    };
+}
+pub(super) use single;
+
+pub(super) fn no_answer() -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time"))
+}
 
 impl PostgresStore {
     /// What a write for these users has to say. No write of theirs whose outcome is not known is under way any more when
@@ -175,7 +206,7 @@ impl PostgresStore {
              where shard = any($1) order by shard for update) locked \
              where c.shard = locked.shard and c.owner = $2 returning c.shard, c.epoch",
         );
-        let mut connection = self.writes.acquire().await.map_err(unavailable)?;
+        let mut connection = self.writes.take().await.map_err(unavailable)?;
         let raise = raise.bind(numbers(&doubtful)).bind(&self.owner).fetch_all(&mut *connection);
         let Ok(raised) = tokio::time::timeout(WRITE_TIMEOUT, raise).await else {
             drop(connection.detach());

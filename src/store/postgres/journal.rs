@@ -4,7 +4,7 @@ use sqlx::{Connection as _, PgTransaction, Row as _, postgres::PgConnection};
 
 use super::{
     PostgresStore, ask,
-    fence::{Fence, call},
+    fence::{Fence, call, single},
     queries, unavailable,
 };
 use crate::{
@@ -36,7 +36,7 @@ impl PostgresStore {
         }
         let users = acks.iter().map(|one| &one.user).chain(steps.iter().map(|step| &step.user));
         let fence = self.fence(users).await?;
-        let raised = call!(self.writes, |connection| raise(connection, self, (acks, &steps, attempt), &fence));
+        let raised = single!(self.writes, |connection| raise(connection, self, (acks, &steps, attempt), &fence));
         self.check_fence(&fence, raised.map_err(|error| self.failed(error, &fence))?).await
     }
 

@@ -1,6 +1,6 @@
 //! Positions of Kafka partitions in PostgreSQL.
 
-use super::{PostgresStore, ask, membership::PostgresMembership};
+use super::{PostgresStore, ask, fence::single, membership::PostgresMembership, unavailable};
 use crate::{
     event::unix_millis_now,
     ids::{Incarnation, LogEpoch},
@@ -18,9 +18,10 @@ impl PostgresStore {
         }
         let take = "update partition_claims set owner = $1, epoch = epoch + 1 \
                     where topic = $2 and partition = any($3) returning partition, cluster, epoch, position, ahead";
-        let found: Vec<(i32, String, i64, i64, Option<i64>)> = ask!(self.writes, |connection| {
+        let found: Vec<(i32, String, i64, i64, Option<i64>)> = single!(self.writes, |connection| {
             sqlx::query_as(take).bind(&self.owner).bind(&log.topic).bind(partitions).fetch_all(connection)
-        })?;
+        })
+        .map_err(unavailable)?;
         let known = |partition: &i32| {
             let row = found.iter().find(|row| row.0 == *partition);
             let known = row.map_or(Known::Nothing, |(_, cluster, epoch, position, ahead)| {
@@ -97,7 +98,7 @@ impl PostgresStore {
                      owner = excluded.owner, epoch = c.epoch + 1, position = excluded.position \
                      returning partition, epoch, position";
         let (partitions, offsets): (Vec<i32>, Vec<i64>) = positions.iter().copied().unzip();
-        let begun: Vec<(i32, i64, i64)> = ask!(self.writes, |connection| {
+        let begun: Vec<(i32, i64, i64)> = single!(self.writes, |connection| {
             sqlx::query_as(begin)
                 .bind(&log.topic)
                 .bind(&log.cluster)
@@ -105,7 +106,8 @@ impl PostgresStore {
                 .bind(&partitions)
                 .bind(&offsets)
                 .fetch_all(connection)
-        })?;
+        })
+        .map_err(unavailable)?;
         for (partition, epoch, position) in begun {
             self.partitions.hold(partition, Held { epoch, position });
         }
@@ -124,7 +126,7 @@ impl PostgresStore {
                      and c.position between p.held and p.position returning c.partition";
         let column = |of: fn(&(i32, Held, i64)) -> i64| moved.iter().map(of).collect::<Vec<_>>();
         let partitions: Vec<i32> = moved.iter().map(|(partition, ..)| *partition).collect();
-        let written: Vec<i32> = ask!(self.writes, |connection| {
+        let written: Vec<i32> = single!(self.writes, |connection| {
             sqlx::query_scalar(write)
                 .bind(&log.topic)
                 .bind(&self.owner)
@@ -133,7 +135,8 @@ impl PostgresStore {
                 .bind(column(|(_, held, _)| held.position))
                 .bind(column(|(.., position)| *position))
                 .fetch_all(connection)
-        })?;
+        })
+        .map_err(unavailable)?;
         for (partition, held, position) in moved {
             let is_held = self.partitions.held(partition).is_some_and(|now| now.epoch == held.epoch);
             if is_held && !written.contains(&partition) {
@@ -164,9 +167,10 @@ impl PostgresStore {
     }
 
     async fn forget_topic(&self, log: &LogName) -> Result<(), Error> {
-        ask!(self.writes, |connection| {
+        single!(self.writes, |connection| {
             sqlx::query("delete from partition_claims where topic = $1").bind(&log.topic).execute(connection)
-        })?;
+        })
+        .map_err(unavailable)?;
         self.partitions.clear();
         Ok(())
     }
@@ -180,7 +184,7 @@ impl PostgresStore {
                      where c.topic = $3 and c.partition = p.partition returning 1) \
                      update meta set epoch = $1";
         let (partitions, offsets): (Vec<i32>, Vec<i64>) = copies.iter().copied().unzip();
-        ask!(self.writes, |connection| {
+        single!(self.writes, |connection| {
             sqlx::query(renew)
                 .bind(&*LogEpoch::random())
                 .bind(unix_millis_now())
@@ -188,7 +192,8 @@ impl PostgresStore {
                 .bind(&partitions)
                 .bind(&offsets)
                 .execute(connection)
-        })?;
+        })
+        .map_err(unavailable)?;
         Ok(())
     }
 }

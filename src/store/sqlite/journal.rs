@@ -1,6 +1,6 @@
 //! The journal in SQLite.
 
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
 use super::{SqliteStore, queries, unavailable};
 use crate::{
@@ -17,18 +17,54 @@ use crate::{
     },
 };
 
+/// So many rows go in one statement.
+const ROWS_AT_ONCE: usize = 500;
+
 /// Adds an entry to the journal.
 pub(super) async fn note(connection: &mut SqliteConnection, step: &Step, shards: u16) -> sqlx::Result<()> {
-    note_by(queries::NOTE, connection, step, shards).await
+    note_all(connection, std::slice::from_ref(step), shards).await
+}
+
+/// Adds entries to the journal, in the order given.
+async fn note_all(connection: &mut SqliteConnection, steps: &[Step], shards: u16) -> sqlx::Result<()> {
+    for steps in steps.chunks(ROWS_AT_ONCE) {
+        let mut note = QueryBuilder::<Sqlite>::new(queries::NOTE);
+        note.push_values(steps, |mut values, step| {
+            values
+                .push_bind(&*step.user)
+                .push_bind(signed(step.first))
+                .push_bind(signed(step.last))
+                .push_bind(step.ids_text())
+                .push_bind(state_number(step.state))
+                .push_bind(step.reason.map(reason_number))
+                .push_bind(step.session.map(|session| session.to_string()))
+                .push_bind(step.device.as_deref())
+                .push_bind(step.handed_at)
+                .push_bind(step.at)
+                .push_bind(shard(&step.user, shards).0);
+        });
+        note.build().persistent(false).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Raises cursors, each named once.
+async fn raise(connection: &mut SqliteConnection, acks: &[Acknowledgement]) -> sqlx::Result<()> {
+    let now = unix_millis_now();
+    for acks in acks.chunks(ROWS_AT_ONCE) {
+        let mut raise = QueryBuilder::<Sqlite>::new(queries::ACKNOWLEDGED);
+        raise.push_values(acks, |mut values, Acknowledgement { user, device, seq }| {
+            let device = device.as_deref().unwrap_or_default();
+            values.push_bind(&**user).push_bind(device).push_bind(signed(*seq)).push_bind(now);
+        });
+        raise.push(")").push(queries::ACKNOWLEDGE).build().persistent(false).execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 /// Adds an entry that may stand there already: the outcome of an earlier attempt is not known.
 async fn note_again(connection: &mut SqliteConnection, step: &Step, shards: u16) -> sqlx::Result<()> {
     let query = if step.last > 0 { queries::NOTE_AGAIN } else { queries::NOTE_UNNUMBERED_AGAIN };
-    note_by(query, connection, step, shards).await
-}
-
-async fn note_by(query: &'static str, connection: &mut SqliteConnection, step: &Step, shards: u16) -> sqlx::Result<()> {
     let note = sqlx::query(query)
         .bind(&*step.user)
         .bind(signed(step.first))
@@ -98,20 +134,15 @@ impl SqliteStore {
         attempt: Try,
     ) -> Result<(), Error> {
         let mut transaction = self.begin_owned().await?;
-        for Acknowledgement { user, device, seq } in acks {
-            let raise = sqlx::query(queries::ACKNOWLEDGE)
-                .bind(&**user)
-                .bind(device.as_deref().unwrap_or_default())
-                .bind(signed(*seq))
-                .bind(unix_millis_now());
-            raise.execute(&mut *transaction).await.map_err(unavailable)?;
-        }
-        for step in steps.iter().flat_map(Step::apart) {
-            let noted = match attempt {
-                Try::First => note(&mut transaction, &step, self.shards).await,
-                Try::Again => note_again(&mut transaction, &step, self.shards).await,
-            };
-            noted.map_err(unavailable)?;
+        raise(&mut transaction, acks).await.map_err(unavailable)?;
+        let steps: Vec<Step> = steps.iter().flat_map(Step::apart).collect();
+        match attempt {
+            Try::First => note_all(&mut transaction, &steps, self.shards).await.map_err(unavailable)?,
+            Try::Again => {
+                for step in &steps {
+                    note_again(&mut transaction, step, self.shards).await.map_err(unavailable)?;
+                }
+            }
         }
         transaction.commit().await.map_err(unavailable)
     }

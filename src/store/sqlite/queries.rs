@@ -19,14 +19,19 @@ left join (
 where h.user_id = ?1
 order by p.seq";
 
+/// What was acknowledged, as many rows as there are.
+pub(in crate::store) const ACKNOWLEDGED: &str = "with acknowledged (user_id, device, seq, at) as (";
+
 /// An acknowledgement never lowers a cursor, nor passes the head; a device's first one starts at the shared cursor.
 pub(in crate::store) const ACKNOWLEDGE: &str = r"
 insert into cursors as c (user_id, device, cursor, used_at)
-values (?1, ?2,
-        max(min(?3, coalesce((select head from heads where user_id = ?1), 0)),
-            coalesce((select cursor from cursors where user_id = ?1 and device = ?2),
-                     (select cursor from cursors where user_id = ?1 and device = ''), 0)),
-        ?4)
+select a.user_id, a.device,
+       max(min(a.seq, coalesce((select head from heads where user_id = a.user_id), 0)),
+           coalesce((select cursor from cursors where user_id = a.user_id and device = a.device),
+                    (select cursor from cursors where user_id = a.user_id and device = ''), 0)),
+       a.at
+from acknowledged a
+where true
 on conflict (user_id, device) do update
     set cursor = max(c.cursor, excluded.cursor), used_at = excluded.used_at";
 
@@ -111,8 +116,7 @@ delete from removed where (user_id, seq) in (
 macro_rules! note {
     () => {
         "
-insert into journal (user_id, first, last, ids, state, reason, session, device, handed_at, at, shard)
-select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11"
+insert into journal (user_id, first, last, ids, state, reason, session, device, handed_at, at, shard) "
     };
 }
 
@@ -121,7 +125,8 @@ macro_rules! note_again {
     ($index:literal, $found_by:literal) => {
         concat!(
             note!(),
-            " where not exists (
+            "select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11
+where not exists (
     select 1 from journal indexed by ",
             $index,
             " where user_id = ?1 and ",
@@ -131,7 +136,7 @@ macro_rules! note_again {
     };
 }
 
-/// Adds an entry to the journal.
+/// Adds entries to the journal; they follow.
 pub(in crate::store) const NOTE: &str = note!();
 
 /// Adds an entry of a stretch of numbers that may stand there already.

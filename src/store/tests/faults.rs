@@ -142,6 +142,24 @@ async fn connections_that_are_cut_harm_nothing() {
 }
 
 #[tokio::test]
+async fn more_calls_than_connections_all_get_one() {
+    let place = Place::database().await;
+    let engine = place.open().await;
+    let calls = (0..40).map(|caller| {
+        let engine = engine.clone();
+        tokio::spawn(async move {
+            for n in 1..=3 {
+                let stored = append(&engine, event(&format!("u{caller}"), &n.to_string())).await;
+                assert_eq!(stored, Appended::Stored(n), "one that rests is not kept from those who wait");
+            }
+        })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        call.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_event_that_the_database_refuses_is_found_among_500() {
     for place in Place::durable().await {
         let engine = place.open().await;

@@ -133,13 +133,14 @@ async fn every_query_of_sqlite_uses_its_index() {
     use sqlite::queries as q;
     let of_group = |query: &str| format!("{} values (1, 'u', 'i', 1)) {query}", q::INCOMING);
     let (known, waiting) = (of_group(q::KNOWN), of_group(q::STANDING_WAITING));
+    let acknowledge = format!("{} values ('u', '', 1, 1)) {}", q::ACKNOWLEDGED, q::ACKNOWLEDGE);
     let release = format!("{}1, 2)", q::RELEASE);
     let queries = [
         (&*known, "log_ids"),
         (&*waiting, "waiting_ids"),
         (&*release, "SEARCH waiting USING INTEGER PRIMARY KEY"),
         (q::READ, "log_numbers"),
-        (q::ACKNOWLEDGE, "SEARCH heads USING PRIMARY KEY"),
+        (&*acknowledge, "SEARCH heads USING PRIMARY KEY"),
         (q::OPEN, "SEARCH cursors USING PRIMARY KEY"),
         (q::NOTE_AGAIN, "journal_numbers"),
         (q::NOTE_UNNUMBERED_AGAIN, "journal_ids"),

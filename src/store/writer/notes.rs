@@ -11,7 +11,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{Patient, gather, of_user};
 use crate::{
@@ -19,8 +22,8 @@ use crate::{
     store::{Acknowledgement, Error, journal::Step},
 };
 
-/// How long the first one waits for others.
-const WAIT: Duration = Duration::from_millis(10);
+/// How long the first one waits for others. Who waits for a note has it written at once.
+const WAIT: Duration = Duration::from_millis(30);
 /// When so many wait in a lane, appends wait for it: it is their deliveries that are acknowledged.
 const BEHIND: usize = 10_000;
 
@@ -111,7 +114,7 @@ async fn run(
 ) {
     let mut notes = Vec::new();
     let is_awaited = |note: &Note| matches!(note, Note::Written(_));
-    while gather(&mut queue, &mut notes, WAIT, is_awaited).await {
+    while gather(&mut queue, &mut notes, || Instant::now() + WAIT, is_awaited).await {
         let taken = notes.len();
         let (mut acknowledged, mut steps, mut answers) = (Vec::new(), Vec::new(), Vec::new());
         for note in notes.drain(..) {

@@ -18,7 +18,11 @@ struct Setup {
 
 impl Setup {
     async fn new() -> Self {
-        let (store, health) = (FaultyStore::new(1000), Health::default());
+        Self::over(FaultyStore::new(1000)).await
+    }
+
+    async fn over(store: Arc<FaultyStore>) -> Self {
+        let health = Health::default();
         let writer = Writer::start(&(store.clone() as Arc<dyn Store>), &health, &mpsc::unbounded_channel().0);
         let (actor, stored) = Collector::<Written>::spawn().await;
         Self { store, writer, health, reports: Reports::new(), reply: actor.get_derived(), stored }
@@ -234,19 +238,39 @@ async fn a_group_is_what_comes_before_its_first_has_waited_or_is_full_or_somebod
         (0..3).for_each(|_| sender.send(0).unwrap());
         tokio::time::sleep(Duration::from_secs(1)).await;
     });
-    assert!(gather(&mut queue, &mut group, wait, |_| false).await);
+    assert!(gather(&mut queue, &mut group, || Instant::now() + wait, |_| false).await);
     assert_eq!(std::mem::take(&mut group), [1, 2, 3]);
-    assert!(gather(&mut queue, &mut group, wait, |_| false).await);
+    assert!(gather(&mut queue, &mut group, || Instant::now() + wait, |_| false).await);
     assert_eq!((std::mem::take(&mut group).len(), queue.len()), (GROUP_MAX, 1), "full");
-    assert!(gather(&mut queue, &mut group, wait, |_| false).await);
+    assert!(gather(&mut queue, &mut group, || Instant::now() + wait, |_| false).await);
     assert_eq!(std::mem::take(&mut group), [GROUP_MAX]);
     let before = Instant::now();
-    assert!(gather(&mut queue, &mut group, wait, |_| true).await);
+    assert!(gather(&mut queue, &mut group, || Instant::now() + wait, |_| true).await);
     assert_eq!(group, [0, 0, 0]);
     assert!(
         before.elapsed() <= Duration::from_millis(50),
         "nobody waits longer than for the first: {:?}",
         before.elapsed()
     );
-    assert!(!gather(&mut queue, &mut group, wait, |_| false).await, "the end");
+    assert!(!gather(&mut queue, &mut group, || Instant::now() + wait, |_| false).await, "the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_has_rested_writes_at_once_and_begins_no_two_calls_close_together() {
+    let store = FaultyStore::new(1000);
+    store.begin_no_two_calls_within(Duration::from_millis(20));
+    let setup = Setup::over(store).await;
+    let calls_after = async |wait_ms: u64| {
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        setup.store.made(Call::Append)
+    };
+    assert_eq!(calls_after(50).await, 0);
+    setup.append(1);
+    assert_eq!(calls_after(1).await, 1, "at once");
+    setup.append(2);
+    assert_eq!(calls_after(10).await, 1, "too soon");
+    setup.append(3);
+    assert_eq!(calls_after(5).await, 1, "too soon");
+    assert_eq!(calls_after(10).await, 2, "both together");
+    assert_eq!(setup.answers(), numbered(1..=3));
 }

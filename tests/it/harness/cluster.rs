@@ -14,12 +14,25 @@ pub struct Cluster {
     pub feed: Feed,
     pub store: Store,
     pub nodes: Vec<Node>,
+    /// What is set in the configuration of each.
+    each: fn(Builder) -> Builder,
 }
 
 impl Cluster {
     /// So many nodes, which have shared everything out among them.
     pub async fn start(count: usize, partitions: i32) -> Self {
         Self::start_with(count, partitions, Store::postgres().await, |_, builder| builder).await
+    }
+
+    /// The same, with something set in the configuration of each, of those that come later too.
+    pub async fn start_each(count: usize, partitions: i32, each: fn(Builder) -> Builder) -> Self {
+        let (feed, store) = (Feed::new(partitions).await, Store::postgres().await);
+        let mut cluster = Self { feed, store, nodes: Vec::new(), each };
+        for _ in 0..count {
+            cluster.add().await;
+        }
+        cluster.settled().await;
+        cluster
     }
 
     /// The same with that store, each node configured by its number. All begin at the same time.
@@ -29,7 +42,8 @@ impl Cluster {
         store: Store,
         configure: impl Fn(usize, Builder) -> Builder,
     ) -> Self {
-        let mut cluster = Self { feed: Feed::new(partitions).await, store, nodes: Vec::new() };
+        let each = |builder| builder;
+        let mut cluster = Self { feed: Feed::new(partitions).await, store, nodes: Vec::new(), each };
         for index in 0..count {
             let node = configure(index, cluster.builder()).start_unready();
             cluster.nodes.push(node);
@@ -45,7 +59,7 @@ impl Cluster {
     pub fn builder(&self) -> Builder {
         let [link] = free_ports();
         let builder = self.store.of(Node::builder(&self.feed));
-        builder
+        (self.each)(builder)
             .set("node.id", format!("n{}", self.nodes.len()))
             .set("cluster.enabled", true)
             .set("cluster.listen", format!("127.0.0.1:{link}"))
