@@ -59,6 +59,23 @@ async fn a_node_is_killed() {
     assert!(silence < SILENCE);
 }
 
+/// What it had read was not stored, and what it had begun to write comes late or not at all.
+#[tokio::test]
+async fn a_node_is_killed_while_the_store_stands_still() {
+    let mut cluster = three().await;
+    let traffic = traffic(&cluster).await;
+    for node in [2, 1] {
+        let locked = cluster.store.lock("shard_claims").await;
+        traffic.flow(CALM).await;
+        traffic.hurt(node);
+        cluster.nodes[node].kill();
+        drop(locked);
+        goes_on(&traffic).await;
+    }
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}
+
 #[tokio::test]
 async fn two_of_three_are_killed_at_once() {
     let mut cluster = three().await;

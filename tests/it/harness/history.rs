@@ -134,7 +134,7 @@ impl History {
     }
 
     /// Those of these events that a client did not get on any of its connections, if they are durable.
-    fn missing(&self, written: &[Written]) -> Vec<(usize, String, u64)> {
+    pub fn missing(&self, written: &[Written]) -> Vec<(usize, String, u64)> {
         let mut seen: BTreeMap<usize, (&str, HashSet<u64>)> = BTreeMap::new();
         for connection in &self.connections {
             let (_, seen) = seen.entry(connection.client).or_insert((&connection.user, HashSet::new()));

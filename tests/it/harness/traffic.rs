@@ -19,7 +19,7 @@ use super::{
     history::{Connection, History, Saw, Written},
     node::Node,
     token,
-    wait::{eventually, eventually_within, within},
+    wait::{eventually, within},
     ws::{Connect, Step, WsClient},
 };
 
@@ -30,6 +30,8 @@ const AT_ONCE: usize = 4;
 const TRANSIENT: u64 = 5;
 /// Clients acknowledge one of so many numbers.
 const ACKNOWLEDGED: u64 = 3;
+/// After so long a silence they acknowledge all: nobody may be taken for one that never does.
+const QUIET: Duration = Duration::from_secs(5);
 /// How long a client waits for a node's greeting, and before it tries the next one.
 const GREETING: Duration = Duration::from_secs(8);
 const RETRY: Duration = Duration::from_millis(200);
@@ -129,10 +131,15 @@ impl Traffic {
         // Each user has had its turn.
         self.flow(EVERY * 20).await;
         let until = self.shared.history.lock().written.len();
-        eventually_within(PATIENCE, "everything that was written has come", async || {
-            self.shared.history.lock().is_complete_up_to(until).then_some(())
-        })
-        .await;
+        let began = Instant::now();
+        while !self.shared.history.lock().is_complete_up_to(until) {
+            if began.elapsed() > PATIENCE {
+                let history = self.shared.history.lock();
+                let lost: Vec<_> = history.missing(&history.written[..until]).into_iter().take(SHOWN).collect();
+                panic!("not within {PATIENCE:?}: everything that was written; lost (client, user, n): {lost:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Ends the traffic, waits until everybody has everything, and checks all of it.
@@ -257,8 +264,9 @@ impl Client {
         };
         let shared = self.shared.clone();
         let note = |saw| shared.history.lock().connections[index].saw.push((Instant::now(), saw));
+        let mut acknowledged = 0;
         loop {
-            match socket.step(Duration::from_secs(3600)).await {
+            match socket.step(QUIET).await {
                 Step::Frame(frame) if frame.kind == "$gap" => {
                     let field = |name| frame.payload()[name].as_u64().expect("a number");
                     note(Saw::Gap { from: field("from"), to: field("to") });
@@ -273,6 +281,7 @@ impl Client {
                         if seq % ACKNOWLEDGED == 0 {
                             note(Saw::Acknowledged(seq));
                             socket.ack(seq).await;
+                            acknowledged = seq;
                         }
                     }
                 }
@@ -281,7 +290,13 @@ impl Client {
                     let excused = now.is_hurt || place.is_hurt || now.hurts != place.hurts;
                     return note(Saw::Closed { code, excused });
                 }
-                Step::Nothing => {}
+                Step::Nothing => {
+                    if let Some(seq) = self.last.as_ref().map(|(_, seq)| *seq).filter(|seq| *seq > acknowledged) {
+                        note(Saw::Acknowledged(seq));
+                        socket.ack(seq).await;
+                        acknowledged = seq;
+                    }
+                }
             }
         }
     }
