@@ -10,11 +10,11 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Event, Feed, Node,
+    Event, Feed, Node, Store,
     cluster::{Cluster, SHARDS},
     command,
     http::Response,
-    node::Builder,
+    node::{Builder, NOTIFIER, free_ports},
     process::Process,
     sse::SseClient,
     wait::{DEADLINE, eventually},
@@ -294,4 +294,17 @@ async fn the_limit_of_sessions_holds_when_the_owner_dies_and_one_more_comes() {
         .await;
         assert_eq!(sessions, 2, "{user}");
     }
+}
+
+#[tokio::test]
+async fn the_example_with_three_nodes_loses_nothing() {
+    let feed = Feed::new(6).await;
+    let store = Store::postgres().await;
+    let ports: [u16; 12] = free_ports();
+    let mut example = crate::harness::process::command(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/cluster/run"));
+    example.env("NOTIFIER", NOTIFIER).env("PORT", ports[0].to_string()).env("STORE", store.url());
+    example.env("KAFKA", &feed.kafka.bootstrap).env("TOPIC", &feed.topic);
+    let output = Process::run("examples/cluster/run", example, Duration::from_secs(120)).await.ok();
+    assert_eq!(output.matches("1 to 60, in order, each once; connections lost: 0").count(), 4, "{output}");
+    assert!(output.contains("n0 is killed") && output.contains("3 nodes, version"), "{output}");
 }
