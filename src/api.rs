@@ -116,7 +116,7 @@ impl Api {
             .routes(routes!(events::publish))
             .routes(routes!(notifications::read))
             .routes(routes!(notification::account, notification::cancel))
-            .routes(routes!(cluster::read))
+            .routes(routes!(cluster::look))
             .with_state(self.0.clone())
     }
 

@@ -143,7 +143,7 @@ struct Move {
         Refusals,
     ),
 )]
-pub(super) async fn read(
+pub(super) async fn look(
     State(api): State<Arc<Inner>>,
     carrier: Option<Extension<Carrier>>,
     headers: HeaderMap,

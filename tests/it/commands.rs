@@ -165,7 +165,7 @@ async fn completions_are_printed_for_the_usual_shells() {
 
 #[tokio::test]
 async fn every_command_has_help_with_an_example() {
-    for command in ["dev", "serve", "send", "tail", "token", "migrate", "health", "check-config"] {
+    for command in ["dev", "serve", "send", "tail", "cluster", "token", "migrate", "health", "check-config"] {
         let help = run(&[command, "--help"]).await.ok();
         let example = format!("notifier {command}");
         let uses = help.matches(&example).count();

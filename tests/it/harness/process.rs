@@ -147,6 +147,21 @@ impl Process {
         .await;
     }
 
+    /// Stops it where it stands; returns when nothing of it moves any more.
+    pub async fn freeze(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.id());
+        eventually_within(super::wait::DEADLINE, "a frozen process", async || {
+            let mut tasks = std::fs::read_dir(&tasks).ok()?;
+            let is_stopped = |task: std::fs::DirEntry| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('T'))
+            };
+            tasks.all(|task| task.is_ok_and(is_stopped)).then_some(())
+        })
+        .await;
+    }
+
     /// No file that it writes may grow beyond so many bytes; `None`: any size.
     pub fn files_max(&self, bytes: Option<u64>) {
         assert!(files_max(Command::new("prlimit"), self.id(), bytes), "prlimit says no");
