@@ -98,7 +98,7 @@ async fn every_node_tells_of_all_and_who_does_not_answer_is_not_made_up() {
     assert!(printed.starts_with("3 nodes, version "), "{printed}");
     assert!(printed.contains(&format!("{SHARDS} of {SHARDS} shards are served\n")), "{printed}");
 
-    cluster.nodes[2].process().freeze().await;
+    cluster.nodes[2].process().stop().await;
     let asked = Instant::now();
     let now = told(&cluster.nodes[0]).await;
     assert!(asked.elapsed() < Duration::from_secs(4), "it waits for no one: {:?}", asked.elapsed());
@@ -138,7 +138,7 @@ async fn the_command_follows_the_cluster_until_it_is_told_to_stop() {
     let all = lines(&watching);
     assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "{all:?}");
 
-    cluster.nodes[0].process().freeze().await;
+    cluster.nodes[0].process().stop().await;
     eventually("it says that it waits", async || watching.stderr().contains("asking again").then_some(())).await;
     assert!(watching.running());
     cluster.nodes[0].process().kill();
@@ -211,7 +211,7 @@ async fn sessions_are_listed_and_ended_from_any_node() {
     // Whoever does not answer is named.
     let _here = cluster.nodes[0].connect("102").await;
     let _there = cluster.nodes[2].connect("102").await;
-    cluster.nodes[2].process().freeze().await;
+    cluster.nodes[2].process().stop().await;
     // At the same time: soon it will be dead, and nobody's business any more.
     let ending = asked(&cluster.nodes[1], "DELETE", "/v1/users/102/sessions", "");
     let (list, ended) = tokio::join!(listed(&cluster.nodes[0], "102"), ending);
@@ -270,7 +270,7 @@ async fn the_limit_of_sessions_holds_when_the_owner_dies_and_one_more_comes() {
     for user in &users {
         clients.push((cluster.nodes[0].connect(user).await, cluster.nodes[1].connect(user).await));
     }
-    cluster.nodes[2].process().freeze().await;
+    cluster.nodes[2].process().stop().await;
     let mut killed = cluster.nodes[2].take();
     let coming =
         join_all(users.iter().zip([0, 1].into_iter().cycle()).map(|(user, at)| cluster.nodes[at].connect(user)));

@@ -148,7 +148,7 @@ impl Process {
     }
 
     /// Stops it where it stands; returns when nothing of it moves any more.
-    pub async fn freeze(&self) {
+    pub async fn stop(&self) {
         self.signal("STOP");
         let tasks = format!("/proc/{}/task", self.id());
         eventually_within(super::wait::DEADLINE, "a frozen process", async || {
