@@ -80,7 +80,7 @@ async fn run(seed: u64, time: Duration) {
     println!("NOTIFIER_CHAOS_SEED={seed}");
     let mut schedule = Schedule::new(seed);
     let mut cluster = Cluster::start_with(NODES, 6, Store::postgres().await, |_, builder| builder).await;
-    let traffic = Traffic::start(&cluster, USERS).await;
+    let traffic = Traffic::start_busy(&cluster, USERS).await;
     let began = Instant::now();
     while began.elapsed() < time {
         traffic.flow(schedule.pause()).await;

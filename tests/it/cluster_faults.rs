@@ -336,7 +336,7 @@ async fn one_node_is_out_of_the_others_reach_for_a_while() {
     let traffic = traffic(&cluster).await;
     traffic.hurt(2);
     proxies[2].freeze(true);
-    traffic.flow(Duration::from_secs(6)).await;
+    traffic.flow(Duration::from_secs(4)).await;
     proxies[2].freeze(false);
     goes_on(&traffic).await;
     // It reaches the others: they may wait for it, or go on without it.
@@ -344,6 +344,21 @@ async fn one_node_is_out_of_the_others_reach_for_a_while() {
         assert_eq!(cluster.nodes[2].ends().await, 3);
     }
     assert!(cluster.nodes[0].is_running() && cluster.nodes[1].is_running());
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}
+
+#[tokio::test]
+async fn a_node_that_nobody_reaches_and_that_reaches_others_is_replaced_and_ends() {
+    let (mut cluster, proxies) = with_proxies_between().await;
+    let traffic = traffic(&cluster).await;
+    traffic.hurt(2);
+    proxies[2].freeze(true);
+    let cut = Instant::now();
+    let ended = cluster.nodes[2].take().finish(Duration::from_secs(45)).await;
+    println!("it ended {:?} after the cut", cut.elapsed());
+    assert_eq!(ended.code(), 3, "{ended:?}");
+    goes_on(&traffic).await;
     cluster.settled().await;
     traffic.check(&cluster).await;
 }

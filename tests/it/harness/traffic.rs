@@ -23,9 +23,18 @@ use super::{
     ws::{Connect, Step, WsClient},
 };
 
-/// The producer writes so often, for so many users each time.
-const EVERY: Duration = Duration::from_millis(50);
-const AT_ONCE: usize = 4;
+/// What the producer writes: so often, for so many users each time.
+#[derive(Clone, Copy)]
+struct Load {
+    every: Duration,
+    users: usize,
+}
+
+const LIGHT: Load = Load { every: Duration::from_millis(50), users: 4 };
+/// So that something is always under way.
+const BUSY: Load = Load { every: Duration::from_millis(20), users: 8 };
+/// Each user has had its turn.
+const ROUND: Duration = Duration::from_secs(1);
 /// Of so many events, one is transient.
 const TRANSIENT: u64 = 5;
 /// Clients acknowledge one of so many numbers.
@@ -37,6 +46,8 @@ const GREETING: Duration = Duration::from_secs(8);
 const RETRY: Duration = Duration::from_millis(200);
 /// How long everybody may take to get everything when all is well again.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often to look whether everybody has everything.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long something that must not come is waited for.
 const AFTERMATH: Duration = Duration::from_millis(500);
 /// So many faults are printed.
@@ -70,8 +81,17 @@ pub struct Traffic {
 const SECOND: usize = 3;
 
 impl Traffic {
-    /// Connects clients of so many users to all nodes, and begins to write when all are there.
+    /// Connects clients of so many users to all nodes, and begins to write a little when all are there.
     pub async fn start(cluster: &Cluster, users: usize) -> Self {
+        Self::start_with(cluster, users, LIGHT).await
+    }
+
+    /// The same, and writes more.
+    pub async fn start_busy(cluster: &Cluster, users: usize) -> Self {
+        Self::start_with(cluster, users, BUSY).await
+    }
+
+    async fn start_with(cluster: &Cluster, users: usize, load: Load) -> Self {
         let shared = Arc::new(Shared::default());
         for node in &cluster.nodes {
             place(&shared, node);
@@ -99,7 +119,7 @@ impl Traffic {
             (shared.history.lock().connections.len() >= all).then_some(())
         })
         .await;
-        let producer = tokio::spawn(produce(cluster.feed.clone(), shared.clone(), users));
+        let producer = tokio::spawn(produce(cluster.feed.clone(), shared.clone(), users, load));
         Self { shared, producer, clients }
     }
 
@@ -128,8 +148,7 @@ impl Traffic {
 
     /// Waits until every client has had everything that is written by then; the traffic goes on.
     pub async fn flows(&self) {
-        // Each user has had its turn.
-        self.flow(EVERY * 20).await;
+        self.flow(ROUND).await;
         let until = self.shared.history.lock().written.len();
         let began = Instant::now();
         while !self.shared.history.lock().is_complete_up_to(until) {
@@ -138,7 +157,7 @@ impl Traffic {
                 let lost: Vec<_> = history.missing(&history.written[..until]).into_iter().take(SHOWN).collect();
                 panic!("not within {PATIENCE:?}: everything that was written; lost (client, user, n): {lost:?}");
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -150,7 +169,7 @@ impl Traffic {
         let ended = Instant::now();
         while !shared.history.lock().is_complete() && ended.elapsed() < PATIENCE {
             assert!(!clients.iter().any(JoinHandle::is_finished), "a client has ended");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(LOOK).await;
         }
         tokio::time::sleep(AFTERMATH).await;
         clients.iter().for_each(JoinHandle::abort);
@@ -189,15 +208,15 @@ fn place(shared: &Shared, node: &Node) {
     shared.places.lock().push(Place { addr: node.addr(), is_hurt: false, hurts: 0 });
 }
 
-async fn produce(feed: Feed, shared: Arc<Shared>, users: usize) {
+async fn produce(feed: Feed, shared: Arc<Shared>, users: usize, load: Load) {
     let mut next = vec![0; users];
     let mut turn = (0..users).cycle();
-    let mut ticks = tokio::time::interval(EVERY);
+    let mut ticks = tokio::time::interval(load.every);
     while !shared.stop.load(Ordering::Relaxed) {
         ticks.tick().await;
         let at = Instant::now();
         let (mut written, mut events) = (Vec::new(), Vec::new());
-        for user in turn.by_ref().take(AT_ONCE) {
+        for user in turn.by_ref().take(load.users) {
             let n = next[user];
             next[user] += 1;
             let durable = !(n + user as u64).is_multiple_of(TRANSIENT);
