@@ -108,7 +108,7 @@ struct Inner {
     owners: Owners,
     peers: RwLock<HashMap<Incarnation, Peer>>,
     /// Connections of users whom nobody serves just now.
-    #[expect(clippy::vec_box, reason = "they come and go in boxes")]
+    #[expect(clippy::vec_box, reason = "they come in boxes, and go on in them")]
     waiting: Mutex<Vec<Box<Attach>>>,
     answering: Arc<OnceLock<Arc<dyn Answering>>>,
 }
