@@ -1,6 +1,7 @@
 //! Claims in PostgreSQL. A take locks its own member's row first, so that the member cannot be declared dead until the
 //! take has committed, or is dead before and gets nothing; then the claims, in their order, as writes do
-//! ([`super::fence`]), so that whatever a former owner has begun is over or fails.
+//! ([`super::fence`]), so that whatever a former owner has begun is over or fails. A shard's claim is locked against notes
+//! too, whose own lock is weak.
 
 use super::{
     membership::{PostgresMembership, ask_shortly},
@@ -47,7 +48,7 @@ macro_rules! take_shards {
     cross join me
     where ",
             claimable!(),
-            " order by c.shard for no key update of c ",
+            " order by c.shard for update of c ",
             $locked,
             ")
 update shard_claims c set owner = $1, epoch = c.epoch + 1 from free where c.shard = free.shard

@@ -174,6 +174,26 @@ async fn waits_for_a_lock(place: &super::databases::Place, count: i64) {
     until(async || sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut watching).await.unwrap() == count).await;
 }
 
+/// What a former owner notes (cursors, the journal) has a weak lock, and is over before somebody else begins all the same:
+/// or a client could be given again what it has acknowledged.
+#[tokio::test]
+async fn a_take_waits_for_notes_that_are_under_way() {
+    let [_, (_, table, place)] = all().await;
+    let (former, b) = (join(&*table, "a").await, join(&*table, "b").await);
+    table.take_shards(former, &shards(0, 0..1)).await.unwrap();
+    let mut other = place.postgres().await;
+    let mut noting = other.begin().await.unwrap();
+    noting.execute("select from shard_claims where shard = 0 for key share").await.unwrap();
+    bury(&*table, former).await;
+    let take = tokio::spawn({
+        let table = table.clone();
+        async move { table.take_shards(b, &shards(1, 0..1)).await }
+    });
+    waits_for_a_lock(&place, 1).await;
+    noting.commit().await.unwrap();
+    assert_eq!(take.await.unwrap().unwrap(), shards(2, 0..1));
+}
+
 /// A newcomer waits for a claim that somebody has locked; meanwhile another one takes it.
 #[tokio::test]
 async fn a_take_that_waited_while_others_took_gets_what_is_left() {
