@@ -5,7 +5,11 @@
 
 mod notes;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use ractor::DerivedActorRef;
 use tokio::{
@@ -86,6 +90,15 @@ enum Entrant {
     New { in_flight: InFlight, alone: bool },
     /// One that has waited, or a digest.
     Released(Arc<Event>),
+}
+
+impl Entrant {
+    fn event(&self) -> &Arc<Event> {
+        match self {
+            Self::New { in_flight, .. } => &in_flight.event,
+            Self::Released(event) => event,
+        }
+    }
 }
 
 /// A log to be opened.
@@ -261,10 +274,16 @@ struct Lane {
     notes: Notes,
 }
 
-/// The writes of one call each.
+/// The writes of one call each, in this order.
 #[derive(Default)]
 struct Group {
+    /// Of users for whom nothing was held back before: were it stored after that and the process killed in between, what
+    /// waits would go on before these were read again.
+    first: Vec<(Entrant, Reply)>,
     holds: Vec<(InFlight, Option<NotificationId>, Reply)>,
+    /// Whose they are.
+    holding: HashSet<UserId>,
+    /// What was held back may be among these.
     appends: Vec<(Entrant, Reply)>,
     endings: Vec<Ending>,
     digests: Vec<(UserId, NotificationId)>,
@@ -276,8 +295,14 @@ impl Group {
     /// Takes a write; one that has to be alone comes back.
     fn add(&mut self, write: Write) -> Option<Alone> {
         match write {
-            Write::Hold { in_flight, digest, reply } => self.holds.push((in_flight, digest, reply)),
-            Write::Append { entrant, reply } => self.appends.push((entrant, reply)),
+            Write::Hold { in_flight, digest, reply } => {
+                self.holding.insert(in_flight.event.user.clone());
+                self.holds.push((in_flight, digest, reply));
+            }
+            Write::Append { entrant, reply } if self.holding.contains(&entrant.event().user) => {
+                self.appends.push((entrant, reply));
+            }
+            Write::Append { entrant, reply } => self.first.push((entrant, reply)),
             Write::End(ending) => self.endings.push(ending),
             Write::Digested(user, digest) => self.digests.push((user, digest)),
             Write::Backlog(user, answer) => self.backlogs.push((user, answer)),
@@ -326,8 +351,11 @@ impl Lane {
     }
 
     async fn write(&self, mut group: Group) {
+        let first = std::mem::take(&mut group.first);
+        self.append(first, &mut group).await;
         self.hold(std::mem::take(&mut group.holds)).await;
-        self.append(&mut group).await;
+        let appends = std::mem::take(&mut group.appends);
+        self.append(appends, &mut group).await;
         let Group { endings, digests, superseding, backlogs, .. } = group;
         if !endings.is_empty() {
             self.store.until_done(|store, _| store.end(&endings)).await;
@@ -372,16 +400,11 @@ impl Lane {
         }
     }
 
-    async fn append(&self, group: &mut Group) {
-        let appends = std::mem::take(&mut group.appends);
+    async fn append(&self, appends: Vec<(Entrant, Reply)>, group: &mut Group) {
         if appends.is_empty() {
             return;
         }
-        let event = |(entrant, _): &(Entrant, _)| match entrant {
-            Entrant::New { in_flight, .. } => in_flight.event.clone(),
-            Entrant::Released(event) => event.clone(),
-        };
-        let events: Vec<_> = appends.iter().map(event).collect();
+        let events: Vec<_> = appends.iter().map(|(entrant, _)| entrant.event().clone()).collect();
         self.notes.keep_up(&events[0].user).await;
         let began = Instant::now();
         let outcomes = self.store.until_done(|store, _| store.append(&events)).await;

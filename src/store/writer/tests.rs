@@ -76,6 +76,27 @@ async fn what_comes_while_a_call_is_under_way_goes_into_the_next_one_together_an
     assert_eq!((setup.answers(), setup.store.made(Call::Append)), (numbered(1..=20), 2));
 }
 
+/// Or a process that is killed in between would go on with what waits before it reads the others again.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_held_back_before_what_came_earlier_is_stored_and_nothing_goes_on_before_it_is_held_back() {
+    let setup = Setup::new().await;
+    setup.store.delay(Call::Append, Duration::from_secs(1));
+    setup.store.delay(Call::Hold, Duration::from_secs(1));
+    setup.append(1);
+    let waits = durable(&fakes::user(), "2");
+    setup.writer.hold(setup.reports.in_flight(2, waits.clone()), None, setup.reply.clone());
+    setup.writer.release(waits, setup.reply.clone());
+    let made = |call| setup.store.made(call);
+    let mut steps = Vec::new();
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        steps.push((made(Call::Append), made(Call::Hold)));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(steps, [(1, 0), (1, 1), (2, 1)]);
+    assert_eq!(setup.store.open(&fakes::user(), None).await.unwrap().head, 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_acknowledgement_that_the_store_did_not_take_is_repeated() {
     let setup = Setup::new().await;
