@@ -263,13 +263,16 @@ async fn a_stream_is_acknowledged_for_at_any_node() {
 #[tokio::test]
 async fn the_limit_of_sessions_holds_when_the_owner_dies_and_one_more_comes() {
     const USERS: usize = 24;
+    const AGE: Duration = Duration::from_secs(1);
     let limited: fn(Builder) -> Builder = |builder| with_key(builder).set("sessions.per_user_max", 2);
     let mut cluster = Cluster::start_each(3, 3, limited).await;
     let users: Vec<String> = (0..USERS).map(|n| format!("user-{n}")).collect();
-    let mut clients = Vec::new();
-    for user in &users {
-        clients.push((cluster.nodes[0].connect(user).await, cluster.nodes[1].connect(user).await));
-    }
+    let oldest = join_all(users.iter().map(|user| cluster.nodes[0].connect(user))).await;
+    // Ages cross the link: as exact as that is quick.
+    tokio::time::sleep(AGE).await;
+    let second = join_all(users.iter().map(|user| cluster.nodes[1].connect(user))).await;
+    let mut clients: Vec<_> = oldest.into_iter().zip(second).collect();
+    tokio::time::sleep(AGE).await;
     cluster.nodes[2].process().stop().await;
     let mut killed = cluster.nodes[2].take();
     let coming =
