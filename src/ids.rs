@@ -124,6 +124,12 @@ impl NotificationId {
     }
 }
 
+/// A UUID in the one form that is written here: 32 lowercase digits.
+fn simple(text: &str) -> Option<Uuid> {
+    let id = Uuid::try_parse(text).ok()?;
+    (id.simple().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(id)
+}
+
 /// A session: 122 random bits, so that knowing one is the right to act for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Uuid);
@@ -138,8 +144,7 @@ impl SessionId {
     /// Reads the form that `Display` writes; anything else names no session.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let id = Uuid::try_parse(text).ok()?;
-        (id.simple().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(Self(id))
+        simple(text).map(Self)
     }
 }
 
@@ -194,8 +199,7 @@ impl Incarnation {
     /// Reads the form that `Display` writes.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let id = Uuid::try_parse(text).ok()?;
-        (id.simple().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(Self(id))
+        simple(text).map(Self)
     }
 
     /// Its sixteen bytes.
