@@ -23,4 +23,4 @@ use std::time::Duration;
 pub const RENEW_EVERY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -5,13 +5,15 @@ mod changes;
 mod interleavings;
 mod parts;
 mod simulation;
+pub(crate) mod table;
 mod world;
 
 use std::{num::NonZeroU8, time::Duration};
 
+use self::table::Table;
 use super::{
     changes::Change,
-    table::{Changed, Table},
+    table::Changed,
     view::{Node, View},
 };
 use crate::ids::{Incarnation, NodeId};
@@ -33,7 +35,7 @@ pub(super) fn node(id: &str, number: u64) -> Node {
 }
 
 /// A table with so many active members, numbered from 0 in the order in which they joined.
-pub(super) fn table(members: u64) -> Table {
+pub(super) fn table_of(members: u64) -> Table {
     let mut table = Table::default();
     for number in 0..members {
         let join = table.view(Duration::ZERO).join(node(&format!("n{number}"), number), &[]).unwrap();
@@ -45,7 +47,7 @@ pub(super) fn table(members: u64) -> Table {
 }
 
 pub(super) fn view(members: u64) -> View {
-    table(members).view(Duration::ZERO)
+    table_of(members).view(Duration::ZERO)
 }
 
 pub(super) fn apply(table: &mut Table, change: &Change) {

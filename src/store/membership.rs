@@ -1,5 +1,4 @@
-//! The table of a cluster's members, for all its nodes: what [`crate::cluster::table::Table`] does, kept where every node
-//! finds it. What is decided about it is in [`crate::cluster`].
+//! The table of a cluster's members, for all its nodes: kept where every node finds it. What is decided about it is in [`crate::cluster`].
 
 use super::Answer;
 use crate::{

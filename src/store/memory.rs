@@ -25,7 +25,6 @@ use crate::{
 };
 
 mod journal;
-pub mod membership;
 
 /// Parts of the log with a lock each, so that users rarely wait for one another.
 const STRIPES: u16 = 16;

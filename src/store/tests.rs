@@ -8,6 +8,7 @@ mod faults;
 mod journal;
 mod measure;
 mod membership;
+mod memory_membership;
 mod plans;
 mod states;
 

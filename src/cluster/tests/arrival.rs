@@ -7,12 +7,12 @@ use super::{
         arrival::{Answered, Arrival, Verdict},
         view::Node,
     },
-    apply, incarnation, living, node, table,
+    apply, incarnation, living, node, table_of,
 };
 
 #[test]
 fn a_second_live_node_of_the_same_name_is_refused() {
-    let mut table = table(3);
+    let mut table = table_of(3);
     let newcomer = node("n1", 9);
     let look = |arrival: &mut Arrival, table: &super::Table, answered| {
         arrival.look(&table.view(Duration::ZERO), &newcomer, |_| answered)
@@ -31,7 +31,7 @@ fn a_second_live_node_of_the_same_name_is_refused() {
 
 #[test]
 fn a_node_that_comes_back_declares_its_former_self_dead() {
-    let mut table = table(3);
+    let mut table = table_of(3);
     let newcomer = node("n1", 9);
     let read = table.view(Duration::ZERO);
     let mut asked = Vec::new();
@@ -49,7 +49,7 @@ fn a_node_that_comes_back_declares_its_former_self_dead() {
 
 #[test]
 fn where_nobody_answers_a_counter_that_stands_still_is_enough() {
-    let table = table(2);
+    let table = table_of(2);
     let mut arrival = Arrival::default();
     for _ in 0..5 {
         let verdict = arrival.look(&table.view(Duration::ZERO), &node("n1", 9), |_| Answered::Nobody);
@@ -61,7 +61,7 @@ fn where_nobody_answers_a_counter_that_stands_still_is_enough() {
 
 #[test]
 fn who_shares_its_store_with_nobody_is_met_by_all() {
-    let mut table = table(0);
+    let mut table = table_of(0);
     let alone = Node { is_alone: true, addresses: Vec::new(), ..node("x", 1) };
     let read = table.view(Duration::ZERO);
     let Verdict::Join(change) = Arrival::default().look(&read, &alone, |_| unreachable!("nobody is there")) else {

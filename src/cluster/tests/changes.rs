@@ -5,11 +5,13 @@ use std::time::Duration;
 use super::{
     super::{
         changes::Refused,
-        table::{Changed, Table},
+        table::Changed,
         view::{Member, Node, State, View},
         votes::VOTE_RENEWALS,
     },
-    after, apply, incarnation, living, node, table, view,
+    after, apply, incarnation, living, node,
+    table::Table,
+    table_of, view,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -50,7 +52,7 @@ fn there_is_one_way_through_the_states() {
 
 #[test]
 fn a_change_of_another_version_does_nothing() {
-    let mut table = table(2);
+    let mut table = table_of(2);
     let read = table.view(Duration::ZERO);
     let (drain, leave) = (read.drain(incarnation(0)).unwrap(), read.leave(incarnation(1)).unwrap());
     assert_eq!(table.change(&drain, Duration::ZERO), Changed::Done(5));
@@ -121,7 +123,7 @@ fn a_dead_members_vote_counts_no_more() {
 
 #[test]
 fn a_vote_ages_with_its_voters_renewals() {
-    let mut table = table(4);
+    let mut table = table_of(4);
     let vote = |table: &mut Table, by| {
         let change = table.view(Duration::ZERO).vote(incarnation(by), incarnation(3)).unwrap();
         change.inspect(|change| apply(table, change)).is_some()
@@ -151,7 +153,7 @@ fn a_vote_is_withdrawn_when_its_subject_is_heard_again() {
 
 #[test]
 fn a_stale_member_that_has_moved_after_all_lives() {
-    let mut table = table(3);
+    let mut table = table_of(3);
     let change = table.view(Duration::ZERO).declare_stale(incarnation(0), incarnation(2), 0).unwrap();
     table.renew(incarnation(2));
     assert_eq!(table.change(&change, Duration::ZERO), Changed::Overtaken);
@@ -163,7 +165,7 @@ fn a_stale_member_that_has_moved_after_all_lives() {
 
 #[test]
 fn dead_rows_go_after_a_day_by_the_stores_clock() {
-    let mut table = table(2);
+    let mut table = table_of(2);
     let leave = table.view(DAY).leave(incarnation(0)).unwrap();
     assert_eq!(table.change(&leave, DAY), Changed::Done(5));
     // Later changes of others do not make it younger.
@@ -179,7 +181,7 @@ fn dead_rows_go_after_a_day_by_the_stores_clock() {
 
 #[test]
 fn a_change_keeps_the_counters_that_moved_meanwhile() {
-    let mut table = table(2);
+    let mut table = table_of(2);
     let drain = table.view(Duration::ZERO).drain(incarnation(1)).unwrap();
     table.renew(incarnation(1));
     apply(&mut table, &drain);

@@ -4,11 +4,11 @@ use std::{collections::HashMap, time::Duration};
 
 use proptest::prelude::*;
 
-use super::{incarnation, node};
+use super::{incarnation, node, table::Table};
 use crate::{
     cluster::{
         changes::Change,
-        table::{Changed, Table},
+        table::Changed,
         view::{State, Version, View},
     },
     ids::Incarnation,

@@ -8,13 +8,13 @@ use std::{
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::{incarnation, node};
+use super::{incarnation, node, table::Table};
 use crate::{
     cluster::{
         arrival::{Answered, Arrival, Verdict},
         changes::Change,
         probe::PROBE_EVERY,
-        table::{Changed, Table},
+        table::Changed,
         view::{Node, State, Version, View},
         watch::{Question, Watch},
     },

@@ -4,17 +4,14 @@ use std::{num::NonZeroU8, sync::Arc, time::Duration};
 
 use sqlx::{Executor as _, PgConnection};
 
-use super::databases::Place;
+use super::{databases::Place, memory_membership::MemoryMembership};
 use crate::{
     cluster::{
         table::Changed,
         view::{Node, State, Vote},
     },
     ids::{Incarnation, NodeId},
-    store::{
-        claims::Claims, membership::Membership, memory::membership::MemoryMembership,
-        postgres::membership::PostgresMembership, schema::SchemaError,
-    },
+    store::{claims::Claims, membership::Membership, postgres::membership::PostgresMembership, schema::SchemaError},
 };
 
 /// All that a cluster keeps in a store.

@@ -7,7 +7,8 @@ use parking_lot::Mutex;
 use crate::{
     cluster::{
         changes::Change,
-        table::{Changed, Renewed, Table},
+        table::{Changed, Renewed},
+        tests::table::Table,
         view::{State, View},
     },
     ids::Incarnation,
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// Members and claims, for all nodes of one process.
-pub struct MemoryMembership {
+pub(super) struct MemoryMembership {
     began: Instant,
     state: Mutex<Tables>,
 }
@@ -46,7 +47,7 @@ struct Place {
 impl MemoryMembership {
     /// Without members, and nobody owns a shard.
     #[must_use]
-    pub fn new(shards: u16) -> Self {
+    pub(super) fn new(shards: u16) -> Self {
         let shards = (0..shards).map(|shard| (ShardId(shard), Claim::default())).collect();
         let tables = Tables { members: Table::default(), shards, partitions: BTreeMap::new() };
         Self { began: Instant::now(), state: Mutex::new(tables) }
