@@ -14,13 +14,13 @@ use super::{
     metric,
     question::Answer,
     wire::{
-        self, Acknowledged, Cancel, Content, Disconnected, Forwarded, Hears, Look, OpenResponse, Probe, Taken, ToEdge,
-        ToOwner, Unreadable, to_edge, to_owner,
+        self, Acknowledged, Cancel, Disconnected, Forwarded, Hears, Look, OpenResponse, Probe, Taken, ToEdge, ToOwner,
+        Unreadable, to_edge, to_owner,
     },
 };
 use crate::{
     event::{InFlight, Notification},
-    ids::Incarnation,
+    ids::{Incarnation, Sequence},
     session::{Attachment, FarSession, Kind, Line, Msg, Outgoing, Pushed},
     settlement::{Outcome, Permit},
     store::writer::CancelReply,
@@ -43,8 +43,19 @@ pub(super) struct Link {
 /// A connection of this node that the peer serves.
 struct Served {
     attachment: Attachment,
-    /// Frames that the connection had no room for.
-    waiting: VecDeque<(to_edge::Kind, u64)>,
+    /// Frames that the connection had no room for, in order.
+    waiting: VecDeque<Passing>,
+}
+
+/// A frame on its way to a connection.
+struct Passing {
+    frame: Frame,
+    what: What,
+}
+
+enum What {
+    Notification(Notification),
+    Control(&'static str, Option<Sequence>),
 }
 
 impl Link {
@@ -126,7 +137,7 @@ impl Link {
     }
 
     pub(super) fn take(&mut self, peer: Incarnation, response: OpenResponse) -> Result<(), Unreadable> {
-        let mut taken = HashMap::new();
+        let mut taken: HashMap<u64, Passed> = HashMap::new();
         for ToEdge { kind } in response.messages {
             // Of a later release, which knows that this one does not understand it.
             let Some(kind) = kind else { continue };
@@ -138,14 +149,8 @@ impl Link {
                     }
                 }
                 to_edge::Kind::Attached(wire::Attached { line, begins_after }) => self.attached(line, begins_after),
-                to_edge::Kind::Push(wire::Push { line, .. }) | to_edge::Kind::Control(wire::Control { line, .. }) => {
-                    let bytes = self.push(line, kind)?;
-                    let (frames, sum) = taken.entry(line).or_insert((0, 0));
-                    if let Some(bytes) = bytes {
-                        *frames += 1;
-                        *sum += bytes;
-                    }
-                }
+                to_edge::Kind::Push(push) => self.push(push.line, Passing::notification(push)?, &mut taken),
+                to_edge::Kind::Control(control) => self.push(control.line, Passing::control(&control)?, &mut taken),
                 to_edge::Kind::Close(close) => {
                     let (line, close) = (close.line, wire::closed(close)?);
                     if let Some(served) = self.lines.get(&line) {
@@ -179,10 +184,16 @@ impl Link {
                 }
             }
         }
-        for (line, (frames, bytes)) in taken.into_iter().filter(|(_, (frames, _))| *frames > 0) {
-            self.send(to_owner::Kind::Taken(Taken { line, frames, bytes }));
+        for (line, passed) in taken {
+            self.tell_taken(line, passed);
         }
         Ok(())
+    }
+
+    fn tell_taken(&mut self, line: u64, Passed { frames, bytes }: Passed) {
+        if frames > 0 {
+            self.send(to_owner::Kind::Taken(Taken { line, frames, bytes }));
+        }
     }
 
     fn attached(&mut self, line: u64, begins_after: u64) {
@@ -193,64 +204,71 @@ impl Link {
         }
     }
 
-    /// Gives a frame to its connection; its bytes, when it was taken.
-    fn push(&mut self, line: u64, kind: to_edge::Kind) -> Result<Option<u64>, Unreadable> {
-        let Some(served) = self.lines.get_mut(&line) else { return Ok(None) };
+    /// Gives a frame to its connection, behind those that wait already.
+    fn push(&mut self, line: u64, passing: Passing, taken: &mut HashMap<u64, Passed>) {
+        let Some(served) = self.lines.get_mut(&line) else { return };
         if !served.waiting.is_empty() {
-            served.waiting.push_back((kind, 0));
-            return Ok(None);
+            return served.waiting.push_back(passing);
         }
-        let (pushed, bytes) = pass_on(&served.attachment, &kind)?;
-        match pushed {
-            Pushed::Taken => return Ok(Some(bytes)),
-            Pushed::Full => served.waiting.push_back((kind, bytes)),
+        match passing.pass_on(&served.attachment) {
+            Pushed::Taken => taken.entry(line).or_default().add(&passing.frame),
+            Pushed::Full => served.waiting.push_back(passing),
             Pushed::Gone => self.forget(line),
         }
-        Ok(None)
     }
 
     /// The connection has room again.
     fn push_waiting(&mut self, line: u64) {
         let Some(served) = self.lines.get_mut(&line) else { return };
-        let (mut frames, mut sum) = (0, 0);
-        while let Some((kind, _)) = served.waiting.front() {
-            match pass_on(&served.attachment, kind) {
-                Ok((Pushed::Taken, bytes)) => {
-                    frames += 1;
-                    sum += bytes;
-                    served.waiting.pop_front();
-                }
-                Ok((Pushed::Full, _)) => break,
-                Ok((Pushed::Gone, _)) | Err(_) => return self.forget(line),
+        let mut taken = Passed::default();
+        while let Some(passing) = served.waiting.front() {
+            match passing.pass_on(&served.attachment) {
+                Pushed::Taken => taken.add(&passing.frame),
+                Pushed::Full => break,
+                Pushed::Gone => return self.forget(line),
             }
+            served.waiting.pop_front();
         }
-        if frames > 0 {
-            self.send(to_owner::Kind::Taken(Taken { line, frames, bytes: sum }));
-        }
+        self.tell_taken(line, taken);
     }
 }
 
-/// What became of a frame, and its bytes.
-fn pass_on(attachment: &Attachment, kind: &to_edge::Kind) -> Result<(Pushed, u64), Unreadable> {
-    match kind {
-        to_edge::Kind::Push(wire::Push { seq, event, .. }) => {
-            let event: Content = event.clone().ok_or(Unreadable("event"))?;
-            let notification = Notification { seq: Some(*seq).filter(|seq| *seq > 0), event: wire::shared(event)? };
-            let frame = Frame::notification(&notification);
-            let kind = Kind::Notification(notification.seq, &notification.event);
-            Ok((attachment.push(&Outgoing { frame: &frame, kind }), frame.len() as u64))
-        }
-        to_edge::Kind::Control(wire::Control { name, covers, json, .. }) => {
-            let name = match name.as_str() {
-                "$hello" => "$hello",
-                "$gap" => "$gap",
-                _ => return Err(Unreadable("control frame's name")),
-            };
-            let frame = Frame::of_json(json);
-            let outgoing = Outgoing { frame: &frame, kind: Kind::Control(name, *covers) };
-            Ok((attachment.push(&outgoing), frame.len() as u64))
-        }
-        _ => Err(Unreadable("frame")),
+/// Frames that a connection has taken, and their bytes.
+#[derive(Default)]
+struct Passed {
+    frames: u64,
+    bytes: u64,
+}
+
+impl Passed {
+    fn add(&mut self, frame: &Frame) {
+        self.frames += 1;
+        self.bytes += frame.len() as u64;
+    }
+}
+
+impl Passing {
+    fn notification(push: wire::Push) -> Result<Self, Unreadable> {
+        let event = wire::shared(push.event.ok_or(Unreadable("event"))?)?;
+        let notification = Notification { seq: Some(push.seq).filter(|seq| *seq > 0), event };
+        Ok(Self { frame: Frame::notification(&notification), what: What::Notification(notification) })
+    }
+
+    fn control(control: &wire::Control) -> Result<Self, Unreadable> {
+        let name = match control.name.as_str() {
+            "$hello" => "$hello",
+            "$gap" => "$gap",
+            _ => return Err(Unreadable("control frame's name")),
+        };
+        Ok(Self { frame: Frame::of_json(&control.json), what: What::Control(name, control.covers) })
+    }
+
+    fn pass_on(&self, attachment: &Attachment) -> Pushed {
+        let kind = match &self.what {
+            What::Notification(notification) => Kind::Notification(notification.seq, &notification.event),
+            What::Control(name, covers) => Kind::Control(name, *covers),
+        };
+        attachment.push(&Outgoing { frame: &self.frame, kind })
     }
 }
 
