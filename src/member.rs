@@ -33,7 +33,7 @@ use crate::{
         probe::PROBE_EVERY,
         solitude::Solitude,
         table::Changed,
-        view::{Node, View},
+        view::{self, Node, View},
         watch::{Question, Watch},
     },
     ids::{Incarnation, NodeId},
@@ -92,6 +92,12 @@ impl Member {
         self.node.incarnation
     }
 
+    /// All that are alive, but this one.
+    pub fn others<'v>(&self, view: &'v View) -> impl Iterator<Item = &'v view::Member> + use<'v> {
+        let me = self.me();
+        view.living().filter(move |member| member.node.incarnation != me)
+    }
+
     /// The newest view that this node has read.
     #[must_use]
     pub fn view(&self) -> Arc<View> {
@@ -106,8 +112,7 @@ impl Member {
         let mut arrival = Arrival::default();
         loop {
             let view = self.common.membership.view().await?;
-            let others = view.living().filter(|member| member.node.incarnation != self.me());
-            let asked = others.map(async |member| {
+            let asked = self.others(&view).map(async |member| {
                 (member, self.links.who_answers(member.node.incarnation, &member.node.addresses).await)
             });
             let mut answered = HashMap::new();
@@ -120,9 +125,8 @@ impl Member {
                 };
                 answered.insert(member.node.incarnation, answer);
             }
-            let says = |rival: &crate::cluster::view::Member| {
-                answered.get(&rival.node.incarnation).copied().unwrap_or(Answered::Nobody)
-            };
+            let says =
+                |rival: &view::Member| answered.get(&rival.node.incarnation).copied().unwrap_or(Answered::Nobody);
             match arrival.look(&view, &self.node, says) {
                 Verdict::Join(change) => match self.common.membership.change(&change).await? {
                     Changed::Done(_) => break,
@@ -191,10 +195,7 @@ impl Member {
             let is_newer = view.version > current.version;
             if is_newer {
                 metric::version(view.version);
-                let others = view.living().filter(|member| member.node.incarnation != self.me());
-                let others: Vec<_> =
-                    others.map(|member| (member.node.incarnation, member.node.addresses.clone())).collect();
-                tracing::info!(version = view.version, others = others.len(), "view");
+                tracing::info!(version = view.version, others = self.others(&view).count(), "view");
                 *current = Arc::new(view);
             }
             is_newer
@@ -205,8 +206,9 @@ impl Member {
     /// Keeps links to all others.
     fn keep_links(self: &Arc<Self>) {
         let view = self.view();
-        let others = view.living().filter(|member| member.node.incarnation != self.me());
-        let others: Vec<_> = others.map(|member| (member.node.incarnation, member.node.addresses.clone())).collect();
+        let address = |member: &view::Member| (member.node.incarnation, member.node.addresses.clone());
+        let others: Vec<_> = self.others(&view).map(address).collect();
+        self.heard.lock().retain(|node, _| view.alive(*node).is_some());
         let watched: Arc<dyn Watched> = self.clone();
         self.links.keep(&others, &watched);
     }

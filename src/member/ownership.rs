@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    num::NonZeroU8,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -28,7 +28,7 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// So many shards are given away at a time: the others serve on meanwhile.
 const GIVEN_AT_ONCE: usize = 64;
-/// How long users of shards that are given away may take to stop.
+/// How often it is said that users of shards that are given away have not stopped.
 const SEAL: Duration = Duration::from_secs(10);
 /// The health part that says whether this node takes part.
 const HEALTH_PART: &str = "cluster";
@@ -136,8 +136,9 @@ impl Ownership {
         given.iter().for_each(|shard| _ = self.held.remove(shard));
         // In this order: nothing more comes, what is there ends, what it has written is stored, others may begin.
         self.shards.owners().change(&given, Owner::Nobody);
-        if tokio::time::timeout(SEAL, self.shards.seal(&given)).await.is_err() {
-            tracing::warn!(shards = given.len(), "users of shards that move have not stopped in time");
+        let mut sealed = pin!(self.shards.seal(&given));
+        while tokio::time::timeout(SEAL, &mut sealed).await.is_err() {
+            tracing::warn!(shards = given.len(), "users of shards that move have not stopped yet: the store is slow");
         }
         self.writer.flushed().await;
         let epochs = self.store.let_shards_go(&given);
@@ -195,41 +196,35 @@ impl Ownership {
     }
 
     /// Says which partitions this node should read; whoever reads them takes their claims.
-    fn assign_partitions(&mut self, view: &View) {
+    fn assign_partitions(&mut self, view: &Arc<View>) {
         if self.assigned == view.version {
             return;
         }
         self.assigned = view.version;
-        let (me, topic) = (self.member.me(), self.topic.clone());
-        let candidates = candidates(view);
+        let (me, topic, view) = (self.member.me(), self.topic.clone(), view.clone());
         let choose = move |there: &[i32]| {
             let count = there.iter().max().map_or(0, |last| last.unsigned_abs() + 1);
-            let named: Vec<_> = candidates.iter().map(|(id, weight, _)| Candidate { id, weight: *weight }).collect();
-            let owners = assignment::partitions(&named, &topic, count);
-            let is_mine = |partition: &i32| {
-                let owner = usize::try_from(*partition).ok().and_then(|partition| owners.get(partition));
-                owner.is_some_and(|owner| candidates[*owner].2 == me)
-            };
+            let candidates = view.candidates();
+            let owners = incarnations(&view, &candidates, assignment::partitions(&candidates, &topic, count));
+            let is_mine = |partition: &i32| usize::try_from(*partition).is_ok_and(|at| owners.get(at) == Some(&me));
             there.iter().copied().filter(is_mine).collect::<BTreeSet<i32>>()
         };
         self.ingest.assign(Assignment::Chosen(Arc::new(choose)));
     }
 }
 
-fn candidates(view: &View) -> Vec<(String, NonZeroU8, Incarnation)> {
-    let named = |candidate: Candidate<'_>| {
-        let incarnation = view.active(candidate.id)?.node.incarnation;
-        Some((candidate.id.to_owned(), candidate.weight, incarnation))
-    };
-    view.candidates().into_iter().filter_map(named).collect()
-}
-
 /// Who should serve each shard. Empty: nobody can.
 #[must_use]
 pub fn target(view: &View, shards: u16) -> Vec<Incarnation> {
-    let candidates = candidates(view);
-    let named: Vec<_> = candidates.iter().map(|(id, weight, _)| Candidate { id, weight: *weight }).collect();
-    assignment::shards(&named, shards).into_iter().map(|owner| candidates[owner].2).collect()
+    let candidates = view.candidates();
+    incarnations(view, &candidates, assignment::shards(&candidates, shards))
+}
+
+/// The lives of those that were chosen.
+fn incarnations(view: &View, candidates: &[Candidate<'_>], chosen: Vec<usize>) -> Vec<Incarnation> {
+    let life = |candidate: &Candidate<'_>| view.active(candidate.id).map(|member| member.node.incarnation);
+    let lives: Vec<_> = candidates.iter().map(life).collect();
+    chosen.into_iter().map(|at| lives[at].expect("a candidate is active")).collect()
 }
 
 /// Metrics of membership and ownership.

@@ -34,8 +34,7 @@ impl Others {
     /// Asks all of them at once. Whoever is alive may have connections, whatever else it does.
     async fn ask_all(&self, question: Question) -> Vec<(Incarnation, NodeId, Option<Answer>)> {
         let view = self.member.view();
-        let others = view.living().filter(|member| member.node.incarnation != self.incarnation);
-        let asked = others.map(|member| async {
+        let asked = self.member.others(&view).map(|member| async {
             let (one, id) = (member.node.incarnation, member.node.id.clone());
             let answer = tokio::time::timeout(ANSWER, self.links.query(one, question.clone())).await;
             (one, id, answer.ok().flatten())
