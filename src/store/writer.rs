@@ -3,13 +3,10 @@
 //! user stay in order, and a slow store makes larger groups instead of longer queues. Nobody waits for cursors and
 //! for what the journal is told: they have lanes of their own ([`notes`]), so that no event waits for them either.
 
+mod group;
 mod notes;
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use ractor::DerivedActorRef;
 use tokio::{
@@ -17,10 +14,13 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::notes::{Note, Notes};
+use self::{
+    group::{Alone, Cancelling, Entrant, Group, Write},
+    notes::{Note, Notes},
+};
 use super::{
     Acknowledgement, Appended, Error, Grouping, Opened, Opening, Store, Try,
-    journal::{Cancelled, Step, Superseding},
+    journal::{Cancelled, Step},
     metric,
     waiting::{Backlog, Ending, Held, Holding},
 };
@@ -49,57 +49,8 @@ pub struct Writer {
     lost: Lost,
 }
 
-/// One write for a user. Those of one group are done in the order of their kinds here; of one kind, in the order given.
-enum Write {
-    Hold {
-        in_flight: InFlight,
-        digest: Option<NotificationId>,
-        reply: Reply,
-    },
-    Append {
-        entrant: Entrant,
-        reply: Reply,
-    },
-    End(Ending),
-    Digested(UserId, NotificationId),
-    Backlog(UserId, OnBacklog),
-    /// Behind everything before it.
-    Alone(Alone),
-}
-
-/// What is done behind all writes before it, by itself.
-enum Alone {
-    Cancel(Cancelling),
-    /// Answered then.
-    Flushed(oneshot::Sender<()>),
-}
-
-/// A cancellation under way.
-struct Cancelling {
-    user: UserId,
-    id: NotificationId,
-    reply: CancelReply,
-}
-
 /// Hears what became of a cancellation; it is dropped when that cannot be said.
 pub type CancelReply = oneshot::Sender<Cancelled>;
-
-/// What enters the log.
-enum Entrant {
-    /// An event of a producer's. `alone`: nobody has a session open, so that it may supersede what nobody was given.
-    New { in_flight: InFlight, alone: bool },
-    /// One that has waited, or a digest.
-    Released(Arc<Event>),
-}
-
-impl Entrant {
-    fn event(&self) -> &Arc<Event> {
-        match self {
-            Self::New { in_flight, .. } => &in_flight.event,
-            Self::Released(event) => event,
-        }
-    }
-}
 
 /// A log to be opened.
 type Open = (Opening, OnOpened);
@@ -272,56 +223,6 @@ struct Patient {
 struct Lane {
     store: Patient,
     notes: Notes,
-}
-
-/// The writes of one call each, in this order.
-#[derive(Default)]
-struct Group {
-    /// Of users for whom nothing was held back before: were it stored after that and the process killed in between, what
-    /// waits would go on before these were read again.
-    first: Vec<(Entrant, Reply)>,
-    holds: Vec<(InFlight, Option<NotificationId>, Reply)>,
-    /// Whose they are.
-    holding: HashSet<UserId>,
-    /// What was held back may be among these.
-    appends: Vec<(Entrant, Reply)>,
-    endings: Vec<Ending>,
-    digests: Vec<(UserId, NotificationId)>,
-    superseding: HashMap<(UserId, Box<str>), Superseding>,
-    backlogs: Vec<(UserId, OnBacklog)>,
-}
-
-impl Group {
-    /// Takes a write; one that has to be alone comes back.
-    fn add(&mut self, write: Write) -> Option<Alone> {
-        match write {
-            Write::Hold { in_flight, digest, reply } => {
-                self.holding.insert(in_flight.event.user.clone());
-                self.holds.push((in_flight, digest, reply));
-            }
-            Write::Append { entrant, reply } if self.holding.contains(&entrant.event().user) => {
-                self.appends.push((entrant, reply));
-            }
-            Write::Append { entrant, reply } => self.first.push((entrant, reply)),
-            Write::End(ending) => self.endings.push(ending),
-            Write::Digested(user, digest) => self.digests.push((user, digest)),
-            Write::Backlog(user, answer) => self.backlogs.push((user, answer)),
-            Write::Alone(alone) => return Some(alone),
-        }
-        None
-    }
-
-    /// Notes whose place a new row takes, if it takes any: of those that came together, the last one counts.
-    fn supersede(&mut self, event: &Event, outcome: Appended) {
-        let (Appended::Stored(seq), Some(key)) = (outcome, &event.options.collapse_key) else { return };
-        let superseding = self.superseding.entry((event.user.clone(), key.clone())).or_insert_with(|| Superseding {
-            user: event.user.clone(),
-            collapse_key: key.clone(),
-            seq,
-            together_from: seq,
-        });
-        superseding.seq = superseding.seq.max(seq);
-    }
 }
 
 impl Lane {
