@@ -52,6 +52,8 @@ const WRITE_LANES: u16 = 2;
 const GROUP_INTERVAL: Duration = Duration::from_millis(3);
 /// Connections for writes: one for each lane, as many for those of notes, and one more.
 const WRITES_MAX: u32 = 2 * WRITE_LANES as u32 + 1;
+/// Connections for the other writes of lanes, which change what is there: a lane has one call under way.
+const CHANGES_MAX: u32 = WRITE_LANES as u32;
 /// Connections for everything else.
 const READS_MAX: u32 = 8;
 /// So many expired rows go in one statement.
@@ -82,6 +84,8 @@ pub struct PostgresStore {
     /// What it shares with other nodes, if it does.
     common: Option<(Incarnation, PostgresMembership)>,
     writes: AtHand,
+    /// For cancellations and the like, which a storm of reads must not hold up: a whole lane stands behind each.
+    changes: PgPool,
     reads: PgPool,
     /// The epochs under which shards are held, by shard.
     epochs: Mutex<Vec<i64>>,
@@ -165,6 +169,7 @@ impl PostgresStore {
         let options = password.options();
         let mut connection = connect(&options).await?;
         let writes = AtHand::of(pool(options.clone(), WRITES_MAX, WRITE_SETTINGS));
+        let changes = pool(options.clone(), CHANGES_MAX, SETTINGS);
         let reads = pool(options, READS_MAX, SETTINGS);
         let applied = POSTGRES.establish(&mut connection, config.may_migrate).await?;
         if applied > 0 {
@@ -187,6 +192,7 @@ impl PostgresStore {
             owner: config.member.unwrap_or_else(Incarnation::random).to_string(),
             common,
             writes,
+            changes,
             reads,
             epochs: Mutex::new(vec![0; usize::from(config.shards)]),
             doubts: Mutex::default(),
@@ -325,6 +331,7 @@ impl PostgresStore {
     async fn look(&self) -> Result<(), Error> {
         if let Some(options) = self.password.changed() {
             self.writes.pool().set_connect_options(options.clone());
+            self.changes.set_connect_options(options.clone());
             self.reads.set_connect_options(options);
         }
         self.check_epoch().await?;
@@ -428,6 +435,7 @@ impl Store for PostgresStore {
     fn close(&self) -> Answer<'_, ()> {
         Box::pin(async {
             self.writes.close().await;
+            self.changes.close().await;
             self.reads.close().await;
             Ok(())
         })

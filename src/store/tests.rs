@@ -37,6 +37,7 @@ pub(crate) enum Call {
     Hold,
     Backlog,
     BeginEpoch,
+    Supersede,
 }
 
 #[derive(Default)]
@@ -175,7 +176,7 @@ impl Journal for FaultyStore {
     }
 
     fn supersede<'a>(&'a self, superseding: &'a [Superseding]) -> Answer<'a, ()> {
-        self.memory.supersede(superseding)
+        self.answer(Call::Supersede, move || self.memory.supersede(superseding))
     }
 
     fn ended_after<'a>(&'a self, mark: &'a Mark, limit: usize) -> Answer<'a, (Vec<Step>, Mark)> {

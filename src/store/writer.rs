@@ -35,6 +35,8 @@ use crate::{
 
 /// The most rows of one call to the store.
 const GROUP_MAX: usize = 512;
+/// A failure within this time that does not come again is not the store's.
+const SOON: Duration = Duration::from_secs(1);
 /// The health part that says whether the store answers.
 const HEALTH_PART: &str = "store";
 
@@ -265,12 +267,10 @@ impl Lane {
             self.store.until_done(|store, _| store.digested(&digests)).await;
         }
         if !superseding.is_empty() {
-            // Behind the acknowledgements: what somebody has stays. Left undone, an older one comes beside the newer.
+            // Behind the acknowledgements: what somebody has stays.
             let superseding: Vec<_> = superseding.into_values().collect();
             self.notes.written_of(&superseding[0].user).await;
-            if let Err(error) = self.store.inner.supersede(&superseding).await {
-                tracing::warn!(%error, "older notifications with the same key stay");
-            }
+            self.store.until_done(|store, _| store.supersede(&superseding)).await;
         }
         for (user, answer) in backlogs {
             answer(self.store.until_done(|store, _| store.backlog(&user)).await);
@@ -380,6 +380,7 @@ impl Patient {
     async fn until_done<'a, T>(&'a self, call: impl Fn(&'a dyn Store, Try) -> super::Answer<'a, T>) -> T {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
         let mut attempt = Try::First;
+        let began = Instant::now();
         loop {
             match call(&*self.inner, attempt).await {
                 Ok(answer) => {
@@ -395,9 +396,12 @@ impl Patient {
                     std::future::pending::<()>().await;
                 }
                 Err(error @ Error::Unavailable { .. }) => {
-                    attempt = Try::Again;
                     tracing::warn!(%error, "a call to the store failed, trying again");
-                    self.health.not_ready(HEALTH_PART, error.to_string());
+                    // A call that fails at once and not again, as when an epoch was raised beside it, is no store away.
+                    if attempt == Try::Again || began.elapsed() >= SOON {
+                        self.health.not_ready(HEALTH_PART, error.to_string());
+                    }
+                    attempt = Try::Again;
                     tokio::time::sleep(backoff.next_wait()).await;
                 }
             }

@@ -66,7 +66,7 @@ impl PostgresStore {
 
     async fn cancel_one(&self, user: &UserId, id: &NotificationId) -> Result<Cancelled, Error> {
         let fence = self.fence([user].into_iter()).await?;
-        let done = call!(self.reads, |connection| cancel(connection, self, &fence, user, id));
+        let done = call!(self.changes, |connection| cancel(connection, self, &fence, user, id));
         let (found, done) = done.map_err(|error| self.failed(error, &fence))?;
         self.check_fence(&fence, found).await?;
         Ok(done.expect("every claim was found"))
@@ -74,7 +74,7 @@ impl PostgresStore {
 
     async fn supersede_all(&self, superseding: &[Superseding]) -> Result<(), Error> {
         let fence = self.fence(superseding.iter().map(|one| &one.user)).await?;
-        let done = call!(self.reads, |connection| supersede(connection, self, &fence, superseding));
+        let done = call!(self.changes, |connection| supersede(connection, self, &fence, superseding));
         let (found, _) = done.map_err(|error| self.failed(error, &fence))?;
         self.check_fence(&fence, found).await
     }

@@ -16,7 +16,7 @@ use crate::{
 impl PostgresStore {
     async fn end_waiting(&self, endings: &[Ending]) -> Result<(), Error> {
         let fence = self.fence(endings.iter().map(|one| &one.user)).await?;
-        let ended = call!(self.reads, |connection| {
+        let ended = call!(self.changes, |connection| {
             sqlx::query_scalar(queries::END)
                 .bind(fence.shards())
                 .bind(&fence.epochs)
@@ -33,7 +33,7 @@ impl PostgresStore {
 
     async fn note_digested(&self, digests: &[(UserId, NotificationId)]) -> Result<(), Error> {
         let fence = self.fence(digests.iter().map(|(user, _)| user)).await?;
-        let noted = call!(self.reads, |connection| {
+        let noted = call!(self.changes, |connection| {
             sqlx::query_scalar(queries::DIGESTED)
                 .bind(fence.shards())
                 .bind(&fence.epochs)

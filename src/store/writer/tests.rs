@@ -4,7 +4,10 @@ use super::*;
 use crate::{
     fakes::{self, Collector, Heard, Reports, durable, settled},
     settlement::Outcome,
-    store::tests::{Call, FaultyStore},
+    store::{
+        journal::Journal as _,
+        tests::{Call, FaultyStore},
+    },
 };
 
 struct Setup {
@@ -54,8 +57,7 @@ async fn a_write_is_repeated_until_the_store_answers_and_health_says_so_meanwhil
     // Eight failures: waits with full jitter add up to at most 20 + 40 + … + 2000 ms, and can hardly add up to none.
     setup.store.fail(Call::Append, 8);
     (1..=3).for_each(|number| setup.append(number));
-    tokio::task::yield_now().await;
-    tokio::task::yield_now().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
     let failing = setup.health.failing();
     assert!(failing.len() == 1 && failing[0].0 == "store" && failing[0].1.contains("as planned"), "{failing:?}");
     assert!(setup.answers().is_empty() && setup.reports.take().is_empty());
@@ -63,6 +65,41 @@ async fn a_write_is_repeated_until_the_store_answers_and_health_says_so_meanwhil
     assert_eq!(setup.answers(), numbered(1..=3));
     assert!(setup.health.failing().is_empty(), "it answers again");
     assert_eq!(setup.store.made(Call::Append), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_fails_at_once_and_not_again_leaves_the_node_ready_and_a_slow_one_does_not() {
+    let setup = Setup::new().await;
+    setup.store.fail(Call::Append, 1);
+    setup.append(1);
+    while setup.store.made(Call::Append) < 2 {
+        assert!(setup.health.failing().is_empty());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    setup.store.fail(Call::Append, 1);
+    setup.store.delay(Call::Append, Duration::from_secs(5));
+    setup.append(2);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(setup.health.failing().len(), 1, "it took five seconds to fail");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!((setup.answers(), setup.health.failing().len()), (numbered(1..=2), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_superseded_is_so_however_often_the_store_fails_meanwhile() {
+    let setup = Setup::new().await;
+    setup.store.fail(Call::Supersede, 3);
+    for id in 1..=2 {
+        let mut event = Event::clone(&durable(&fakes::user(), &id.to_string()));
+        event.options.collapse_key = Some("k".into());
+        setup.writer.append(setup.reports.in_flight(id, event.into()), true, setup.reply.clone());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    let state_of = async |id: &str| {
+        let account = setup.store.account(&fakes::user(), &NotificationId::new(id).unwrap()).await.unwrap().unwrap();
+        account.ended.map(|(reason, _)| reason)
+    };
+    assert_eq!((state_of("1").await, state_of("2").await), (Some(Reason::Superseded), None));
 }
 
 #[tokio::test(start_paused = true)]
