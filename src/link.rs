@@ -6,6 +6,7 @@ mod mirror;
 mod question;
 mod server;
 mod under_way;
+mod version;
 pub(crate) mod wire;
 
 use std::{
@@ -29,6 +30,7 @@ use self::{
 pub use self::{
     mirror::Limits,
     question::{Answer, Answering, Question, Standing},
+    version::{NotVersions, Versions},
 };
 use crate::{
     event::InFlight,
@@ -53,6 +55,8 @@ pub struct Identity {
     pub me: Incarnation,
     /// What all nodes of the cluster know.
     pub secret: String,
+    /// What it speaks.
+    pub versions: Versions,
     /// Certificates, when nodes show each other some.
     pub tls: Option<Tls>,
 }
@@ -67,7 +71,7 @@ pub struct Tls {
 }
 
 /// Who answers where a node should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answers {
     /// That node.
     Itself,
@@ -75,6 +79,8 @@ pub enum Answers {
     SomebodyElse,
     /// One that does not know the same secret.
     Stranger,
+    /// One that speaks none of this node's versions of the link: its words for that.
+    Foreign(String),
     /// Nobody, as yet.
     Nobody,
 }
@@ -176,6 +182,7 @@ impl Links {
                 Ok(_) => return Answers::Itself,
                 Err(client::Broken::Refused(_)) => return Answers::SomebodyElse,
                 Err(client::Broken::Stranger) => return Answers::Stranger,
+                Err(client::Broken::Foreign(why)) => return Answers::Foreign(why),
                 Err(client::Broken::Dead | client::Broken::Other(_)) => {}
             }
         }

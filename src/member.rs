@@ -59,6 +59,9 @@ pub enum JoinError {
     /// It would be in the view, and nobody could talk with it.
     #[error("cluster.secret: node {0} knows another one")]
     Secret(NodeId),
+    /// The same.
+    #[error("node {0} is of a release that is too far from this one: {1}")]
+    Versions(NodeId, String),
     /// The store does not answer.
     #[error(transparent)]
     Store(#[from] Error),
@@ -119,6 +122,7 @@ impl Member {
             for (member, who) in join_all(asked).await {
                 let answer = match who {
                     Answers::Stranger => return Err(JoinError::Secret(member.node.id.clone())),
+                    Answers::Foreign(why) => return Err(JoinError::Versions(member.node.id.clone(), why)),
                     Answers::Itself => Answered::Rival,
                     Answers::SomebodyElse => Answered::NotTheRival,
                     Answers::Nobody => Answered::Nobody,

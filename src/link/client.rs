@@ -135,6 +135,8 @@ pub(super) enum Broken {
     Dead,
     /// The two do not know the same secret.
     Stranger,
+    /// The two do not speak a version in common.
+    Foreign(String),
     Other(String),
 }
 
@@ -153,7 +155,7 @@ impl Task {
                         self.watched.refused(self.peer);
                     }
                     Broken::Dead => self.watched.dead(),
-                    Broken::Stranger => {}
+                    Broken::Stranger | Broken::Foreign(_) => {}
                     Broken::Other(why) => tracing::debug!(peer = %self.peer, why, "no link"),
                 }
             }
@@ -181,7 +183,7 @@ impl Task {
     async fn serve(&mut self, address: &str, backoff: &mut Backoff) -> Ended {
         let connect = connect(&self.identity, self.peer, address);
         tokio::pin!(connect);
-        let (requests, mut responses) = loop {
+        let (requests, mut responses, version) = loop {
             tokio::select! {
                 made = &mut connect => match made {
                     Ok(made) => break made,
@@ -195,7 +197,7 @@ impl Task {
             }
         };
         backoff.reset();
-        tracing::info!(peer = %self.peer, address, "link");
+        tracing::info!(peer = %self.peer, address, version, "link");
         let mut link = Link::new(self.weak.clone(), self.watched.clone());
         while let Some(attach) = self.waiting.pop_front() {
             link.order(Order::Attach(attach));
@@ -245,7 +247,7 @@ pub(super) async fn connect(
     identity: &Identity,
     peer: Incarnation,
     address: &str,
-) -> Result<(Requests, tonic::Streaming<OpenResponse>), Broken> {
+) -> Result<(Requests, tonic::Streaming<OpenResponse>, u32), Broken> {
     let other = |error: &dyn std::error::Error| Broken::Other(error.to_string());
     let scheme = if identity.tls.is_some() { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|error| other(&error))?;
@@ -269,11 +271,11 @@ pub(super) async fn connect(
     })?;
     let (requests, queue) = mpsc::channel(REQUESTS);
     let mut request = Request::new(ReceiverStream::new(queue));
-    let ascii = |text: String| AsciiMetadataValue::try_from(text).expect("hexadecimal digits");
+    let ascii = |text: String| AsciiMetadataValue::try_from(text).expect("digits");
     let metadata = request.metadata_mut();
     metadata.insert(FROM, ascii(identity.me.to_string()));
     metadata.insert(TO, ascii(peer.to_string()));
-    metadata.insert(VERSION, AsciiMetadataValue::from_static("1"));
+    metadata.insert(VERSION, ascii(identity.versions.to_string()));
     metadata.insert_bin(SECRET, BinaryMetadataValue::from_bytes(identity.secret.as_bytes()));
     let opening = LinkClient::new(channel).max_decoding_message_size(usize::MAX);
     let opened = { opening }.open(request).await.map_err(|status: Status| match status.code() {
@@ -283,9 +285,15 @@ pub(super) async fn connect(
             tracing::error!(%peer, address, "{}", status.message());
             Broken::Stranger
         }
+        Code::Unimplemented if status.metadata().contains_key(VERSION) => {
+            tracing::error!(%peer, address, "{}", status.message());
+            Broken::Foreign(status.message().to_owned())
+        }
         _ => Broken::Other(status.to_string()),
     })?;
-    Ok((requests, opened.into_inner()))
+    let version = opened.metadata().get(VERSION).and_then(|text| text.to_str().ok()?.parse().ok());
+    // Who does not say it is of the first release, which had one version.
+    Ok((requests, opened.into_inner(), version.unwrap_or(1)))
 }
 
 fn causes<'e>(

@@ -13,10 +13,13 @@ use futures_util::{Stream, StreamExt as _};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{
+    Request, Response, Status, Streaming,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
 
 use super::{
-    Identity, Watched, metric,
+    Identity, NotVersions, Versions, Watched, metric,
     mirror::{Far, Limits, Mirror},
     question::{Answer, Answering, Question},
     wire::{
@@ -42,6 +45,7 @@ const ANSWERS: usize = 2;
 pub(super) const FROM: &str = "x-notifier-from";
 pub(super) const TO: &str = "x-notifier-to";
 pub(super) const SECRET: &str = "x-notifier-secret-bin";
+/// Which versions the caller speaks; in the answer, the one that is spoken from here on.
 pub(super) const VERSION: &str = "x-notifier-link";
 
 /// Serves the nodes of the cluster.
@@ -60,7 +64,7 @@ impl Link for Server {
     type OpenStream = Answers;
 
     async fn open(&self, request: Request<Streaming<OpenRequest>>) -> Result<Response<Answers>, Status> {
-        let from = self.identity.check(request.metadata())?;
+        let (from, version) = self.identity.check(request.metadata())?;
         if self.watched.is_dead(from) {
             return Err(Status::permission_denied("declared dead by others"));
         }
@@ -77,7 +81,9 @@ impl Link for Server {
             lines: HashMap::new(),
         };
         tokio::spawn(peer.run(request.into_inner()));
-        Ok(Response::new(Box::pin(ReceiverStream::new(batched(queue)))))
+        let mut response: Response<Answers> = Response::new(Box::pin(ReceiverStream::new(batched(queue))));
+        response.metadata_mut().insert(VERSION, version.into());
+        Ok(response)
     }
 }
 
@@ -88,8 +94,8 @@ fn next_sender() -> Sender {
 }
 
 impl Identity {
-    /// Who calls, if it may.
-    fn check(&self, metadata: &MetadataMap) -> Result<Incarnation, Status> {
+    /// Who calls, if it may, and the version that is spoken with it.
+    fn check(&self, metadata: &MetadataMap) -> Result<(Incarnation, u32), Status> {
         let secret = metadata.get_bin(SECRET).and_then(|secret| secret.to_bytes().ok()).unwrap_or_default();
         if !bool::from(secret.as_ref().ct_eq(self.secret.as_bytes())) {
             return Err(Status::unauthenticated("cluster.secret is another one here"));
@@ -98,7 +104,17 @@ impl Identity {
         if incarnation(TO) != Some(self.me) {
             return Err(Status::failed_precondition(format!("this is incarnation {}", self.me)));
         }
-        incarnation(FROM).ok_or_else(|| Status::invalid_argument(format!("{FROM} is not an incarnation")))
+        let from =
+            incarnation(FROM).ok_or_else(|| Status::invalid_argument(format!("{FROM} is not an incarnation")))?;
+        let theirs = metadata.get(VERSION).and_then(|text| text.to_str().ok()?.parse::<Versions>().ok());
+        let theirs = theirs.ok_or_else(|| Status::invalid_argument(format!("{VERSION}: {NotVersions}")))?;
+        let ours = self.versions;
+        let version = ours.agree(theirs).ok_or_else(|| {
+            let mut status = Status::unimplemented(format!("it speaks version {ours} of the link, this node {theirs}"));
+            status.metadata_mut().insert(VERSION, AsciiMetadataValue::try_from(ours.to_string()).expect("digits"));
+            status
+        })?;
+        Ok((from, version))
     }
 }
 

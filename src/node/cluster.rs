@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::{others::Others, storage};
+use super::{faults, others::Others, storage};
 use crate::{
     cluster::view,
     config::{self, Config},
@@ -101,7 +101,10 @@ impl Newcomer {
         };
         let secret = config.cluster.secret.as_ref().map_or_else(String::new, |secret| secret.expose().to_owned());
         let owners = Owners::shared(shards);
-        let links = Links::new(Identity { me: incarnation, secret, tls: tls(config)? }, owners.clone());
+        let links = Links::new(
+            Identity { me: incarnation, secret, versions: faults::link_versions(), tls: tls(config)? },
+            owners.clone(),
+        );
         let member = Member::new(common, node, links.clone(), lost.clone());
         Ok(Some(Self { id, links, owners, member, incarnation, listener: Some(listener), tasks: Vec::new() }))
     }

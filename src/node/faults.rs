@@ -4,7 +4,7 @@ use std::sync::Arc;
 #[cfg(feature = "faults")]
 use std::time::Duration;
 
-use crate::{health::Health, ingest::Ingest};
+use crate::{health::Health, ingest::Ingest, link::Versions};
 
 /// Test builds only: `POST /faults/assignment` takes partitions away and gives them back, `POST /faults/stall`
 /// makes a loop that liveness watches stand still, `POST /faults/kafka` makes a client of no use any more.
@@ -66,4 +66,16 @@ pub(super) fn routes(ingest: &Arc<Ingest>, health: &Health) -> axum::Router {
 #[cfg(not(feature = "faults"))]
 pub(super) fn routes(_: &Arc<Ingest>, _: &Health) -> axum::Router {
     axum::Router::new()
+}
+
+/// Test builds only: the node speaks those versions of the link that `FAULT_LINK_VERSIONS` says.
+#[cfg(feature = "faults")]
+pub(super) fn link_versions() -> Versions {
+    let said = std::env::var("FAULT_LINK_VERSIONS");
+    said.map_or(Versions::OURS, |text| text.parse().expect("FAULT_LINK_VERSIONS"))
+}
+
+#[cfg(not(feature = "faults"))]
+pub(super) fn link_versions() -> Versions {
+    Versions::OURS
 }

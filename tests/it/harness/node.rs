@@ -148,7 +148,9 @@ impl Builder {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config_path = self.write(dir.path());
         let Self { environment, wrapper, client, grpc, admin, .. } = self;
-        let mut node = Node { client, grpc, admin, config_path, environment, wrapper, _dir: dir, process: None };
+        let program = NOTIFIER.to_owned();
+        let mut node =
+            Node { client, grpc, admin, config_path, environment, wrapper, program, _dir: dir, process: None };
         node.start_again();
         node
     }
@@ -177,6 +179,7 @@ pub struct Node {
     config_path: PathBuf,
     environment: Vec<(String, String)>,
     wrapper: Vec<String>,
+    program: String,
     _dir: TempDir,
     process: Option<Process>,
 }
@@ -213,13 +216,20 @@ impl Node {
         self.process = Some(Process::spawn("notifier serve", self.serve()));
     }
 
+    /// From its next start on it is that program, with one more environment variable.
+    pub fn becomes(&mut self, program: &str, (name, value): (&str, &str)) {
+        program.clone_into(&mut self.program);
+        self.environment.retain(|(one, _)| one != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts it once more beside the process that runs; that one must end by itself.
     pub async fn twin(&self) -> Finished {
         Process::run("a second notifier serve", self.serve(), DEADLINE).await
     }
 
     fn serve(&self) -> Command {
-        let mut words = self.wrapper.iter().map(String::as_str).chain([NOTIFIER]);
+        let mut words = self.wrapper.iter().map(String::as_str).chain([self.program.as_str()]);
         let mut command = command(words.next().expect("the program"));
         command.args(words).args(["serve", "--config"]).arg(&self.config_path);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
