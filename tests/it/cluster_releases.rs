@@ -18,9 +18,10 @@ fn former() -> String {
 }
 
 /// Every link that the node has opened since it was started speaks that version.
-async fn speaks(node: &Node, version: u32) {
-    let said = format!("version={version}");
-    let links = node.log().lines().filter(|line| line.contains(" link ")).map(str::to_owned).collect::<Vec<_>>();
+fn speaks(node: &Node, version: u32) {
+    let said = format!("\"version\":{version},");
+    let log = node.log();
+    let links: Vec<&str> = log.lines().filter(|line| line.contains(r#""message":"link""#)).collect();
     assert!(!links.is_empty() && links.iter().all(|line| line.contains(&said)), "{said}: {links:#?}");
 }
 
@@ -44,10 +45,10 @@ async fn a_cluster_goes_to_the_next_release_and_back_node_by_node_and_nothing_is
         }
         cluster.settled().await;
         if versions == NEXT {
-            speaks(&cluster.nodes[2], 2).await;
+            speaks(&cluster.nodes[2], 2);
         }
     }
-    speaks(&cluster.nodes[1], 1).await;
+    speaks(&cluster.nodes[1], 1);
     traffic.check(&cluster).await;
 }
 
