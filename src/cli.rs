@@ -83,7 +83,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         cause.is::<Usage>()
             || cause.is::<config::Error>()
             || cause.downcast_ref::<SchemaError>().is_some_and(SchemaError::is_refusal)
-            || matches!(cause.downcast_ref(), Some(JoinError::Occupied(_) | JoinError::Secret(_)))
+            || matches!(cause.downcast_ref(), Some(JoinError::Occupied(_) | JoinError::Alone(_) | JoinError::Secret(_)))
     };
     let is_lost = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<store::Error>().is_some_and(|error| matches!(error, store::Error::Lost { .. }))
