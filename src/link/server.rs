@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
-    Identity, Watched, metric,
+    Identity, Inner, Watched, dial, metric,
     mirror::{Far, Limits, Mirror},
     question::{Answer, Answering, Question},
     wire::{
@@ -41,6 +41,8 @@ const ANSWERS: usize = 2;
 /// Who the caller is, whom it wants, and what it knows.
 pub(super) const FROM: &str = "x-notifier-from";
 pub(super) const TO: &str = "x-notifier-to";
+/// Who is to pass the call on, which is for another node.
+pub(super) const THROUGH: &str = "x-notifier-through";
 pub(super) const SECRET: &str = "x-notifier-secret-bin";
 pub(super) const VERSION: &str = "x-notifier-link";
 
@@ -51,6 +53,8 @@ pub(super) struct Server {
     pub(super) limits: Limits,
     pub(super) watched: Arc<dyn Watched>,
     pub(super) answering: Arc<OnceLock<Arc<dyn Answering>>>,
+    /// To pass calls on.
+    pub(super) links: Weak<Inner>,
 }
 
 type Answers = Pin<Box<dyn Stream<Item = Result<OpenResponse, Status>> + Send>>;
@@ -60,9 +64,12 @@ impl Link for Server {
     type OpenStream = Answers;
 
     async fn open(&self, request: Request<Streaming<OpenRequest>>) -> Result<Response<Answers>, Status> {
-        let from = self.identity.check(request.metadata())?;
+        let (from, to) = self.identity.check(request.metadata())?;
         if self.watched.is_dead(from) {
             return Err(Status::permission_denied("declared dead by others"));
+        }
+        if to != self.identity.me {
+            return self.pass_on((from, to), request.into_inner()).await;
         }
         let (to_edge, queue) = mpsc::unbounded_channel();
         let peer = Peer {
@@ -81,6 +88,21 @@ impl Link for Server {
     }
 }
 
+impl Server {
+    /// A node that the caller does not reach is called for it, once: whoever is called so passes nothing on.
+    async fn pass_on(
+        &self,
+        (from, to): (Incarnation, Incarnation),
+        requests: Streaming<OpenRequest>,
+    ) -> Result<Response<Answers>, Status> {
+        let addresses = self.links.upgrade().and_then(|links| links.addresses(to));
+        let addresses = addresses.ok_or_else(|| Status::unavailable(format!("{to} is not known here")))?;
+        let responses = dial::pass_on(&self.identity, (from, to), &addresses, requests).await?;
+        tracing::info!(%from, %to, "passing a link on");
+        Ok(Response::new(Box::pin(responses)))
+    }
+}
+
 /// 0 is this node's own router.
 fn next_sender() -> Sender {
     static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -88,17 +110,18 @@ fn next_sender() -> Sender {
 }
 
 impl Identity {
-    /// Who calls, if it may.
-    fn check(&self, metadata: &MetadataMap) -> Result<Incarnation, Status> {
+    /// Who calls, if it may, and whom: this node, or another one through this.
+    fn check(&self, metadata: &MetadataMap) -> Result<(Incarnation, Incarnation), Status> {
         let secret = metadata.get_bin(SECRET).and_then(|secret| secret.to_bytes().ok()).unwrap_or_default();
         if !bool::from(secret.as_ref().ct_eq(self.secret.as_bytes())) {
             return Err(Status::unauthenticated("cluster.secret is another one here"));
         }
         let incarnation = |name| metadata.get(name).and_then(|text| Incarnation::parse(text.to_str().ok()?));
-        if incarnation(TO) != Some(self.me) {
-            return Err(Status::failed_precondition(format!("this is incarnation {}", self.me)));
-        }
-        incarnation(FROM).ok_or_else(|| Status::invalid_argument(format!("{FROM} is not an incarnation")))
+        let is_here = |to: &Incarnation| *to == self.me || incarnation(THROUGH) == Some(self.me);
+        let to = incarnation(TO).filter(is_here);
+        let to = to.ok_or_else(|| Status::failed_precondition(format!("this is incarnation {}", self.me)))?;
+        let from = incarnation(FROM);
+        Ok((from.ok_or_else(|| Status::invalid_argument(format!("{FROM} is not an incarnation")))?, to))
     }
 }
 
@@ -168,6 +191,7 @@ impl Peer {
         }
         // Its connections are with it, or come to whoever serves them next.
         self.lines.values().for_each(|line| line.end());
+        self.shards.gone(self.sender);
     }
 
     fn take(&mut self, request: OpenRequest) -> Result<(), Unreadable> {
