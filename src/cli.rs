@@ -85,7 +85,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.downcast_ref::<SchemaError>().is_some_and(SchemaError::is_refusal)
             || matches!(
                 cause.downcast_ref(),
-                Some(JoinError::Occupied(_) | JoinError::Secret(_) | JoinError::Versions(..))
+                Some(JoinError::Occupied(_) | JoinError::Alone(_) | JoinError::Secret(_) | JoinError::Versions(..))
             )
     };
     let is_lost = |cause: &(dyn std::error::Error + 'static)| {

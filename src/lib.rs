@@ -14,6 +14,7 @@ pub mod event;
 pub(crate) mod fakes;
 pub mod health;
 pub mod ids;
+pub mod lock;
 pub mod placement;
 mod problem;
 pub mod proto;

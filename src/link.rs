@@ -2,6 +2,7 @@
 //! node sends events and connections to the node that serves their users, and gets back what became of them.
 
 mod client;
+mod dial;
 mod mirror;
 mod question;
 mod server;
@@ -18,12 +19,14 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
+use rand::seq::IteratorRandom as _;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::ServerTlsConfig;
 
 use self::{
     client::{Order, Peer},
+    dial::Broken,
     server::Server,
     wire::service::link_server::LinkServer,
 };
@@ -42,9 +45,11 @@ use crate::{
     user::Attach,
 };
 
-/// How often the listener pings its peers, and how long one may take to answer.
+/// HTTP/2 pings find a frozen peer: one every so often, answered in so long.
 const PING_EVERY: Duration = Duration::from_secs(2);
 const PING_ANSWER: Duration = Duration::from_secs(3);
+/// So many are asked in a row whether they reach one that this node does not.
+const THIRDS_ASKED: usize = 3;
 /// What streams may have in flight, in bytes.
 const WINDOW: u32 = 4 << 20;
 
@@ -119,6 +124,20 @@ struct Inner {
     answering: Arc<OnceLock<Arc<dyn Answering>>>,
 }
 
+impl Inner {
+    /// Where a node listens.
+    fn addresses(&self, node: Incarnation) -> Option<Arc<[String]>> {
+        Some(self.peers.read().get(&node)?.addresses.clone())
+    }
+
+    /// Nodes that might reach one that this node does not, a few of them, in any order.
+    fn thirds(&self, node: Incarnation) -> Vec<(Incarnation, Arc<[String]>)> {
+        let peers = self.peers.read();
+        let thirds = peers.iter().filter(|(third, peer)| **third != node && peer.life().is_some());
+        thirds.map(|(third, peer)| (*third, peer.addresses.clone())).sample(&mut rand::rng(), THIRDS_ASKED)
+    }
+}
+
 impl Links {
     /// No links yet.
     #[must_use]
@@ -153,7 +172,8 @@ impl Links {
         watched: Arc<dyn Watched>,
     ) -> Result<JoinHandle<()>, tonic::transport::Error> {
         let (identity, answering) = (self.0.identity.clone(), self.0.answering.clone());
-        let server = Server { identity, shards, limits, watched, answering };
+        let links = Arc::downgrade(&self.0);
+        let server = Server { identity, shards, limits, watched, answering, links };
         let service = LinkServer::new(server).max_decoding_message_size(usize::MAX);
         let mut builder = tonic::transport::Server::builder();
         if let Some(Tls { identity, authority }) = &self.0.identity.tls {
@@ -178,12 +198,12 @@ impl Links {
     /// Asks who answers where a node should be.
     pub async fn who_answers(&self, node: Incarnation, addresses: &[String]) -> Answers {
         for address in addresses {
-            match client::connect(&self.0.identity, node, address).await {
+            match dial::connect(&self.0.identity, node, address).await {
                 Ok(_) => return Answers::Itself,
-                Err(client::Broken::Refused(_)) => return Answers::SomebodyElse,
-                Err(client::Broken::Stranger) => return Answers::Stranger,
-                Err(client::Broken::Foreign(why)) => return Answers::Foreign(why),
-                Err(client::Broken::Dead | client::Broken::Other(_)) => {}
+                Err(Broken::Refused(_)) => return Answers::SomebodyElse,
+                Err(Broken::Stranger) => return Answers::Stranger,
+                Err(Broken::Foreign(why)) => return Answers::Foreign(why),
+                Err(Broken::Dead | Broken::Other(_)) => {}
             }
         }
         Answers::Nobody
@@ -194,7 +214,8 @@ impl Links {
         let mut peers = self.0.peers.write();
         peers.retain(|peer, _| nodes.iter().any(|(node, _)| node == peer));
         for (node, addresses) in nodes {
-            let start = || Peer::start(self.0.identity.clone(), *node, addresses.clone(), watched.clone());
+            let links = Arc::downgrade(&self.0);
+            let start = || Peer::start(self.0.identity.clone(), *node, addresses.clone(), (watched.clone(), links));
             peers.entry(*node).or_insert_with(start);
         }
     }
@@ -264,26 +285,34 @@ mod metric {
     use metrics::{counter, describe_counter, describe_gauge, gauge};
 
     const OPEN: &str = "notifier_link_open";
+    const THROUGH: &str = "notifier_link_through_others";
     const BROKEN: &str = "notifier_link_broken_total";
     const EVENTS: &str = "notifier_link_events_total";
 
     pub(super) fn describe() {
         describe_gauge!(OPEN, "Links to other nodes that this node has opened and that are up");
+        describe_gauge!(
+            THROUGH,
+            "Those of them that go through a third node, as this one does not reach the other itself"
+        );
         describe_counter!(BROKEN, "Links to other nodes that were up and broke");
         describe_counter!(EVENTS, "Events that were forwarded between nodes, by direction");
         gauge!(OPEN).set(0.0);
+        gauge!(THROUGH).set(0.0);
         counter!(BROKEN).increment(0);
         for direction in ["sent", "received"] {
             counter!(EVENTS, "direction" => direction).increment(0);
         }
     }
 
-    pub(super) fn opened() {
+    pub(super) fn opened(is_through: bool) {
         gauge!(OPEN).increment(1.0);
+        gauge!(THROUGH).increment(f64::from(u8::from(is_through)));
     }
 
-    pub(super) fn closed(is_broken: bool) {
+    pub(super) fn closed(is_through: bool, is_broken: bool) {
         gauge!(OPEN).decrement(1.0);
+        gauge!(THROUGH).decrement(f64::from(u8::from(is_through)));
         counter!(BROKEN).increment(u64::from(is_broken));
     }
 

@@ -2,6 +2,8 @@
 //! gives away shards. What is decided, and why, is in [`crate::cluster`] and [`crate::placement::assignment`]; here are
 //! the clocks, the store and the links.
 
+pub mod alone;
+mod arriving;
 mod ownership;
 
 use std::{
@@ -15,7 +17,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
@@ -28,7 +29,7 @@ pub use self::ownership::{Ownership, Parts, target};
 use crate::{
     cluster::{
         RENEW_EVERY,
-        arrival::{Answered, Arrival, Verdict},
+        arrival::Answered,
         changes::{Change, Refused},
         probe::PROBE_EVERY,
         solitude::Solitude,
@@ -47,15 +48,16 @@ const ANSWER: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_millis(300);
 /// Who calls counts as heard without an answer for so long: the link to it may take a moment.
 const WAY_BACK: Duration = Duration::from_secs(5);
-/// How often a newcomer looks whether it may join.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Why this node is no member.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// Another node of this name is alive, or the store is somebody else's alone.
+    /// Another node of this name is alive.
     #[error("node.id: node {0} is in the cluster already, and alive")]
     Occupied(NodeId),
+    /// Another node is alive, and at least one of the two shares its store with nobody.
+    #[error("store.url: node {0} uses this store and is alive, and cluster.enabled is not set for both")]
+    Alone(NodeId),
     /// It would be in the view, and nobody could talk with it.
     #[error("cluster.secret: node {0} knows another one")]
     Secret(NodeId),
@@ -112,35 +114,16 @@ impl Member {
     /// # Errors
     /// When it must not be there.
     pub async fn join(self: &Arc<Self>) -> Result<(), JoinError> {
-        let mut arrival = Arrival::default();
-        loop {
-            let view = self.common.membership.view().await?;
-            let asked = self.others(&view).map(async |member| {
-                (member, self.links.who_answers(member.node.incarnation, &member.node.addresses).await)
-            });
-            let mut answered = HashMap::new();
-            for (member, who) in join_all(asked).await {
-                let answer = match who {
-                    Answers::Stranger => return Err(JoinError::Secret(member.node.id.clone())),
-                    Answers::Foreign(why) => return Err(JoinError::Versions(member.node.id.clone(), why)),
-                    Answers::Itself => Answered::Rival,
-                    Answers::SomebodyElse => Answered::NotTheRival,
-                    Answers::Nobody => Answered::Nobody,
-                };
-                answered.insert(member.node.incarnation, answer);
+        arriving::join(&self.common, &self.node, async |member| {
+            match self.links.who_answers(member.node.incarnation, &member.node.addresses).await {
+                Answers::Stranger => Err(JoinError::Secret(member.node.id.clone())),
+                Answers::Foreign(why) => Err(JoinError::Versions(member.node.id.clone(), why)),
+                Answers::Itself => Ok(Answered::Rival),
+                Answers::SomebodyElse => Ok(Answered::NotTheRival),
+                Answers::Nobody => Ok(Answered::Nobody),
             }
-            let says =
-                |rival: &view::Member| answered.get(&rival.node.incarnation).copied().unwrap_or(Answered::Nobody);
-            match arrival.look(&view, &self.node, says) {
-                Verdict::Join(change) => match self.common.membership.change(&change).await? {
-                    Changed::Done(_) => break,
-                    Changed::Overtaken => continue,
-                },
-                Verdict::Wait => tokio::time::sleep(LOOK_EVERY).await,
-                Verdict::Occupied(id) => return Err(JoinError::Occupied(id)),
-                Verdict::Joined => break,
-            }
-        }
+        })
+        .await?;
         self.refresh().await?;
         Ok(())
     }

@@ -94,6 +94,7 @@ pub struct Node {
     receipts: Option<Arc<ReceiptWriter>>,
     drain: config::Drain,
     cluster: Option<cluster::Running>,
+    hold: storage::Hold,
 }
 
 impl Node {
@@ -115,7 +116,7 @@ impl Node {
         let (lost, store_lost) = mpsc::unbounded_channel();
         let mut newcomer = cluster::Newcomer::new(config, link_listener, shard_count, &lost).await?;
         let member = newcomer.as_ref().map(cluster::Newcomer::incarnation);
-        let Engine { log: store, sessions: started, positions } = storage::open(config, member).await?;
+        let (Engine { log: store, sessions: started, positions }, hold) = storage::open(config, member, &lost).await?;
         let epoch = store.epoch();
         let writer = Writer::start(&store, &health, &lost);
         let watch = tokio::spawn(storage::watch(store.clone(), health.clone(), lost.clone()));
@@ -199,6 +200,7 @@ impl Node {
             receipts,
             drain,
             cluster,
+            hold,
         })
     }
 
@@ -239,6 +241,7 @@ impl Node {
                 // Nothing can be settled any more; only the clients are told.
                 self.edge.refuse();
                 self.edge.drain(self.drain.goodbyes_per_second, Instant::now() + self.drain.deadline.min(LAST_GOODBYES)).await;
+                self.hold.let_go().await;
                 return Err(error.into());
             }
             failure = self.edge.failed() => anyhow::bail!(failure),
@@ -284,6 +287,7 @@ impl Node {
         if tokio::time::timeout(STORE_CLOSE, self.store.close()).await.is_err() {
             tracing::warn!("the store did not close in time; it has all that was settled");
         }
+        self.hold.let_go().await;
         tracing::info!(seconds = began.elapsed().as_secs_f64(), "drained");
     }
 }

@@ -22,9 +22,10 @@ use crate::{
 };
 
 mod moving;
+mod refusing;
 mod shards;
 
-use self::moving::Leaving;
+use self::{moving::Leaving, refusing::Refusing};
 pub use self::{
     moving::{Sealed, Unsealing},
     shards::{Elsewhere, Shards, actor_of},
@@ -58,6 +59,8 @@ pub enum Msg {
     Seal(Vec<ShardId>, oneshot::Sender<()>),
     /// This node serves these shards from here on.
     Unseal(Unsealing, oneshot::Sender<()>),
+    /// Nothing comes from this sender any more.
+    Gone(Sender),
     /// A user has something to say.
     User(user::Outcome),
 }
@@ -103,9 +106,8 @@ struct State {
     by_actor: HashMap<ActorId, UserId>,
     /// Users without an actor whose clients are connected.
     asleep: HashMap<UserId, Box<Asleep>>,
-    /// Users whose actor crashed, or who were somebody else's: nothing is taken from a sender before its first
-    /// unsettled event. Those who have begun again are named.
-    refusing: HashMap<UserId, SmallVec<[Sender; 1]>>,
+    /// Users whose actor crashed, or who were somebody else's: who has to begin again.
+    refusing: Refusing,
     /// Shards that other nodes serve.
     sealed: Sealed,
     /// Shards whose users are leaving, and who waits for that.
@@ -149,7 +151,7 @@ impl Actor for Shard {
             users: HashMap::new(),
             by_actor: HashMap::new(),
             asleep: HashMap::new(),
-            refusing: HashMap::new(),
+            refusing: Refusing::default(),
             sealed,
             leaving: Vec::new(),
             recover_all: waiting.is_none(),
@@ -181,6 +183,7 @@ impl Actor for Shard {
                 state.unseal(&myself, unsealing).await?;
                 let _ = done.send(());
             }
+            Msg::Gone(sender) => state.refusing.gone(sender),
             Msg::User(user::Outcome::Idle { user, handled, limiter }) => state.idle(user, handled, limiter),
             Msg::User(user::Outcome::Recovered) => state.recover_next(&myself).await?,
         }
@@ -205,6 +208,10 @@ impl Actor for Shard {
 impl State {
     async fn events(&mut self, myself: &ShardRef, mut events: Vec<InFlight>) -> Result<(), ActorProcessingErr> {
         fault(&mut events);
+        // All of one message are of one sender.
+        if let Some(first) = events.first() {
+            self.refusing.received(first.sender, events.len());
+        }
         // A stable sort keeps each user's order, and makes one message and one write of a user's events.
         events.sort_by(|a, b| a.event.user.cmp(&b.event.user));
         let mut events = events.into_iter().peekable();
@@ -292,9 +299,7 @@ impl State {
 
     /// Starts one more of those for whom something waits. One that crashed comes with its next message.
     async fn recover_next(&mut self, myself: &ShardRef) -> Result<(), ActorProcessingErr> {
-        let next = self.recover.iter().find(|user| {
-            !self.users.contains_key(*user) && self.refusing.get(*user).is_none_or(|begun| !begun.is_empty())
-        });
+        let next = self.recover.iter().find(|user| !self.users.contains_key(*user) && !self.refusing.has(user));
         match next.cloned() {
             Some(user) => Box::pin(self.start(myself, user, std::iter::empty())).await,
             None => Ok(()),
@@ -342,7 +347,7 @@ impl State {
             return self.note_left(Some(&user));
         }
         self.recover.insert(user.clone());
-        self.refusing.insert(user, SmallVec::new());
+        self.refusing.crashed(user);
     }
 
     async fn stopped(

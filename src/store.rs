@@ -39,6 +39,7 @@ use self::{
 use crate::{
     event::{Event, Notification},
     ids::{DeviceId, Incarnation, LogEpoch, Sequence, UserId},
+    lock::FileLock,
     placement::ShardId,
     wire::Gap,
 };
@@ -232,8 +233,10 @@ pub struct Config {
     pub may_migrate: bool,
     /// Into how many shards users are divided, for ever.
     pub shards: u16,
-    /// Which member of a cluster this process is; none: it has the store for itself.
-    pub member: Option<Incarnation>,
+    /// This life of the node, as the table of members and claims name it; none: it is in no table.
+    pub incarnation: Option<Incarnation>,
+    /// Whether it takes what claims give it, beside others; else all.
+    pub is_shared: bool,
     /// How long an event without a time to live is kept.
     pub retention: Duration,
     /// Notifications a user; the oldest go first.
@@ -284,6 +287,14 @@ impl Common {
         Ok(Self { membership: common.clone(), claims: common.clone(), announcements: common })
     }
 
+    /// Whether the server has a connection of that node: one that lives may have none for a moment.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub async fn is_connected(&self, node: Incarnation) -> Result<bool, Error> {
+        self.announcements.is_connected(node).await
+    }
+
     /// Hears of changes as they happen.
     ///
     /// # Errors
@@ -309,6 +320,15 @@ impl Engine {
     fn of<E: Store + StartedSessions + Positions>(engine: Arc<E>) -> Self {
         Self { log: engine.clone(), sessions: engine.clone(), positions: engine }
     }
+}
+
+/// Keeps other processes of this host out of the file that the URL names, until the answer is dropped. A server's store
+/// is kept by the table of its members.
+///
+/// # Errors
+/// When one has it.
+pub fn lock(config: &Config) -> Result<Option<FileLock>, SchemaError> {
+    if config.is_sqlite() { sqlite::lock(config) } else { Ok(None) }
 }
 
 /// Brings a store's schema up; how many versions were applied.

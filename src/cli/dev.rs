@@ -15,7 +15,6 @@ use std::{
 use anyhow::Context as _;
 use uuid::Uuid;
 
-use self::lock::Lock;
 use super::{DEV_DIRECTORY, DEV_FILE, Usage};
 use crate::{
     auth, cli,
@@ -68,7 +67,7 @@ pub async fn run(args: Args, file: Option<&Path>) -> anyhow::Result<()> {
     let written = args.data_dir.join(DEV_FILE);
     fs::create_dir_all(&args.data_dir)
         .with_context(|| format!("--data-dir: cannot make {}", args.data_dir.display()))?;
-    let _lock = Lock::take(&args.data_dir)?;
+    let _lock = lock::take(&args.data_dir)?;
     let url = args.store.clone().unwrap_or_else(|| format!("sqlite:{}", args.data_dir.join(DATABASE).display()));
     config.store.url = Some(StoreUrl::new(url).map_err(|expected| Usage(format!("--store: expected {expected}")))?);
     config.auth.jwt.hs256_secret.get_or_insert_with(|| earlier_secret(&written).unwrap_or_else(new_secret));

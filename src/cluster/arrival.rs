@@ -10,6 +10,8 @@ use crate::ids::{Incarnation, NodeId};
 
 /// A rival whose counter has stood still for so many looks, a second apart, is dead.
 const LOOKS: u32 = 6;
+/// The same of one that the store has no connection of: as many as one that lives, and was cut off, needs to renew.
+const LOOKS_GONE: u32 = 3;
 
 /// Who answers at a rival's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub enum Answered {
     NotTheRival,
     /// Nobody, as yet; or it has no address.
     Nobody,
+    /// Nobody, and the store has no connection of its: it has ended, or was cut off just now.
+    Gone,
 }
 
 /// What a newcomer may do.
@@ -56,7 +60,8 @@ impl Arrival {
                 Answered::Rival => return Verdict::Occupied(rival.node.id.clone()),
                 _ if has_moved => return Verdict::Occupied(rival.node.id.clone()),
                 Answered::Nobody if *looks < LOOKS => waits = true,
-                Answered::NotTheRival | Answered::Nobody => dead.push(one),
+                Answered::Gone if *looks < LOOKS_GONE => waits = true,
+                Answered::NotTheRival | Answered::Nobody | Answered::Gone => dead.push(one),
             }
         }
         if waits {

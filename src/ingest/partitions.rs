@@ -56,6 +56,8 @@ pub(super) struct Partitions {
     release_done: (mpsc::Sender<Position>, mpsc::Receiver<Position>),
     /// Where partitions stood that were let go, in case the commit did not get through.
     released: BTreeMap<i32, i64>,
+    /// Partitions that were let go without the store's having heard of it: nobody else takes them before it has.
+    unreleased: BTreeSet<i32>,
     /// The topic was there and is not now.
     is_gone: bool,
     /// The first look round is over: partitions that appear later are new.
@@ -98,6 +100,7 @@ impl Partitions {
             releasing: BTreeSet::new(),
             release_done: mpsc::channel(),
             released: BTreeMap::new(),
+            unreleased: BTreeSet::new(),
             is_gone: false,
             knows_topic: false,
             connected: false,
@@ -115,8 +118,12 @@ impl Partitions {
                         tracing::info!(topic = self.config.topic, "kafka is back");
                     }
                     self.health.ready(HEALTH_PART);
-                    // Another node has not let go of them yet.
-                    if self.is_missing_some { ASK_AGAIN } else { self.config.partition_refresh }
+                    // Another node has not let go of them yet, or this one.
+                    if self.is_missing_some || !self.unreleased.is_empty() {
+                        ASK_AGAIN
+                    } else {
+                        self.config.partition_refresh
+                    }
                 }
                 Err(obstacle) => {
                     let text = obstacle.to_string();
@@ -157,6 +164,7 @@ impl Partitions {
 
     /// Compares what is wanted with what is held, and moves towards it.
     fn look(&mut self) -> Result<(), Obstacle> {
+        self.release_left_over();
         let there = self.ask_for_partitions()?;
         let wanted = self.wanted.of(there);
         let surplus: Vec<i32> = self.held.difference(&wanted).copied().collect();
@@ -301,11 +309,20 @@ impl Partitions {
         any
     }
 
+    /// Releases what was let go before, without the store's having heard of it.
+    fn release_left_over(&mut self) {
+        self.unreleased.retain(|partition| !self.held.contains(partition));
+        let left_over: Vec<i32> = self.unreleased.iter().copied().collect();
+        if !left_over.is_empty() && self.keeper.release(&left_over).is_ok() {
+            self.unreleased.clear();
+        }
+    }
+
     fn show(&self) {
         self.shown.lock().clone_from(&self.held);
     }
 
-    fn commit(&self, positions: &BTreeMap<i32, i64>) {
+    fn commit(&mut self, positions: &BTreeMap<i32, i64>) {
         if positions.is_empty() {
             return;
         }
@@ -314,13 +331,15 @@ impl Partitions {
         let partitions: Vec<i32> = positions.iter().map(|(partition, _)| *partition).collect();
         while let Err(error) = self.keeper.write(&positions) {
             if Instant::now() >= give_up_at || matches!(error, store::Error::Lost { .. }) {
+                self.unreleased.extend(partitions);
                 return tracing::error!(%error, "the last positions were not stored; what lies behind is read again");
             }
             std::thread::sleep(Duration::from_millis(200));
         }
         // Kafka's copy comes later: nobody waits for it.
         if let Err(error) = self.keeper.release(&partitions) {
-            tracing::warn!(%error, "the partitions' claims were not released: others take them when this node is gone");
+            tracing::warn!(%error, "the partitions' claims were not released; trying again");
+            self.unreleased.extend(partitions);
         }
         let offsets = list(&self.config.topic, positions.iter().copied());
         while let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync) {

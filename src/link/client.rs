@@ -3,9 +3,8 @@
 
 use std::{
     collections::VecDeque,
-    io,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,19 +12,14 @@ use std::{
 
 use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Code, Request, Status,
-    metadata::{AsciiMetadataValue, BinaryMetadataValue},
-    transport::{ClientTlsConfig, Endpoint},
-};
 
 use super::{
-    Identity, Tls, Watched, metric,
+    Identity, Inner, Watched,
+    dial::{self, Broken, Made},
+    metric,
     question::{Answer, Question},
-    server::{FROM, SECRET, TO, VERSION},
     under_way::Link,
-    wire::{OpenRequest, OpenResponse, service::link_client::LinkClient},
+    wire::OpenRequest,
 };
 use crate::{
     backoff::Backoff,
@@ -38,17 +32,10 @@ use crate::{
 
 /// Orders of one message.
 const BATCH_MAX: usize = 512;
-/// Messages that the transport has not taken.
-const REQUESTS: usize = 2;
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(1);
-/// HTTP/2 pings find a frozen peer: one every so often, answered in so long.
-const PING_EVERY: Duration = Duration::from_secs(2);
-const PING_ANSWER: Duration = Duration::from_secs(3);
 /// Waits between attempts to connect: a probe's length at the most, so that a peer whose host refuses is soon known.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(600));
-/// What streams may have in flight, in bytes.
-const WINDOW: u32 = 4 << 20;
+/// How often a peer that is reached through a third node is called itself.
+const STRAIGHT_AGAIN: Duration = Duration::from_secs(3);
 
 /// What the task of a link can be told.
 pub(super) enum Order {
@@ -69,6 +56,7 @@ pub(super) enum Order {
 /// The way to one other node. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Peer {
+    pub(super) addresses: Arc<[String]>,
     orders: mpsc::UnboundedSender<Order>,
     /// Odd while there is a link; each has a number of its own.
     life: Arc<AtomicU64>,
@@ -80,22 +68,24 @@ impl Peer {
         identity: Arc<Identity>,
         peer: Incarnation,
         addresses: Vec<String>,
-        watched: Arc<dyn Watched>,
+        (watched, links): (Arc<dyn Watched>, Weak<Inner>),
     ) -> Self {
+        let addresses: Arc<[String]> = addresses.into();
         let (orders, queue) = mpsc::unbounded_channel();
         let life = Arc::new(AtomicU64::new(0));
         let task = Task {
             identity,
             peer,
-            addresses,
+            addresses: addresses.clone(),
             watched,
+            links,
             life: life.clone(),
             queue,
             weak: orders.downgrade(),
             waiting: VecDeque::new(),
         };
         tokio::spawn(task.run());
-        Self { orders, life }
+        Self { addresses, orders, life }
     }
 
     pub(super) fn life(&self) -> Option<u64> {
@@ -111,8 +101,10 @@ impl Peer {
 struct Task {
     identity: Arc<Identity>,
     peer: Incarnation,
-    addresses: Vec<String>,
+    addresses: Arc<[String]>,
     watched: Arc<dyn Watched>,
+    /// Who else might reach the peer.
+    links: Weak<Inner>,
     life: Arc<AtomicU64>,
     queue: mpsc::UnboundedReceiver<Order>,
     /// For lines, which must not keep the task going.
@@ -126,42 +118,85 @@ enum Ended {
     /// Nobody wants it.
     Unwanted,
     Broken(Broken),
-}
-
-pub(super) enum Broken {
-    /// Nothing listens there, or somebody else answers.
-    Refused(String),
-    /// This node was declared dead, says the peer.
-    Dead,
-    /// The two do not know the same secret.
-    Stranger,
-    /// The two do not speak a version in common.
-    Foreign(String),
-    Other(String),
+    /// It went through a third node, and the peer itself has answered again.
+    Straight(Box<Made>),
 }
 
 impl Task {
     async fn run(mut self) {
         let mut backoff = Backoff::new(AGAIN.0, AGAIN.1);
         loop {
-            for address in self.addresses.clone() {
-                let broken = match self.serve(&address, &mut backoff).await {
-                    Ended::Unwanted => return,
-                    Ended::Broken(broken) => broken,
-                };
-                match broken {
-                    Broken::Refused(why) => {
-                        tracing::debug!(peer = %self.peer, why, "refused");
-                        self.watched.refused(self.peer);
-                    }
-                    Broken::Dead => self.watched.dead(),
-                    Broken::Stranger | Broken::Foreign(_) => {}
-                    Broken::Other(why) => tracing::debug!(peer = %self.peer, why, "no link"),
+            let mut ended = match self.call().await {
+                Ok(made) => {
+                    backoff.reset();
+                    self.serve(made).await
                 }
+                Err(ended) => ended,
+            };
+            let broken = loop {
+                match ended {
+                    Ended::Unwanted => return,
+                    Ended::Straight(made) => ended = self.serve(*made).await,
+                    Ended::Broken(broken) => break broken,
+                }
+            };
+            match broken {
+                Broken::Refused(why) => {
+                    tracing::debug!(peer = %self.peer, why, "refused");
+                    self.watched.refused(self.peer);
+                }
+                Broken::Dead => self.watched.dead(),
+                Broken::Stranger | Broken::Foreign(_) => {}
+                Broken::Other(why) => tracing::debug!(peer = %self.peer, why, "no link"),
             }
             if !self.pause(backoff.next_wait()).await {
                 return;
             }
+        }
+    }
+
+    /// Calls the peer: straight, or through a third node when nothing comes back from it. Where its host says no, nobody
+    /// else is asked.
+    async fn call(&mut self) -> Result<Made, Ended> {
+        let (identity, addresses, peer) = (self.identity.clone(), self.addresses.clone(), self.peer);
+        let mut why = Broken::Other("it has no address".into());
+        for address in &*addresses {
+            match self.meanwhile(dial::connect(&identity, peer, address)).await? {
+                Ok(made) => return Ok(made),
+                Err(broken @ Broken::Other(_)) => why = broken,
+                Err(broken) => return Err(Ended::Broken(broken)),
+            }
+        }
+        for (third, addresses) in self.links.upgrade().map(|links| links.thirds(peer)).unwrap_or_default() {
+            for address in &*addresses {
+                match self.meanwhile(dial::connect_through(&identity, peer, third, address)).await? {
+                    Ok(made) => return Ok(made),
+                    Err(Broken::Dead) => return Err(Ended::Broken(Broken::Dead)),
+                    Err(_) => {}
+                }
+            }
+        }
+        Err(Ended::Broken(why))
+    }
+
+    /// Does something while there is no link, and keeps what can wait.
+    async fn meanwhile<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Ended> {
+        tokio::pin!(what);
+        loop {
+            tokio::select! {
+                done = &mut what => return Ok(done),
+                order = self.queue.recv() => match order {
+                    None => return Err(Ended::Unwanted),
+                    Some(order) => self.keep(order),
+                },
+            }
+        }
+    }
+
+    /// Events and questions are lost, and say so; lines are of a link that is broken.
+    fn keep(&mut self, order: Order) {
+        if let Order::Attach(attach) = order {
+            self.waiting.push_back(attach);
         }
     }
 
@@ -172,38 +207,28 @@ impl Task {
             match tokio::time::timeout_at(until, self.queue.recv()).await {
                 Err(_) => return true,
                 Ok(None) => return false,
-                Ok(Some(Order::Attach(attach))) => self.waiting.push_back(attach),
-                // Events and questions are lost, and say so; lines are of a link that is broken.
-                Ok(Some(_)) => {}
+                Ok(Some(order)) => self.keep(order),
             }
         }
     }
 
     /// One link, from its beginning to its end.
-    async fn serve(&mut self, address: &str, backoff: &mut Backoff) -> Ended {
-        let connect = connect(&self.identity, self.peer, address);
-        tokio::pin!(connect);
-        let (requests, mut responses, version) = loop {
-            tokio::select! {
-                made = &mut connect => match made {
-                    Ok(made) => break made,
-                    Err(broken) => return Ended::Broken(broken),
-                },
-                order = self.queue.recv() => match order {
-                    None => return Ended::Unwanted,
-                    Some(Order::Attach(attach)) => self.waiting.push_back(attach),
-                    Some(_) => {}
-                },
+    async fn serve(&mut self, Made { requests, mut responses, through, version }: Made) -> Ended {
+        match through {
+            None => tracing::info!(peer = %self.peer, version, "link"),
+            Some(third) => {
+                tracing::warn!(peer = %self.peer, version, %third, "link through another node: this one does not reach it")
             }
-        };
-        backoff.reset();
-        tracing::info!(peer = %self.peer, address, version, "link");
+        }
+        let (identity, addresses, peer) = (self.identity.clone(), self.addresses.clone(), self.peer);
+        let straight = straight(&identity, peer, &addresses);
+        tokio::pin!(straight);
         let mut link = Link::new(self.weak.clone(), self.watched.clone());
         while let Some(attach) = self.waiting.pop_front() {
             link.order(Order::Attach(attach));
         }
         self.life.fetch_add(1, Ordering::AcqRel);
-        metric::opened();
+        metric::opened(through.is_some());
         self.watched.heard(self.peer);
         let mut orders = Vec::with_capacity(BATCH_MAX);
         let ended = loop {
@@ -226,6 +251,7 @@ impl Task {
                     }
                     Err(_) => break Ended::Broken(Broken::Other("the connection is gone".into())),
                 },
+                made = &mut straight, if through.is_some() => break Ended::Straight(Box::new(made)),
                 taken = self.queue.recv_many(&mut orders, BATCH_MAX) => {
                     if taken == 0 {
                         break Ended::Unwanted;
@@ -236,68 +262,19 @@ impl Task {
         };
         // Before permits and attachments say that they are lost: nothing more goes out under this number.
         self.life.fetch_add(1, Ordering::AcqRel);
-        metric::closed(matches!(ended, Ended::Broken(_)));
+        metric::closed(through.is_some(), matches!(ended, Ended::Broken(_)));
         ended
     }
 }
 
-pub(super) type Requests = mpsc::Sender<OpenRequest>;
-
-pub(super) async fn connect(
-    identity: &Identity,
-    peer: Incarnation,
-    address: &str,
-) -> Result<(Requests, tonic::Streaming<OpenResponse>, u32), Broken> {
-    let other = |error: &dyn std::error::Error| Broken::Other(error.to_string());
-    let scheme = if identity.tls.is_some() { "https" } else { "http" };
-    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|error| other(&error))?;
-    if let Some(Tls { identity, authority }) = &identity.tls {
-        let tls = ClientTlsConfig::new().identity(identity.clone()).ca_certificate(authority.clone());
-        endpoint = endpoint.tls_config(tls).map_err(|error| other(&error))?;
+/// Calls a peer again and again, until it answers itself. Cancel safe.
+async fn straight(identity: &Identity, peer: Incarnation, addresses: &[String]) -> Made {
+    loop {
+        tokio::time::sleep(STRAIGHT_AGAIN).await;
+        for address in addresses {
+            if let Ok(made) = dial::connect(identity, peer, address).await {
+                return made;
+            }
+        }
     }
-    let endpoint = endpoint
-        .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_ANSWER)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW);
-    let channel = endpoint.connect().await.map_err(|error| {
-        let refused = causes(&error).any(|cause| {
-            cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-        });
-        if refused { Broken::Refused(error.to_string()) } else { other(&error) }
-    })?;
-    let (requests, queue) = mpsc::channel(REQUESTS);
-    let mut request = Request::new(ReceiverStream::new(queue));
-    let ascii = |text: String| AsciiMetadataValue::try_from(text).expect("digits");
-    let metadata = request.metadata_mut();
-    metadata.insert(FROM, ascii(identity.me.to_string()));
-    metadata.insert(TO, ascii(peer.to_string()));
-    metadata.insert(VERSION, ascii(identity.versions.to_string()));
-    metadata.insert_bin(SECRET, BinaryMetadataValue::from_bytes(identity.secret.as_bytes()));
-    let opening = LinkClient::new(channel).max_decoding_message_size(usize::MAX);
-    let opened = { opening }.open(request).await.map_err(|status: Status| match status.code() {
-        Code::FailedPrecondition => Broken::Refused(status.message().to_owned()),
-        Code::PermissionDenied => Broken::Dead,
-        Code::Unauthenticated => {
-            tracing::error!(%peer, address, "{}", status.message());
-            Broken::Stranger
-        }
-        Code::Unimplemented if status.metadata().contains_key(VERSION) => {
-            tracing::error!(%peer, address, "{}", status.message());
-            Broken::Foreign(status.message().to_owned())
-        }
-        _ => Broken::Other(status.to_string()),
-    })?;
-    let version = opened.metadata().get(VERSION).and_then(|text| text.to_str().ok()?.parse().ok());
-    // Who does not say it is of the first release, which had one version.
-    Ok((requests, opened.into_inner(), version.unwrap_or(1)))
-}
-
-fn causes<'e>(
-    error: &'e (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
-    std::iter::successors(Some(error), |error| error.source())
 }

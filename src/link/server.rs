@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -13,13 +13,12 @@ use futures_util::{Stream, StreamExt as _};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Request, Response, Status, Streaming,
-    metadata::{AsciiMetadataValue, MetadataMap},
-};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
-    Identity, NotVersions, Versions, Watched, metric,
+    Identity, Inner, NotVersions, Versions, Watched,
+    dial::{self, Call},
+    metric,
     mirror::{Far, Limits, Mirror},
     question::{Answer, Answering, Question},
     wire::{
@@ -44,6 +43,8 @@ const ANSWERS: usize = 2;
 /// Who the caller is, whom it wants, and what it knows.
 pub(super) const FROM: &str = "x-notifier-from";
 pub(super) const TO: &str = "x-notifier-to";
+/// Who is to pass the call on, which is for another node.
+pub(super) const THROUGH: &str = "x-notifier-through";
 pub(super) const SECRET: &str = "x-notifier-secret-bin";
 /// Which versions the caller speaks; in the answer, the one that is spoken from here on.
 pub(super) const VERSION: &str = "x-notifier-link";
@@ -55,6 +56,8 @@ pub(super) struct Server {
     pub(super) limits: Limits,
     pub(super) watched: Arc<dyn Watched>,
     pub(super) answering: Arc<OnceLock<Arc<dyn Answering>>>,
+    /// To pass calls on.
+    pub(super) links: Weak<Inner>,
 }
 
 type Answers = Pin<Box<dyn Stream<Item = Result<OpenResponse, Status>> + Send>>;
@@ -64,13 +67,16 @@ impl Link for Server {
     type OpenStream = Answers;
 
     async fn open(&self, request: Request<Streaming<OpenRequest>>) -> Result<Response<Answers>, Status> {
-        let (from, version) = self.identity.check(request.metadata())?;
-        if self.watched.is_dead(from) {
+        let call = self.identity.check(request.metadata())?;
+        if self.watched.is_dead(call.from) {
             return Err(Status::permission_denied("declared dead by others"));
+        }
+        if call.to != self.identity.me {
+            return self.pass_on(call, request.into_inner()).await;
         }
         let (to_edge, queue) = mpsc::unbounded_channel();
         let peer = Peer {
-            from,
+            from: call.from,
             sender: next_sender(),
             shards: self.shards.clone(),
             limits: self.limits,
@@ -81,10 +87,26 @@ impl Link for Server {
             lines: HashMap::new(),
         };
         tokio::spawn(peer.run(request.into_inner()));
-        let mut response: Response<Answers> = Response::new(Box::pin(ReceiverStream::new(batched(queue))));
-        response.metadata_mut().insert(VERSION, version.into());
-        Ok(response)
+        Ok(answer(Box::pin(ReceiverStream::new(batched(queue))), call.versions.newest()))
     }
+}
+
+impl Server {
+    /// A node that the caller does not reach is called for it, once: whoever is called so passes nothing on.
+    async fn pass_on(&self, call: Call, requests: Streaming<OpenRequest>) -> Result<Response<Answers>, Status> {
+        let Call { from, to, .. } = call;
+        let addresses = self.links.upgrade().and_then(|links| links.addresses(to));
+        let addresses = addresses.ok_or_else(|| Status::unavailable(format!("{to} is not known here")))?;
+        let (responses, version) = dial::pass_on(&self.identity, call, &addresses, requests).await?;
+        tracing::info!(%from, %to, "passing a link on");
+        Ok(answer(Box::pin(responses), version))
+    }
+}
+
+fn answer(answers: Answers, version: u32) -> Response<Answers> {
+    let mut response = Response::new(answers);
+    response.metadata_mut().insert(VERSION, version.into());
+    response
 }
 
 /// 0 is this node's own router.
@@ -94,27 +116,27 @@ fn next_sender() -> Sender {
 }
 
 impl Identity {
-    /// Who calls, if it may, and the version that is spoken with it.
-    fn check(&self, metadata: &MetadataMap) -> Result<(Incarnation, u32), Status> {
+    /// Who calls whom, if it may: this node, or another one through this. What is spoken, all of them speak.
+    fn check(&self, metadata: &MetadataMap) -> Result<Call, Status> {
         let secret = metadata.get_bin(SECRET).and_then(|secret| secret.to_bytes().ok()).unwrap_or_default();
         if !bool::from(secret.as_ref().ct_eq(self.secret.as_bytes())) {
             return Err(Status::unauthenticated("cluster.secret is another one here"));
         }
         let incarnation = |name| metadata.get(name).and_then(|text| Incarnation::parse(text.to_str().ok()?));
-        if incarnation(TO) != Some(self.me) {
-            return Err(Status::failed_precondition(format!("this is incarnation {}", self.me)));
-        }
+        let is_here = |to: &Incarnation| *to == self.me || incarnation(THROUGH) == Some(self.me);
+        let to = incarnation(TO).filter(is_here);
+        let to = to.ok_or_else(|| Status::failed_precondition(format!("this is incarnation {}", self.me)))?;
         let from =
             incarnation(FROM).ok_or_else(|| Status::invalid_argument(format!("{FROM} is not an incarnation")))?;
         let theirs = metadata.get(VERSION).and_then(|text| text.to_str().ok()?.parse::<Versions>().ok());
         let theirs = theirs.ok_or_else(|| Status::invalid_argument(format!("{VERSION}: {NotVersions}")))?;
         let ours = self.versions;
-        let version = ours.agree(theirs).ok_or_else(|| {
+        let versions = ours.common(theirs).ok_or_else(|| {
             let mut status = Status::unimplemented(format!("it speaks version {ours} of the link, this node {theirs}"));
-            status.metadata_mut().insert(VERSION, AsciiMetadataValue::try_from(ours.to_string()).expect("digits"));
+            status.metadata_mut().insert(VERSION, ours.header());
             status
         })?;
-        Ok((from, version))
+        Ok(Call { from, to, through: None, versions })
     }
 }
 
@@ -184,6 +206,7 @@ impl Peer {
         }
         // Its connections are with it, or come to whoever serves them next.
         self.lines.values().for_each(|line| line.end());
+        self.shards.gone(self.sender);
     }
 
     fn take(&mut self, request: OpenRequest) -> Result<(), Unreadable> {

@@ -3,6 +3,8 @@
 
 use std::{fmt, str::FromStr};
 
+use tonic::metadata::AsciiMetadataValue;
+
 /// Versions of the link, all from the oldest to the newest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Versions {
@@ -14,10 +16,20 @@ impl Versions {
     /// What this build speaks.
     pub const OURS: Self = Self { oldest: 1, newest: 1 };
 
-    /// The newest version that both speak, if there is one.
-    pub(super) fn agree(self, other: Self) -> Option<u32> {
-        let newest = self.newest.min(other.newest);
-        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    /// What both speak, if there is anything.
+    pub(super) fn common(self, other: Self) -> Option<Self> {
+        let (oldest, newest) = (self.oldest.max(other.oldest), self.newest.min(other.newest));
+        (oldest <= newest).then_some(Self { oldest, newest })
+    }
+
+    /// The newest of them.
+    pub(super) fn newest(self) -> u32 {
+        self.newest
+    }
+
+    /// As a header has them.
+    pub(super) fn header(self) -> AsciiMetadataValue {
+        AsciiMetadataValue::try_from(self.to_string()).expect("digits")
     }
 }
 
@@ -57,8 +69,8 @@ mod tests {
     fn two_agree_on_the_newest_that_both_speak() {
         let agreed = |a, b| {
             let (a, b) = (versions(a), versions(b));
-            assert_eq!(a.agree(b), b.agree(a));
-            a.agree(b)
+            assert_eq!(a.common(b), b.common(a));
+            a.common(b).map(Versions::newest)
         };
         assert_eq!(agreed("1", "1"), Some(1));
         assert_eq!(agreed("1", "1-2"), Some(1));

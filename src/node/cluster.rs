@@ -20,7 +20,7 @@ use crate::{
     placement::owners::Owners,
     router,
     shard::Shards,
-    store::{Common, writer::Lost},
+    store::{self, Common, writer::Lost},
 };
 
 /// How often to look whether others have taken all.
@@ -82,8 +82,9 @@ impl Newcomer {
     ) -> anyhow::Result<Option<Self>> {
         let Some(listener) = listener else { return Ok(None) };
         let store = storage::store_config(config).context("cluster.enabled needs store.url")?;
-        let common = Common::open(&store).await.context("store.url")?;
         let incarnation = Incarnation::random();
+        let store = store::Config { incarnation: Some(incarnation), is_shared: true, ..store };
+        let common = Common::open(&store).await.context("store.url")?;
         let id = name(config)?;
         let port = listener.local_addr()?.port();
         let advertised = match config.cluster.advertise.as_str() {

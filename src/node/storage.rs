@@ -8,8 +8,10 @@ use crate::{
     config::{self, Config},
     health::Health,
     ids::{Incarnation, UserId},
+    lock::FileLock,
+    member::alone::Alone,
     store::{
-        self, Engine, Store,
+        self, Common, Engine, Store,
         memory::{self, MemoryStore},
         sessions::MemorySessions,
         writer::Lost,
@@ -22,6 +24,8 @@ const CHECK: Duration = Duration::from_secs(1);
 const TIDY: Duration = Duration::from_secs(3600);
 /// How long to wait for the store's answer to that question.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How long saying that this node has ended may take.
+const LET_GO: Duration = Duration::from_secs(3);
 /// The health part that says whether the store answers.
 const HEALTH_PART: &str = "store connection";
 
@@ -33,18 +37,49 @@ pub fn store_config(config: &Config) -> Option<store::Config> {
         password_file: config.store.password_file.clone(),
         may_migrate: config.store.migrate == config::Migrate::Auto,
         shards: u16::try_from(config.cluster.shards).unwrap_or(u16::MAX),
-        member: None,
+        incarnation: None,
+        is_shared: false,
         retention: config.log.retention,
         per_user_max: config.log.per_user_max,
         dedup_window: config.log.dedup_window,
     })
 }
 
+/// What keeps others out of the store, of a node that does not share it.
+pub(super) struct Hold {
+    _file: Option<FileLock>,
+    alone: Option<Alone>,
+}
+
+impl Hold {
+    /// Nothing is written any more: the next node need not wait.
+    pub(super) async fn let_go(&self) {
+        if let Some(alone) = &self.alone
+            && tokio::time::timeout(LET_GO, alone.leave()).await.is_err()
+        {
+            tracing::warn!("the store did not hear that this node has ended; the next one waits a few seconds");
+        }
+    }
+}
+
 /// Opens what the configuration names; without it, memory.
-pub(super) async fn open(config: &Config, member: Option<Incarnation>) -> anyhow::Result<Engine> {
+///
+/// # Errors
+/// When somebody else uses it, it does not answer, or its schema is of another version.
+pub(super) async fn open(config: &Config, member: Option<Incarnation>, lost: &Lost) -> anyhow::Result<(Engine, Hold)> {
     if let Some(store) = store_config(config) {
-        let store = store::Config { member, ..store };
-        return Engine::open(&store).await.context("store.url");
+        let file = store::lock(&store).context("store.url")?;
+        let (is_shared, needs_no_table) = (member.is_some(), file.is_some());
+        let incarnation = member.unwrap_or_else(Incarnation::random);
+        let store = store::Config { incarnation: Some(incarnation), is_shared, ..store };
+        let alone = if is_shared || needs_no_table {
+            None
+        } else {
+            let common = Common::open(&store).await.context("store.url")?;
+            Some(Alone::join(common, incarnation, super::cluster::name(config)?, lost.clone()).await?)
+        };
+        let engine = Engine::open(&store).await.context("store.url")?;
+        return Ok((engine, Hold { _file: file, alone }));
     }
     let log = Arc::new(MemoryStore::new(memory::Config {
         retention: config.log.retention,
@@ -52,7 +87,8 @@ pub(super) async fn open(config: &Config, member: Option<Incarnation>) -> anyhow
         dedup_window: config.log.dedup_window,
         bytes_max: config.log.memory_bytes_max,
     }));
-    Ok(Engine { log: log.clone(), sessions: Arc::new(MemorySessions::default()), positions: log })
+    let engine = Engine { log: log.clone(), sessions: Arc::new(MemorySessions::default()), positions: log };
+    Ok((engine, Hold { _file: None, alone: None }))
 }
 
 /// Users for whom something waits since before a crash; `None`: the store did not say.

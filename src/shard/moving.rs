@@ -59,22 +59,10 @@ pub(super) struct Leaving {
 impl State {
     pub(super) fn refuses(&mut self, user: &UserId, in_flight: &InFlight) -> bool {
         if self.sealed.has(user) {
-            self.refusing.entry(user.clone()).or_default().retain(|sender| *sender != in_flight.sender);
+            self.refusing.refused(user, in_flight.sender);
             return true;
         }
-        if self.refusing.is_empty() {
-            return false;
-        }
-        let Some(begun) = self.refusing.get_mut(user) else { return false };
-        if in_flight.first && self.sealed.count == 0 {
-            // There is only one sender.
-            self.refusing.remove(user);
-            return false;
-        }
-        if in_flight.first && !begun.contains(&in_flight.sender) {
-            begun.push(in_flight.sender);
-        }
-        !begun.contains(&in_flight.sender)
+        self.refusing.refuses(user, in_flight.sender, in_flight.first)
     }
 
     pub(super) fn seal(&mut self, shards: &[ShardId], done: oneshot::Sender<()>) {
@@ -84,7 +72,7 @@ impl State {
         self.asleep.retain(|user, _| !of(user, count));
         self.recover.retain(|user| !of(user, count));
         self.limiters.retain(|user, _| !of(user, count));
-        self.refusing.retain(|user, _| !of(user, count));
+        self.refusing.forget(|user| of(user, count));
         let mut users = HashSet::new();
         for (user, entry) in self.users.iter_mut().filter(|(user, _)| of(user, count)) {
             users.insert(user.clone());

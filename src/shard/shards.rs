@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{Msg, ShardRef, Unsealing};
 use crate::{
+    event::Sender,
     ids::{NotificationId, UserId},
     placement::{
         ShardId,
@@ -166,6 +167,13 @@ impl Shards {
     pub fn wake(&self, user: &UserId) {
         let (actor, _) = self.get(self.actor_of(user));
         let _ = actor.cast(Msg::Wake(user.clone()));
+    }
+
+    /// Says that nothing comes from this sender any more.
+    pub fn gone(&self, sender: Sender) {
+        for index in 0..self.actors() {
+            let _ = self.get(index).0.cast(Msg::Gone(sender));
+        }
     }
 
     /// Says that the connection of a session at rest has ended.

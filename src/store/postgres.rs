@@ -98,6 +98,11 @@ pub struct PostgresStore {
     password: Password,
 }
 
+/// What a node's connections are called at the server: so it can be seen whether it has any.
+fn called(incarnation: Option<Incarnation>) -> String {
+    incarnation.map_or_else(|| "notifier".to_owned(), |incarnation| format!("notifier {incarnation}"))
+}
+
 /// A password that may change while the node runs.
 struct Password {
     options: PgConnectOptions,
@@ -109,7 +114,7 @@ impl Password {
     fn of(config: &Config) -> sqlx::Result<Self> {
         let options: PgConnectOptions = config.url.parse()?;
         // Every statement would be an event, for nobody to read.
-        let options = options.application_name("notifier").disable_statement_logging();
+        let options = options.application_name(&called(config.incarnation)).disable_statement_logging();
         Ok(Self { options, file: config.password_file.clone(), read: Mutex::default() })
     }
 
@@ -181,15 +186,16 @@ impl PostgresStore {
             return Err(SchemaError::Shards { stored, configured: config.shards.into() });
         }
         let lives = read_lives(&reads).await?;
-        let common = match config.member {
-            Some(member) => Some((member, PostgresMembership::open(config).await?)),
-            None => None,
+        let incarnation = config.incarnation.unwrap_or_else(Incarnation::random);
+        let common = match config.is_shared {
+            true => Some((incarnation, PostgresMembership::open(config).await?)),
+            false => None,
         };
         let store = Self {
             keeping: config.keeping(),
             shards: config.shards,
             lives,
-            owner: config.member.unwrap_or_else(Incarnation::random).to_string(),
+            owner: incarnation.to_string(),
             common,
             writes,
             changes,

@@ -59,6 +59,14 @@ pub enum SchemaError {
         /// What was heard of it.
         reason: String,
     },
+    /// Another process of this host has its file.
+    #[error("process {by} uses {file} and is alive")]
+    Held {
+        /// Its number.
+        by: String,
+        /// The file.
+        file: String,
+    },
     /// Numbers of shards cannot change: users would change their shards.
     #[error("the store was created with {stored} shards (cluster.shards), which cannot change to {configured}")]
     Shards {

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     event::{Event, UnixMillis, unix_millis_now},
     ids::{DeviceId, LogEpoch, Sequence, UserId},
+    lock::{self, FileLock},
 };
 
 /// Every commit waits for the disk.
@@ -84,6 +85,21 @@ fn create_private(path: &Path) {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut open, 0o600);
     let _ = open.open(path);
+}
+
+/// Takes the file that stands beside the database for whoever uses it. A lock on the database's own would be let go of
+/// by SQLite, or let go of SQLite's.
+pub(super) fn lock(config: &Config) -> Result<Option<FileLock>, SchemaError> {
+    let options = options(config)?;
+    create_private(options.get_filename());
+    // By whatever path.
+    let database = options.get_filename().canonicalize().unwrap_or_else(|_| options.get_filename().to_owned());
+    let mut name = database.clone().into_os_string();
+    name.push("-lock");
+    FileLock::take(Path::new(&name)).map(Some).map_err(|error| match error {
+        lock::Error::Held { by } => SchemaError::Held { by, file: database.display().to_string() },
+        lock::Error::Io(error) => SchemaError::Unusable { reason: format!("{}: {error}", Path::new(&name).display()) },
+    })
 }
 
 /// Brings the schema up.

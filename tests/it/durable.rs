@@ -217,8 +217,8 @@ async fn kill_9_while_limits_hold_back_loses_repeats_and_reorders_nothing() {
 #[tokio::test]
 #[ignore = "takes minutes: tests/run --long"]
 async fn kill_9_thirty_times_under_load_loses_repeats_and_reorders_nothing() {
-    for store in Store::each().await {
-        for load in [Load::Unlimited, Load::Limited] {
+    for load in [Load::Unlimited, Load::Limited] {
+        for store in Store::each().await {
             kill_under_load(&store, load, rand::random(), 30).await;
         }
     }

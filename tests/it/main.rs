@@ -40,6 +40,7 @@ mod edges;
 mod examples;
 mod forms;
 mod grpc;
+mod guards;
 mod handshakes;
 mod health;
 mod hostile;

@@ -60,6 +60,25 @@ fn where_nobody_answers_a_counter_that_stands_still_is_enough() {
 }
 
 #[test]
+fn one_that_is_not_even_connected_is_dead_as_soon_as_it_should_have_renewed() {
+    let mut table = table_of(2);
+    let look = |arrival: &mut Arrival, table: &super::Table, answered| {
+        arrival.look(&table.view(Duration::ZERO), &node("n1", 9), |_| answered)
+    };
+    let mut arrival = Arrival::default();
+    for _ in 0..2 {
+        assert_eq!(look(&mut arrival, &table, Answered::Gone), Verdict::Wait);
+    }
+    assert!(matches!(look(&mut arrival, &table, Answered::Gone), Verdict::Join(_)));
+    // Its connections were cut, and it is back.
+    let mut arrival = Arrival::default();
+    assert_eq!(look(&mut arrival, &table, Answered::Gone), Verdict::Wait);
+    table.renew(incarnation(1));
+    let occupied = Verdict::Occupied(node("n1", 9).id);
+    assert_eq!(look(&mut arrival, &table, Answered::Gone), occupied);
+}
+
+#[test]
 fn who_shares_its_store_with_nobody_is_met_by_all() {
     let mut table = table_of(0);
     let alone = Node { is_alone: true, addresses: Vec::new(), ..node("x", 1) };

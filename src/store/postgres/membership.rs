@@ -9,7 +9,7 @@ use sqlx::{
     postgres::{PgListener, PgPool, PgPoolOptions, PgRow},
 };
 
-use super::{Config, Password, SchemaError, connect, establish, unavailable};
+use super::{Config, Password, SchemaError, called, connect, establish, unavailable};
 use crate::{
     cluster::{
         changes::Change,
@@ -135,6 +135,14 @@ impl PostgresMembership {
         let mut listener = PgListener::connect_with(&self.pool).await.map_err(unavailable)?;
         listener.listen(CHANNEL).await.map_err(unavailable)?;
         Ok(Announcements(listener))
+    }
+
+    /// Whether the server has a connection of that node.
+    pub(in crate::store) async fn is_connected(&self, node: Incarnation) -> Result<bool, Error> {
+        let find =
+            "select exists (select from pg_stat_activity where datname = current_database() and application_name = $1)";
+        ask_shortly!(self.pool, |connection| sqlx::query_scalar(find).bind(called(Some(node))).fetch_one(connection))
+            .map_err(unavailable)
     }
 
     async fn read_view(&self) -> Result<View, Error> {

@@ -81,9 +81,11 @@ impl PostgresStore {
 
     async fn release_held(&self, log: &LogName, partitions: &[i32]) -> Result<(), Error> {
         let Some((me, common)) = &self.common else { return Ok(()) };
-        let held = partitions.iter().filter_map(|one| Some((*one, self.partitions.let_go(*one)?.epoch)));
+        let held = partitions.iter().filter_map(|one| Some((*one, self.partitions.held(*one)?.epoch)));
         let held: Vec<_> = held.collect();
         Claims::release_partitions(common, *me, &log.topic, &held).await?;
+        // Not before: whoever fails asks again.
+        held.iter().for_each(|(partition, _)| _ = self.partitions.let_go(*partition));
         Ok(())
     }
 
