@@ -9,6 +9,7 @@ use super::{Phase, RECOVERING_AT_ONCE, ShardRef, State};
 use crate::{
     event::InFlight,
     ids::UserId,
+    mutant::{self, Mutant},
     placement::{
         ShardId,
         owners::{Owner, Owners},
@@ -62,7 +63,7 @@ impl State {
             self.refusing.refused(user, in_flight.sender);
             return true;
         }
-        self.refusing.refuses(user, in_flight.sender, in_flight.first)
+        !mutant::is(Mutant::TakesLater) && self.refusing.refuses(user, in_flight.sender, in_flight.first)
     }
 
     pub(super) fn seal(&mut self, shards: &[ShardId], done: oneshot::Sender<()>) {

@@ -1,33 +1,47 @@
-//! Random faults at random moments. The seed is printed; `NOTIFIER_CHAOS_SEED` runs that one again.
+//! Random faults at random moments, every kind of them in each schedule. The seed is printed; `NOTIFIER_CHAOS_SEED` runs
+//! that one again.
 //!
-//! Many runs: `NOTIFIER_CHAOS_SEEDS=100 cargo test --release --test it --features faults -- --ignored --nocapture chaos`
+//! Many runs: `NOTIFIER_CHAOS_SEEDS=100 tests/run --long cluster_chaos::cluster_chaos`
 
 use std::{
     env,
     time::{Duration, Instant},
 };
 
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 
-use crate::harness::{Store, cluster::Cluster, process::Process, traffic::Traffic};
+use crate::harness::{Store, cluster::Cluster, node::Builder, process::Process, traffic::Traffic};
 
 const NODES: usize = 3;
 const USERS: usize = 24;
 /// How long a node that drains may take.
 const DRAIN: Duration = Duration::from_secs(60);
+/// How long a node that finds itself dead may take to end.
+const END: Duration = Duration::from_secs(20);
+/// So long that the others take what the frozen one had.
+const TAKEN: Duration = Duration::from_secs(6);
+/// How long one schedule may take with everything around it.
+const RUN_MAX: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     /// SIGKILL, and it starts again so much later.
     Kill(Duration),
+    /// The store takes no rows for so long, and then a node is killed.
+    KillBehindALock(Duration),
     /// It stands still for a second.
     Freeze,
+    /// It stands still until others have taken its place.
+    FreezeLong,
     /// SIGTERM, and it starts again when it has ended.
     Restart,
     /// All connections to the store end.
     CutStore,
+    /// A user's actor crashes, twice in a burst of its events.
+    Crash,
 }
 
+/// Each kind of fault, in a random order.
 struct Schedule(StdRng);
 
 impl Schedule {
@@ -36,32 +50,58 @@ impl Schedule {
     }
 
     fn pause(&mut self) -> Duration {
-        Duration::from_millis(self.0.random_range(0..2500))
+        Duration::from_millis(self.0.random_range(0..2000))
     }
 
-    fn next(&mut self) -> (Fault, usize) {
-        let fault = match self.0.random_range(0..8) {
-            0..3 => Fault::Kill(Duration::from_millis(self.0.random_range(0..2000))),
-            3 | 4 => Fault::Freeze,
-            5 | 6 => Fault::Restart,
-            _ => Fault::CutStore,
-        };
-        (fault, self.0.random_range(0..NODES))
+    fn faults(&mut self) -> Vec<(Fault, usize)> {
+        let mut kill = |most| Duration::from_millis(self.0.random_range(0..most));
+        let mut faults = vec![
+            Fault::Kill(kill(2000)),
+            Fault::Kill(kill(200)),
+            Fault::KillBehindALock(Duration::from_millis(1500) + kill(1000)),
+            Fault::Freeze,
+            Fault::FreezeLong,
+            Fault::Restart,
+            Fault::CutStore,
+            Fault::Crash,
+            Fault::Crash,
+        ];
+        faults.shuffle(&mut self.0);
+        faults.into_iter().map(|fault| (fault, self.0.random_range(0..NODES))).collect()
     }
 }
 
 async fn strike(cluster: &mut Cluster, traffic: &Traffic, (fault, node): (Fault, usize)) {
-    let hit = &mut cluster.nodes[node];
+    let Cluster { nodes, store, .. } = cluster;
+    let hit = &mut nodes[node];
     match fault {
-        Fault::CutStore => cluster.store.cut().await,
+        Fault::CutStore => store.cut().await,
         Fault::Freeze => hit.process().freeze(Duration::from_secs(1)).await,
+        Fault::Crash => traffic.crash(),
+        Fault::FreezeLong => {
+            traffic.hurt(node);
+            hit.process().freeze(TAKEN).await;
+            // On a machine that stood still itself it may be alive.
+            let until = Instant::now() + END;
+            while hit.is_running() && Instant::now() < until {
+                traffic.flow(Duration::from_millis(100)).await;
+            }
+            hit.kill();
+            hit.start_again();
+        }
         Fault::Kill(pause) => {
             traffic.hurt(node);
             hit.kill();
-            tokio::time::sleep(pause).await;
+            traffic.flow(pause).await;
             hit.start_again();
-            hit.ready().await;
-            traffic.well(node);
+        }
+        Fault::KillBehindALock(time) => {
+            let locked = store.lock("shard_claims").await;
+            traffic.flow(time).await;
+            traffic.hurt(node);
+            hit.kill();
+            drop(locked);
+            hit.start_again();
         }
         Fault::Restart => {
             traffic.hurt(node);
@@ -69,30 +109,45 @@ async fn strike(cluster: &mut Cluster, traffic: &Traffic, (fault, node): (Fault,
             process.signal("TERM");
             process.finish(DRAIN).await.ok();
             hit.start_again();
-            hit.ready().await;
-            traffic.well(node);
         }
     }
+    hit.ready().await;
+    traffic.well(node);
 }
 
-/// Faults for so long, one after the other; then everything must be as it was promised.
-async fn run(seed: u64, time: Duration) {
-    println!("NOTIFIER_CHAOS_SEED={seed}");
+/// Faults, one after the other, for so long or until all have been there.
+async fn damage(seed: u64, time: Duration, configure: impl Fn(Builder) -> Builder) -> (Cluster, Traffic) {
     let mut schedule = Schedule::new(seed);
-    let mut cluster = Cluster::start_with(NODES, 6, Store::postgres().await, |_, builder| builder).await;
+    let mut cluster = Cluster::start_with(NODES, 6, Store::postgres().await, |_, builder| configure(builder)).await;
+    cluster.store.watch_writers().await;
     let traffic = Traffic::start_busy(&cluster, USERS).await;
     let began = Instant::now();
-    while began.elapsed() < time {
+    for next in schedule.faults() {
         traffic.flow(schedule.pause()).await;
-        let next = schedule.next();
+        if began.elapsed() > time {
+            break;
+        }
         println!("{:5.1} s: {next:?}", began.elapsed().as_secs_f64());
         strike(&mut cluster, &traffic, next).await;
     }
-    for node in &mut cluster.nodes {
-        assert!(node.is_running(), "one has ended by itself:\n{}", node.log());
-    }
+    traffic.flow(Duration::from_secs(1)).await;
     cluster.settled().await;
-    traffic.check(&cluster).await;
+    (cluster, traffic)
+}
+
+/// Then everything must be as it was promised.
+async fn run(seed: u64, time: Duration) {
+    println!("NOTIFIER_CHAOS_SEED={seed}");
+    let began = Instant::now();
+    let running = async {
+        let (mut cluster, traffic) = damage(seed, time, |builder| builder).await;
+        for node in &mut cluster.nodes {
+            assert!(node.is_running(), "one has ended by itself:\n{}", node.log());
+        }
+        traffic.check(&cluster).await;
+    };
+    tokio::time::timeout(RUN_MAX, running).await.expect("a schedule ends in time");
+    println!("seed {seed}: nothing found, {:.0} s", began.elapsed().as_secs_f64());
 }
 
 #[tokio::test]
@@ -105,15 +160,66 @@ async fn chaos_of_another_kind() {
     run(2, Duration::from_secs(15)).await;
 }
 
-#[tokio::test]
-#[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many runs of 30 s, NOTIFIER_CHAOS_SEED which one alone"]
-async fn cluster_chaos() {
-    let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+fn seeds(default: u64) -> std::ops::Range<u64> {
     if let Some(seed) = number("NOTIFIER_CHAOS_SEED") {
-        return run(seed, Duration::from_secs(30)).await;
+        return seed..seed + 1;
     }
     let first = rand::random::<u32>().into();
-    for seed in first..first + number("NOTIFIER_CHAOS_SEEDS").unwrap_or(5) {
-        run(seed, Duration::from_secs(30)).await;
+    first..first + number("NOTIFIER_CHAOS_SEEDS").unwrap_or(default)
+}
+
+#[tokio::test]
+#[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules, NOTIFIER_CHAOS_SEED which one alone"]
+async fn cluster_chaos() {
+    for seed in seeds(5) {
+        run(seed, Duration::MAX).await;
     }
+}
+
+#[cfg(feature = "mutants")]
+/// What a schedule finds in nodes that make a mistake on purpose.
+async fn found(seed: u64, mutant: &str) -> Vec<crate::harness::history::Fault> {
+    let damaged = damage(seed, Duration::MAX, |builder| builder.env("NOTIFIER_MUTANT", mutant));
+    let (cluster, traffic) = tokio::time::timeout(RUN_MAX, damaged).await.expect("a schedule ends in time");
+    let history = traffic.end(&cluster, Duration::from_secs(10)).await;
+    history.faults()
+}
+
+/// Each schedule finds the mistake. Nodes with it have to be built: `tests/run --long` does.
+#[cfg(feature = "mutants")]
+async fn always_found(mutant: &str) {
+    let mut missed = Vec::new();
+    for seed in seeds(10) {
+        let found = found(seed, mutant).await;
+        println!("{mutant}, seed {seed}: {} promises are broken, first {:?}", found.len(), found.first());
+        if found.is_empty() {
+            missed.push(seed);
+        }
+    }
+    assert!(missed.is_empty(), "{mutant} is not found with the seeds {missed:?}");
+}
+
+#[cfg(feature = "mutants")]
+#[tokio::test]
+#[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
+async fn mutant_that_settles_before_the_commit_is_found() {
+    always_found("settles-early").await;
+}
+
+#[cfg(feature = "mutants")]
+#[tokio::test]
+#[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
+async fn mutant_without_a_fence_is_found() {
+    always_found("unfenced").await;
+}
+
+#[cfg(feature = "mutants")]
+#[tokio::test]
+#[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
+async fn mutant_that_takes_later_events_after_a_loss_is_found() {
+    always_found("takes-later").await;
 }

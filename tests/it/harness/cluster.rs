@@ -42,8 +42,18 @@ impl Cluster {
         store: Store,
         configure: impl Fn(usize, Builder) -> Builder,
     ) -> Self {
+        Self::start_on(Feed::new(partitions).await, count, store, configure).await
+    }
+
+    /// The same on that feed.
+    pub async fn start_on(
+        feed: Feed,
+        count: usize,
+        store: Store,
+        configure: impl Fn(usize, Builder) -> Builder,
+    ) -> Self {
         let each = |builder| builder;
-        let mut cluster = Self { feed: Feed::new(partitions).await, store, nodes: Vec::new(), each };
+        let mut cluster = Self { feed, store, nodes: Vec::new(), each };
         for index in 0..count {
             let node = configure(index, cluster.builder()).start_unready();
             cluster.nodes.push(node);

@@ -5,6 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use notifier::placement::shard;
+
+use super::cluster::SHARDS;
+
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +19,8 @@ pub struct History {
     pub connections: Vec<Connection>,
     /// The log's rows at the end.
     pub rows: Vec<Row>,
+    /// Who has written them, and who owned what, if somebody has watched that.
+    pub writers: Writers,
 }
 
 /// An event that the broker has confirmed.
@@ -59,6 +65,15 @@ pub enum Saw {
     },
 }
 
+/// Who has written rows, in the order of the locks that the database gave out.
+#[derive(Debug, Default)]
+pub struct Writers {
+    /// When, the shard, its next owner.
+    pub takes: Vec<(i64, i32, Option<String>)>,
+    /// When, the user, its number, the writer.
+    pub writes: Vec<(i64, String, u64, String)>,
+}
+
 /// One row of the log.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -95,6 +110,8 @@ pub enum Fault {
     StoredTwice { user: String, seq: u64, id: String },
     /// The log's numbers have a hole, or one twice, where this one stands.
     Numbers { user: String, seq: u64 },
+    /// Somebody who did not own the user has written.
+    Stranger { user: String, seq: u64, writer: String, owner: Option<String> },
     /// The log's order is not the producer's.
     StoredOutOfOrder { user: String, seq: u64 },
 }
@@ -121,6 +138,7 @@ impl History {
         let missing = self.missing(&self.written).into_iter();
         faults.extend(missing.map(|(client, user, n)| Fault::Lost { client, user, n }));
         self.check_rows(&durable, &mut faults);
+        self.writers.check(&mut faults);
         faults
     }
 
@@ -232,6 +250,24 @@ impl History {
             connection.saw.iter().find(|(_, saw)| is_new(saw)).map(|(at, _)| at.saturating_duration_since(fault))
         };
         stayed.filter_map(first).max()
+    }
+}
+
+impl Writers {
+    fn check(&self, faults: &mut Vec<Fault>) {
+        let mut owners: BTreeMap<i32, BTreeMap<i64, Option<&String>>> = BTreeMap::new();
+        for (at, shard, owner) in &self.takes {
+            owners.entry(*shard).or_default().insert(*at, owner.as_ref());
+        }
+        for (at, user, seq, writer) in &self.writes {
+            let shard = shard(user, u16::try_from(SHARDS).expect("a few"));
+            let owners = owners.get(&i32::from(shard.0));
+            let owner = owners.and_then(|owners| *owners.range(..at).next_back()?.1);
+            if owner != Some(writer) {
+                let (user, writer, owner) = (user.clone(), writer.clone(), owner.cloned());
+                faults.push(Fault::Stranger { user, seq: *seq, writer, owner });
+            }
+        }
     }
 }
 

@@ -60,24 +60,14 @@ impl PrivatePostgres {
     }
 
     async fn with(files: Vec<(&str, PathBuf)>, settings: impl FnOnce(&Path) -> Vec<String>) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        let directory = room();
         let path = directory.path();
-        // Its user has to get in, and may be another one.
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o711)).expect("our directory");
-        let owned = |path: &Path, mode| {
-            if let Some((user, group)) = other_user(path) {
-                chown(path, Some(user), Some(group)).expect("root may do that");
-            }
-            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("our file");
-        };
         std::fs::write(path.join("password"), PASSWORD).expect("a writable directory");
         for (name, from) in files {
             std::fs::copy(from, path.join(name)).expect("a writable directory");
             owned(&path.join(name), 0o600);
         }
         owned(&path.join("password"), 0o600);
-        std::fs::create_dir(path.join("data")).expect("a writable directory");
-        owned(&path.join("data"), 0o700);
         let [port] = free_ports();
         let mut server = Self { port, settings: settings(path), process: None, copies: 0, directory };
         let mut initdb = server.command("initdb");
@@ -88,6 +78,33 @@ impl PrivatePostgres {
         Process::run("initdb", initdb, DEADLINE).await.ok();
         server.start().await;
         server
+    }
+
+    /// A server that follows this one, which from here on answers a commit only when that one has it.
+    pub async fn synchronous_standby(&self) -> Self {
+        let directory = room();
+        let [port] = free_ports();
+        let mut standby = Self { port, settings: Vec::new(), process: None, copies: 0, directory };
+        let mut copy = standby.command("pg_basebackup");
+        let from = format!("host=127.0.0.1 port={} user=notifier password={PASSWORD}", self.port);
+        copy.arg("-D").arg(standby.data()).args(["-R", "-X", "stream", "--checkpoint=fast", "--no-sync", "-d", &from]);
+        Process::run("pg_basebackup", copy, DEADLINE).await.ok();
+        standby.start().await;
+        let mut primary = self.connect().await;
+        for setting in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
+            execute(&mut primary, setting).await;
+        }
+        let follows = "select exists (select from pg_stat_replication where sync_state = 'sync')";
+        eventually("a synchronous standby", async || {
+            sqlx::query_scalar::<_, bool>(follows).fetch_one(&mut primary).await.expect("an answer").then_some(())
+        })
+        .await;
+        standby
+    }
+
+    /// A standby takes its primary's place.
+    pub async fn promote(&self) {
+        execute(&mut self.connect().await, "select pg_promote()").await;
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -127,7 +144,7 @@ impl PrivatePostgres {
         let mut process = Process::spawn("postgres", command);
         eventually("a server that serves", async || {
             assert!(process.running(), "the server ended before it served: {}", process.stderr());
-            process.stderr().contains("ready to accept connections").then_some(())
+            process.stderr().contains("ready to accept").then_some(())
         })
         .await;
         self.process = Some(process);
@@ -203,6 +220,24 @@ impl Drop for PrivatePostgres {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// A directory with another one for data in it, whose user has to get in and may be another one.
+fn room() -> TempDir {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o711)).expect("our directory");
+    let data = directory.path().join("data");
+    std::fs::create_dir(&data).expect("a writable directory");
+    owned(&data, 0o700);
+    directory
+}
+
+/// Gives a path to the server's user.
+fn owned(path: &Path, mode: u32) {
+    if let Some((user, group)) = other_user(path) {
+        chown(path, Some(user), Some(group)).expect("root may do that");
+    }
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("our file");
 }
 
 /// Runs statements on a connection of the test's own.

@@ -1,6 +1,7 @@
 //! A TCP proxy between clients and a node: it can cut what goes through it, or ask for another path.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
         Arc,
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -23,8 +25,45 @@ pub struct Proxy {
     accepted: Arc<AtomicUsize>,
     cut: watch::Sender<()>,
     mute: Arc<AtomicBool>,
-    frozen: watch::Sender<bool>,
+    frozen: watch::Sender<Frozen>,
+    target: Arc<Mutex<SocketAddr>>,
     accepting: JoinHandle<()>,
+}
+
+/// For whom nothing passes.
+#[derive(Clone, Default)]
+struct Frozen {
+    all: bool,
+    /// Processes.
+    callers: BTreeSet<u32>,
+}
+
+/// Whose connection it is, as far as somebody has asked.
+#[derive(Default)]
+struct Caller {
+    ports: (u16, u16),
+    known: BTreeMap<u32, bool>,
+}
+
+impl Caller {
+    fn is_among(&mut self, callers: &BTreeSet<u32>) -> bool {
+        let ports = self.ports;
+        callers.iter().any(|process| *self.known.entry(*process).or_insert_with(|| has_connection(*process, ports)))
+    }
+}
+
+/// Whether a process has a connection from a port of this machine to another one.
+fn has_connection(process: u32, (from, to): (u16, u16)) -> bool {
+    let table = std::fs::read_to_string(format!("/proc/{process}/net/tcp")).unwrap_or_default();
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    let line = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|words| words.len() > 9 && port(words[1]) == Some(from) && port(words[2]) == Some(to));
+    let Some(line) = line else { return false };
+    let socket = format!("socket:[{}]", line[9]);
+    let files = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+    files.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|link| link.as_os_str() == &*socket)
 }
 
 impl Proxy {
@@ -44,20 +83,24 @@ impl Proxy {
         let (cut, _) = watch::channel(());
         let accepted = Arc::new(AtomicUsize::new(0));
         let mute = Arc::new(AtomicBool::new(false));
-        let (frozen, _) = watch::channel(false);
+        let (frozen, _) = watch::channel(Frozen::default());
+        let target = Arc::new(Mutex::new(target));
+        let aim = target.clone();
         let (counter, cuts, muted, freezes) = (accepted.clone(), cut.clone(), mute.clone(), frozen.clone());
         let accepting = tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
+            while let Ok((client, from)) = listener.accept().await {
                 counter.fetch_add(1, Ordering::Relaxed);
-                let (cut, mut frozen) = (cuts.subscribe(), freezes.subscribe());
-                let passing = pass(client, target, path.clone(), (cut, freezes.subscribe()), muted.clone());
+                let caller = Caller { ports: (from.port(), addr.port()), known: BTreeMap::new() };
+                let gate = Gate { frozen: freezes.subscribe(), caller: Arc::new(Mutex::new(caller)) };
+                let (aim, path, cut, mute) = (aim.clone(), path.clone(), cuts.subscribe(), muted.clone());
                 tokio::spawn(async move {
-                    thawed(&mut frozen).await;
-                    passing.await;
+                    gate.clone().open().await;
+                    let target = *aim.lock();
+                    pass(client, target, path, (cut, gate), mute).await;
                 });
             }
         });
-        Self { addr, accepted, cut, mute, frozen, accepting }
+        Self { addr, accepted, cut, mute, frozen, target, accepting }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -77,7 +120,20 @@ impl Proxy {
     /// Whether nothing passes from here on, in either direction, and nobody is told: a cable that is pulled. Nothing is
     /// lost, as TCP sends again what was.
     pub fn freeze(&self, on: bool) {
-        self.frozen.send_replace(on);
+        self.frozen.send_modify(|frozen| frozen.all = on);
+    }
+
+    /// The same for the connections of one process of this machine.
+    pub fn freeze_for(&self, process: u32, on: bool) {
+        self.frozen.send_modify(|frozen| {
+            _ = if on { frozen.callers.insert(process) } else { frozen.callers.remove(&process) }
+        });
+    }
+
+    /// New connections go there; the others end.
+    pub fn aim(&self, target: SocketAddr) {
+        *self.target.lock() = target;
+        self.cut();
     }
 
     /// Resets every connection; new ones are let through.
@@ -97,7 +153,7 @@ async fn pass(
     mut client: TcpStream,
     target: SocketAddr,
     path: Option<Arc<str>>,
-    (mut cut, frozen): (watch::Receiver<()>, watch::Receiver<bool>),
+    (mut cut, gate): (watch::Receiver<()>, Gate),
     mute: Arc<AtomicBool>,
 ) {
     // A node that is down: the client sees its connection end.
@@ -111,7 +167,7 @@ async fn pass(
         return;
     }
     tokio::select! {
-        _ = both_ways(&mut client, &mut server, &mute, &frozen) => {}
+        _ = both_ways(&mut client, &mut server, &mute, &gate) => {}
         _ = cut.changed() => {
             for socket in [&client, &server] {
                 // Without a time to linger, closing resets.
@@ -121,9 +177,19 @@ async fn pass(
     }
 }
 
-async fn thawed(frozen: &mut watch::Receiver<bool>) {
-    // Without a proxy nothing freezes any more.
-    let _ = frozen.wait_for(|frozen| !frozen).await;
+/// What each piece of a connection passes.
+#[derive(Clone)]
+struct Gate {
+    frozen: watch::Receiver<Frozen>,
+    caller: Arc<Mutex<Caller>>,
+}
+
+impl Gate {
+    async fn open(&mut self) {
+        let is_open = |frozen: &Frozen| !frozen.all && !self.caller.lock().is_among(&frozen.callers);
+        // Without a proxy nothing freezes any more.
+        let _ = self.frozen.wait_for(is_open).await;
+    }
 }
 
 /// Passes bytes on until both sides have said their last.
@@ -131,15 +197,15 @@ async fn both_ways(
     client: &mut TcpStream,
     server: &mut TcpStream,
     mute: &AtomicBool,
-    frozen: &watch::Receiver<bool>,
+    gate: &Gate,
 ) -> std::io::Result<()> {
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
     let up = async {
-        let (mut chunk, mut frozen) = (vec![0; 16 << 10], frozen.clone());
+        let (mut chunk, mut gate) = (vec![0; 16 << 10], gate.clone());
         loop {
             let count = from_client.read(&mut chunk).await?;
-            thawed(&mut frozen).await;
+            gate.open().await;
             if count == 0 {
                 return to_server.shutdown().await;
             }
@@ -147,10 +213,10 @@ async fn both_ways(
         }
     };
     let down = async {
-        let (mut chunk, mut frozen) = (vec![0; 16 << 10], frozen.clone());
+        let (mut chunk, mut gate) = (vec![0; 16 << 10], gate.clone());
         loop {
             let count = from_server.read(&mut chunk).await?;
-            thawed(&mut frozen).await;
+            gate.open().await;
             if count == 0 {
                 return to_client.shutdown().await;
             }

@@ -6,7 +6,11 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
-use super::{history::Row, node::Builder, process::required};
+use super::{
+    history::{Row, Writers},
+    node::Builder,
+    process::required,
+};
 
 /// Where a node keeps what must survive it.
 pub enum Store {
@@ -94,6 +98,19 @@ impl Store {
         }
     }
 
+    /// What the connections to the database are called.
+    pub async fn visitors(&self) -> Vec<String> {
+        let names = "select distinct application_name from pg_stat_activity \
+                     where datname = current_database() and application_name like 'notifier%'";
+        sqlx::query_scalar(names).fetch_all(&mut self.session().await).await.expect("an answer")
+    }
+
+    /// Ends all connections that are called so.
+    pub async fn cut_off(&self, names: &[String]) {
+        let cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = any($1)";
+        sqlx::query(cut).bind(names).execute(&mut self.session().await).await.expect("an answer");
+    }
+
     /// Another, empty database stands in its place.
     pub async fn wipe(&self) {
         match self {
@@ -164,6 +181,47 @@ impl Store {
             n: n(&payload).expect("a number"),
         };
         rows.into_iter().map(row).collect()
+    }
+
+    /// From here on it is noted who writes rows, and who owns what: the lock that a write has on a claim, and a take too,
+    /// makes one order of both.
+    pub async fn watch_writers(&self) {
+        self.execute(
+            "create sequence watched;
+             create table watched_takes (at bigint not null, shard integer not null, owner text);
+             create table watched_writes (at bigint not null, user_id text not null, seq bigint not null, writer text);
+             create function watch_take() returns trigger language plpgsql as $$ begin
+                 insert into watched_takes values (nextval('watched'), new.shard, new.owner);
+                 return null;
+             end $$;
+             create function watch_write() returns trigger language plpgsql as $$ begin
+                 insert into watched_writes
+                 values (nextval('watched'), new.user_id, new.seq, current_setting('application_name'));
+                 return null;
+             end $$;
+             begin;
+             lock table shard_claims in share row exclusive mode;
+             create trigger watch_take after update on shard_claims for each row execute function watch_take();
+             insert into watched_takes select nextval('watched'), shard, owner from shard_claims;
+             create trigger watch_write after insert on log for each row execute function watch_write();
+             commit",
+        )
+        .await;
+    }
+
+    /// What was noted, if it was.
+    pub async fn writers(&self) -> Writers {
+        let mut session = self.session().await;
+        let watched = "select to_regclass('watched_writes') is not null";
+        if !sqlx::query_scalar::<_, bool>(watched).fetch_one(&mut session).await.expect("an answer") {
+            return Writers::default();
+        }
+        let takes = sqlx::query_as("select * from watched_takes").fetch_all(&mut session).await.expect("takes");
+        let writes = "select at, user_id, seq, replace(writer, 'notifier ', '') from watched_writes";
+        let writes: Vec<(i64, String, i64, String)> =
+            sqlx::query_as(writes).fetch_all(&mut session).await.expect("writes");
+        let writes = writes.into_iter().map(|(at, user, seq, writer)| (at, user, seq.unsigned_abs(), writer)).collect();
+        Writers { takes, writes }
     }
 
     async fn session(&self) -> PgConnection {

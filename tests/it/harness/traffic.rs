@@ -2,10 +2,11 @@
 //! and notes of everything for [`History`].
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -25,18 +26,22 @@ use super::{
 
 /// What the producer writes: so often, for so many users each time.
 #[derive(Clone, Copy)]
-struct Load {
-    every: Duration,
-    users: usize,
+pub struct Load {
+    pub every: Duration,
+    pub users: usize,
+    /// Events of each.
+    pub each: usize,
 }
 
-const LIGHT: Load = Load { every: Duration::from_millis(50), users: 4 };
+const LIGHT: Load = Load { every: Duration::from_millis(50), users: 4, each: 1 };
 /// So that something is always under way.
-const BUSY: Load = Load { every: Duration::from_millis(20), users: 8 };
+const BUSY: Load = Load { every: Duration::from_millis(20), users: 8, each: 1 };
 /// Each user has had its turn.
 const ROUND: Duration = Duration::from_secs(1);
 /// Of so many events, one is transient.
 const TRANSIENT: u64 = 5;
+/// Events of a burst.
+const BURST: usize = 120;
 /// Clients acknowledge one of so many numbers.
 const ACKNOWLEDGED: u64 = 3;
 /// After so long a silence they acknowledge all: nobody may be taken for one that never does.
@@ -68,6 +73,8 @@ struct Shared {
     history: Mutex<History>,
     places: Mutex<Vec<Place>>,
     stop: AtomicBool,
+    /// So many bursts in which a user's actor crashes are to be written.
+    crashes: AtomicUsize,
 }
 
 /// Traffic that runs.
@@ -91,7 +98,8 @@ impl Traffic {
         Self::start_with(cluster, users, BUSY).await
     }
 
-    async fn start_with(cluster: &Cluster, users: usize, load: Load) -> Self {
+    /// The same, and writes that much.
+    pub async fn start_with(cluster: &Cluster, users: usize, load: Load) -> Self {
         let shared = Arc::new(Shared::default());
         for node in &cluster.nodes {
             place(&shared, node);
@@ -140,6 +148,36 @@ impl Traffic {
         self.shared.places.lock()[node].is_hurt = false;
     }
 
+    /// With the next events, a user gets a burst of them that crashes its actor.
+    pub fn crash(&self) {
+        self.shared.crashes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Writes nothing more.
+    pub fn pause(&self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// How many events were written, and which part of them the client has had that has had the fewest.
+    pub fn so_far(&self) -> (usize, f64) {
+        let history = self.shared.history.lock();
+        let mut durable: HashMap<&str, usize> = HashMap::new();
+        for event in history.written.iter().filter(|event| event.durable) {
+            *durable.entry(&event.user).or_default() += 1;
+        }
+        let part = |connection: &Connection| {
+            let is_durable = |saw: &&(Instant, Saw)| matches!(saw.1, Saw::Notification { seq: Some(_), .. });
+            let seen = connection.saw.iter().filter(is_durable).count();
+            seen as f64 / durable.get(connection.user.as_str()).copied().unwrap_or_default().max(1) as f64
+        };
+        (history.written.len(), history.connections.iter().map(part).fold(1.0, f64::min))
+    }
+
+    /// Whether everybody has had everything.
+    pub fn is_complete(&self) -> bool {
+        self.producer.is_finished() && self.shared.history.lock().is_complete()
+    }
+
     /// Lets it go on for a while.
     pub async fn flow(&self, time: Duration) {
         tokio::time::sleep(time).await;
@@ -161,13 +199,13 @@ impl Traffic {
         }
     }
 
-    /// Ends the traffic, waits until everybody has everything, and checks all of it.
-    pub async fn check(self, cluster: &Cluster) -> Checked {
+    /// Ends the traffic, and waits until everybody has everything, but no longer than that.
+    pub async fn end(self, cluster: &Cluster, patience: Duration) -> History {
         self.shared.stop.store(true, Ordering::Relaxed);
         let Self { shared, producer, clients } = self;
         within("the producer's end", producer).await.expect("the producer does not panic");
         let ended = Instant::now();
-        while !shared.history.lock().is_complete() && ended.elapsed() < PATIENCE {
+        while !shared.history.lock().is_complete() && ended.elapsed() < patience {
             assert!(!clients.iter().any(JoinHandle::is_finished), "a client has ended");
             tokio::time::sleep(LOOK).await;
         }
@@ -175,6 +213,13 @@ impl Traffic {
         clients.iter().for_each(JoinHandle::abort);
         let mut history = std::mem::take(&mut *shared.history.lock());
         history.rows = cluster.store.rows().await;
+        history.writers = cluster.store.writers().await;
+        history
+    }
+
+    /// Ends the traffic, waits until everybody has everything, and checks all of it.
+    pub async fn check(self, cluster: &Cluster) -> Checked {
+        let history = self.end(cluster, PATIENCE).await;
         let faults = history.faults();
         let (events, connections) = (history.written.len(), history.connections.len());
         println!("{events} events, {connections} connections, {} rows", history.rows.len());
@@ -216,7 +261,7 @@ async fn produce(feed: Feed, shared: Arc<Shared>, users: usize, load: Load) {
         ticks.tick().await;
         let at = Instant::now();
         let (mut written, mut events) = (Vec::new(), Vec::new());
-        for user in turn.by_ref().take(load.users) {
+        let mut write = |user: usize, events: &mut Vec<Event>| {
             let n = next[user];
             next[user] += 1;
             let durable = !(n + user as u64).is_multiple_of(TRANSIENT);
@@ -225,6 +270,19 @@ async fn produce(feed: Feed, shared: Arc<Shared>, users: usize, load: Load) {
             let event = if n.is_multiple_of(2) { event.id(&format!("{}-{n}", name(user))) } else { event };
             events.push(if durable { event } else { event.transient() });
             written.push(Written { user: name(user), n, durable, at });
+        };
+        for user in turn.by_ref().take(load.users) {
+            (0..load.each).for_each(|_| write(user, &mut events));
+        }
+        if shared.crashes.load(Ordering::Relaxed) > 0 {
+            shared.crashes.fetch_sub(1, Ordering::Relaxed);
+            let user = turn.next().expect("it goes on for ever");
+            for at in 0..BURST {
+                write(user, &mut events);
+                if at % (BURST / 2) == 3 {
+                    events.push(Event::new(&name(user), "fault.user"));
+                }
+            }
         }
         // Before the broker has confirmed them, clients may have them.
         shared.history.lock().written.extend(written);

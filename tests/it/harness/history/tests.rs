@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Connection, Fault, History, Row, Saw, Written};
+use super::{Connection, Fault, History, Row, SHARDS, Saw, Writers, Written, shard};
 
 const USER: &str = "u";
 
@@ -31,6 +31,18 @@ fn good() -> History {
             connection(1, 0, vec![got(1), got(2), got(3)]),
         ],
         rows: (1..=3).map(|seq| Row { user: USER.into(), seq, id: format!("id{seq}"), n: seq - 1 }).collect(),
+        writers: writers(),
+    }
+}
+
+/// One has owned the shard while it wrote two rows, then another one, which wrote the third.
+fn writers() -> Writers {
+    let shard = i32::from(shard(USER, u16::try_from(SHARDS).unwrap()).0);
+    let took = |at, owner: &str| (at, shard, Some(owner.to_owned()));
+    let wrote = |at, seq, writer: &str| (at, USER.to_owned(), seq, writer.to_owned());
+    Writers {
+        takes: vec![took(1, "one"), took(4, "other")],
+        writes: vec![wrote(2, 1, "one"), wrote(3, 2, "one"), wrote(5, 3, "other")],
     }
 }
 
@@ -151,6 +163,15 @@ fn rows_are_one_for_each_notification_with_numbers_without_holes_in_the_producer
         history.rows[2].n = 1;
     });
     assert!(order.contains(&Fault::StoredOutOfOrder { user: user(), seq: 3 }), "{order:?}");
+}
+
+#[test]
+fn who_writes_and_is_not_the_owner_is_found() {
+    let late = faults(|history| history.writers.writes[1].0 = 6);
+    let stranger = Fault::Stranger { user: user(), seq: 2, writer: "one".into(), owner: Some("other".into()) };
+    assert_eq!(late, [stranger]);
+    let nobody = faults(|history| history.writers.takes[0].2 = None);
+    assert_eq!(nobody.len(), 2, "{nobody:?}");
 }
 
 #[test]

@@ -1,0 +1,34 @@
+//! Mistakes that are made on purpose, one at a time, so that a test can show that it finds them. Only builds with the
+//! feature `mutants` have them; `NOTIFIER_MUTANT` says which.
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// An event counts as settled before its row is committed.
+    SettlesEarly,
+    /// Whoever believes to own a shard may write.
+    Unfenced,
+    /// After a loss, later events of a user are taken before the lost ones.
+    TakesLater,
+}
+
+/// Whether this mistake is made.
+#[cfg(feature = "mutants")]
+#[must_use]
+pub fn is(mutant: Mutant) -> bool {
+    static CHOSEN: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
+    let chosen = CHOSEN.get_or_init(|| match std::env::var("NOTIFIER_MUTANT").ok()?.as_str() {
+        "settles-early" => Some(Mutant::SettlesEarly),
+        "unfenced" => Some(Mutant::Unfenced),
+        "takes-later" => Some(Mutant::TakesLater),
+        other => panic!("NOTIFIER_MUTANT: there is no mutant {other}"),
+    });
+    *chosen == Some(mutant)
+}
+
+/// Never.
+#[cfg(not(feature = "mutants"))]
+#[must_use]
+pub const fn is(_: Mutant) -> bool {
+    false
+}

@@ -1,0 +1,160 @@
+//! Nodes that do not reach each other.
+
+use std::net::SocketAddr;
+
+use super::*;
+use crate::harness::{Node, node::free_ports, proxy::Proxy, wait::eventually};
+
+/// A cluster whose nodes reach each other over proxies, one before each.
+async fn with_proxies_between() -> (Cluster, Vec<Proxy>) {
+    let ports = free_ports::<3>();
+    let mut proxies = Vec::new();
+    for port in ports {
+        proxies.push(Proxy::to(SocketAddr::from(([127, 0, 0, 1], port))).await);
+    }
+    let configure = |node: usize, builder: Builder| {
+        let builder = builder.set("cluster.listen", format!("127.0.0.1:{}", ports[node]));
+        builder.set("cluster.advertise", proxies[node].addr().to_string())
+    };
+    (three_with(Store::postgres().await, configure).await, proxies)
+}
+
+#[tokio::test]
+async fn links_that_break_cost_nothing() {
+    let (mut cluster, proxies) = with_proxies_between().await;
+    let traffic = traffic(&cluster).await;
+    for _ in 0..3 {
+        for proxy in &proxies {
+            proxy.cut();
+            traffic.flow(Duration::from_millis(300)).await;
+        }
+    }
+    goes_on(&traffic).await;
+    for node in &mut cluster.nodes {
+        assert!(node.is_running(), "the others heard it in time:\n{}", node.log());
+    }
+    traffic.check(&cluster).await;
+}
+
+#[tokio::test]
+async fn nobody_reaches_anybody_for_a_while_and_nobody_dies_of_it() {
+    let (mut cluster, proxies) = with_proxies_between().await;
+    let traffic = traffic(&cluster).await;
+    proxies.iter().for_each(|proxy| proxy.freeze(true));
+    traffic.flow(Duration::from_secs(8)).await;
+    proxies.iter().for_each(|proxy| proxy.freeze(false));
+    goes_on(&traffic).await;
+    for node in &mut cluster.nodes {
+        assert!(node.is_running(), "nobody hears more than half, and all renew:\n{}", node.log());
+    }
+    traffic.check(&cluster).await;
+}
+
+#[tokio::test]
+async fn one_node_is_out_of_the_others_reach_for_a_while() {
+    let (mut cluster, proxies) = with_proxies_between().await;
+    let traffic = traffic(&cluster).await;
+    traffic.hurt(2);
+    proxies[2].freeze(true);
+    traffic.flow(Duration::from_secs(4)).await;
+    proxies[2].freeze(false);
+    goes_on(&traffic).await;
+    // It reaches the others: they may wait for it, or go on without it.
+    if !cluster.nodes[2].is_running() {
+        assert_eq!(cluster.nodes[2].ends().await, 3);
+    }
+    assert!(cluster.nodes[0].is_running() && cluster.nodes[1].is_running());
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}
+
+#[tokio::test]
+async fn a_node_that_nobody_reaches_and_that_reaches_others_is_replaced_and_ends() {
+    let (mut cluster, proxies) = with_proxies_between().await;
+    let traffic = traffic(&cluster).await;
+    traffic.hurt(2);
+    proxies[2].freeze(true);
+    let cut = Instant::now();
+    let ended = cluster.nodes[2].take().finish(Duration::from_secs(45)).await;
+    println!("it ended {:?} after the cut", cut.elapsed());
+    assert_eq!(ended.code(), 3, "{ended:?}");
+    goes_on(&traffic).await;
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}
+
+/// How many of a node's links go through a third one.
+async fn through_others(node: &Node, wanted: f64) {
+    eventually(&format!("{wanted} links through a third node"), async || {
+        (node.metrics().await.sum("notifier_link_through_others") == wanted).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_that_do_not_reach_each_other_go_on_through_the_third() {
+    let (mut cluster, proxies) = with_proxies_between().await;
+    let traffic = traffic(&cluster).await;
+    let [one, other] = [0, 2].map(|node| cluster.nodes[node].process().id());
+    let cut = Instant::now();
+    proxies[2].freeze_for(one, true);
+    proxies[0].freeze_for(other, true);
+    for node in [0, 2] {
+        through_others(&cluster.nodes[node], 1.0).await;
+    }
+    println!("both go through the third {:?} after the cut", cut.elapsed());
+    goes_on(&traffic).await;
+    for node in &mut cluster.nodes {
+        assert!(node.is_running(), "the third hears both:\n{}", node.log());
+    }
+    assert_eq!(cluster.nodes[1].metrics().await.sum("notifier_link_through_others"), 0.0);
+    proxies[2].freeze_for(one, false);
+    proxies[0].freeze_for(other, false);
+    for node in [0, 2] {
+        through_others(&cluster.nodes[node], 0.0).await;
+    }
+    goes_on(&traffic).await;
+    let silence = traffic.check(&cluster).await.silence_after("two nodes did not reach each other", cut);
+    assert!(silence < SILENCE);
+}
+
+/// Each change of the way finds events and frames on it.
+#[tokio::test]
+async fn a_way_that_changes_again_and_again_under_load_reorders_nothing() {
+    let (mut cluster, proxies) = with_proxies_between().await;
+    cluster.store.watch_writers().await;
+    let traffic = Traffic::start_busy(&cluster, USERS).await;
+    let caller = cluster.nodes[0].process().id();
+    for _ in 0..3 {
+        proxies[2].freeze_for(caller, true);
+        proxies[2].cut();
+        through_others(&cluster.nodes[0], 1.0).await;
+        traffic.flow(CALM).await;
+        proxies[2].freeze_for(caller, false);
+        through_others(&cluster.nodes[0], 0.0).await;
+    }
+    goes_on(&traffic).await;
+    assert!(cluster.nodes.iter_mut().all(Node::is_running));
+    traffic.check(&cluster).await;
+}
+
+/// Who passes a link on dies: the two reach each other through nobody then, and wait.
+#[tokio::test]
+async fn a_third_that_dies_is_missed_until_the_two_reach_each_other() {
+    let (mut cluster, proxies) = with_proxies_between().await;
+    let traffic = traffic(&cluster).await;
+    let caller = cluster.nodes[0].process().id();
+    proxies[2].freeze_for(caller, true);
+    proxies[2].cut();
+    through_others(&cluster.nodes[0], 1.0).await;
+    // Of two that are left each may declare the other one dead.
+    for node in [0, 1, 2] {
+        traffic.hurt(node);
+    }
+    cluster.nodes[1].kill();
+    traffic.flow(Duration::from_secs(2)).await;
+    proxies[2].freeze_for(caller, false);
+    goes_on(&traffic).await;
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}

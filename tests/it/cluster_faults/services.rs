@@ -1,0 +1,189 @@
+//! What the nodes stand on is away, for all of them or for one: the store, Kafka.
+
+use std::{future::Future, net::SocketAddr};
+
+use super::*;
+use crate::harness::{
+    Feed,
+    broker::Broker,
+    node::free_ports,
+    postgres::{PrivatePostgres, Stop},
+    proxy::Proxy,
+};
+
+#[tokio::test]
+async fn the_stores_server_is_restarted() {
+    let mut server = PrivatePostgres::started().await;
+    let mut cluster = three_with(Store::on(server.url()).await, |_, builder| builder).await;
+    let traffic = traffic(&cluster).await;
+    for how in [Stop::Fast, Stop::Immediate] {
+        server.stop(how).await;
+        traffic.flow(Duration::from_secs(3)).await;
+        server.start().await;
+        goes_on(&traffic).await;
+    }
+    for node in &mut cluster.nodes {
+        assert!(node.is_running(), "a store that was away for 3 s ends nobody:\n{}", node.log());
+    }
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}
+
+#[tokio::test]
+async fn connections_to_the_store_are_cut_while_shards_move() {
+    let mut cluster = three().await;
+    let traffic = traffic(&cluster).await;
+    for _ in 0..2 {
+        traffic.hurt(1);
+        let leaving = cluster.nodes[1].take();
+        leaving.signal("TERM");
+        let left = while_cut(&cluster, &traffic, leaving.finish(Duration::from_secs(60))).await;
+        assert_eq!(left.code(), 0, "{left:?}");
+        cluster.nodes[1].start_again();
+        cluster.nodes[1].ready().await;
+        traffic.well(1);
+        // Its shards are on their way to it.
+        while_cut(&cluster, &traffic, traffic.flow(CALM)).await;
+        goes_on(&traffic).await;
+    }
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}
+
+/// Waits for something; meanwhile no connection to the store lives for long.
+async fn while_cut<T>(cluster: &Cluster, traffic: &Traffic, what: impl Future<Output = T>) -> T {
+    let cuts = async {
+        loop {
+            cluster.store.cut().await;
+            traffic.flow(Duration::from_millis(60)).await;
+        }
+    };
+    tokio::select! {
+        done = what => done,
+        () = cuts => unreachable!("they do not end"),
+    }
+}
+
+/// A cluster whose last node has its own way to the store.
+async fn with_its_own_way_to_the_store() -> (Cluster, Proxy) {
+    let store = Store::postgres().await;
+    let url = store.url();
+    let (before, behind) = url.split_once("@").expect("a user");
+    let (server, name) = behind.split_once('/').expect("a database");
+    let proxy = Proxy::to(server.parse().expect("an address")).await;
+    let detour = format!("{before}@{}/{name}", proxy.addr());
+    let configure =
+        |node, builder: Builder| if node == 2 { builder.set("store.url", detour.as_str()) } else { builder };
+    (three_with(store, configure).await, proxy)
+}
+
+#[tokio::test]
+async fn one_node_does_not_reach_the_store_for_a_moment() {
+    let (mut cluster, proxy) = with_its_own_way_to_the_store().await;
+    let traffic = traffic(&cluster).await;
+    proxy.freeze(true);
+    traffic.flow(Duration::from_secs(2)).await;
+    proxy.freeze(false);
+    goes_on(&traffic).await;
+    proxy.cut();
+    goes_on(&traffic).await;
+    assert!(cluster.nodes[2].is_running(), "it renewed in time:\n{}", cluster.nodes[2].log());
+    traffic.check(&cluster).await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_reach_the_store_any_more_is_replaced_and_ends() {
+    let (mut cluster, proxy) = with_its_own_way_to_the_store().await;
+    let traffic = traffic(&cluster).await;
+    traffic.hurt(2);
+    proxy.freeze(true);
+    let cut = Instant::now();
+    let ended = cluster.nodes[2].take().finish(Duration::from_secs(45)).await;
+    println!("it ended {:?} after the cut", cut.elapsed());
+    assert_eq!(ended.code(), 3, "{ended:?}");
+    goes_on(&traffic).await;
+    cluster.settled().await;
+    let silence = traffic.check(&cluster).await.silence_after("the store was out of one node's reach", cut);
+    assert!(silence < SILENCE);
+}
+
+/// The primary ends as in a crash, and its synchronous standby takes its place under the same name.
+#[tokio::test]
+async fn the_store_fails_over_to_a_synchronous_standby() {
+    let mut primary = PrivatePostgres::started().await;
+    let standby = primary.synchronous_standby().await;
+    let proxy = Proxy::to(SocketAddr::from(([127, 0, 0, 1], primary.port()))).await;
+    let server = primary.url().replace(&primary.port().to_string(), &proxy.addr().port().to_string());
+    let mut cluster = three_with(Store::on(server).await, |_, builder| builder).await;
+    cluster.store.watch_writers().await;
+    let traffic = traffic(&cluster).await;
+    primary.stop(Stop::Immediate).await;
+    let failed = Instant::now();
+    traffic.flow(CALM).await;
+    standby.promote().await;
+    proxy.aim(SocketAddr::from(([127, 0, 0, 1], standby.port())));
+    goes_on(&traffic).await;
+    for node in &mut cluster.nodes {
+        assert!(node.is_running(), "a standby that has everything ends nobody:\n{}", node.log());
+    }
+    cluster.settled().await;
+    let silence = traffic.check(&cluster).await.silence_after("the store failed over", failed);
+    assert!(silence < SILENCE);
+}
+
+/// Whoever gives partitions away does not forget that the store has not heard of it.
+#[tokio::test]
+async fn partitions_move_when_the_store_has_taken_no_positions_for_a_while() {
+    let mut cluster = three().await;
+    let traffic = traffic(&cluster).await;
+    let locked = cluster.store.lock("partition_claims").await;
+    let node = cluster.builder().start_unready();
+    cluster.nodes.push(node);
+    // Longer than the last positions of a partition are tried.
+    traffic.flow(Duration::from_secs(15)).await;
+    drop(locked);
+    cluster.nodes[3].ready().await;
+    goes_on(&traffic).await;
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}
+
+/// A cluster on a broker of its own, to which the last node has its own way.
+async fn with_its_own_way_to_kafka() -> (Cluster, Broker, Proxy) {
+    let [detour] = free_ports();
+    let proxy = Proxy::to(SocketAddr::from(([127, 0, 0, 1], detour))).await;
+    let broker = Broker::stopped();
+    let (port, detoured) = (broker.port(), proxy.addr());
+    let mut broker = broker.properties(&format!(
+        "listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{},DETOUR://127.0.0.1:{detour}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port},DETOUR://{detoured}\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,DETOUR:PLAINTEXT\n",
+        port + 1
+    ));
+    broker.start().await;
+    let feed = Feed::on(&broker.kafka(), PARTITIONS).await;
+    let configure = |node, builder: Builder| {
+        if node == 2 { builder.set("kafka.brokers", detoured.to_string()) } else { builder }
+    };
+    (Cluster::start_on(feed, 3, Store::postgres().await, configure).await, broker, proxy)
+}
+
+/// Its partitions wait, and it says so; its users and clients are served as before.
+#[tokio::test]
+async fn one_node_does_not_reach_kafka_for_a_while() {
+    let (mut cluster, _broker, proxy) = with_its_own_way_to_kafka().await;
+    let traffic = traffic(&cluster).await;
+    proxy.freeze(true);
+    cluster.nodes[2].unready("kafka").await;
+    traffic.flow(CALM).await;
+    for node in &cluster.nodes[..2] {
+        node.ready().await;
+    }
+    proxy.freeze(false);
+    cluster.nodes[2].ready().await;
+    goes_on(&traffic).await;
+    for node in &mut cluster.nodes {
+        assert!(node.is_running(), "who does not reach Kafka lives:\n{}", node.log());
+    }
+    traffic.check(&cluster).await;
+}
