@@ -39,15 +39,19 @@ impl Admin {
         Ok(Page(page))
     }
 
-    /// As HTTP/1.0: the answer ends with the connection and has no chunks.
     fn get(&self, path: &str) -> io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&self.0, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        get(self.0, path, "")
     }
+}
+
+/// As HTTP/1.0: the answer ends with the connection and has no chunks. `headers`: more of them, each with its line's end.
+pub fn get(address: SocketAddr, path: &str, headers: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n{headers}\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// A page of metrics.
@@ -61,6 +65,11 @@ impl Page {
             rest.rsplit(' ').next()?.parse::<f64>().ok()
         });
         values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+    }
+
+    /// The value of one series, named as it stands on the page.
+    pub fn series(&self, series: &str) -> Option<f64> {
+        value_of(&self.0, series)
     }
 }
 

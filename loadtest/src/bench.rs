@@ -6,6 +6,7 @@
 mod away;
 mod connect;
 mod events;
+mod fault;
 mod sampler;
 
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::latency;
 use crate::report::Report;
 use crate::results::{Phase, Point, Run};
-use crate::scenario::Scenario;
+use crate::scenario::{Layout, Scenario};
 use crate::target::{self, Args, Kind, Target};
 use crate::workers::Workers;
 use sampler::Sampler;
@@ -28,7 +29,7 @@ const AFTERMATH: Duration = Duration::from_millis(500);
 /// A run under way.
 pub struct Bench<'a> {
     scenario: &'a Scenario,
-    target: &'a Target,
+    target: &'a mut Target,
     workers: Workers,
     sampler: Sampler,
     phases: Vec<Phase>,
@@ -41,43 +42,56 @@ pub struct Bench<'a> {
 /// Runs the scenario once. A failure is in the run, with what was measured before it.
 pub fn run(scenario: &Scenario, args: &Args, kind: Kind, round: usize, per_process: usize) -> Run {
     let mut run = Run::new(scenario, kind.name(), round);
-    let result = args.start(scenario, kind).and_then(|target| {
-        let measured = measure(scenario, &target, per_process, &mut run, |bench| bench.all());
-        let log = if measured.is_err() { target.log_tail() } else { String::new() };
-        let stopped = target.stop();
-        measured.and_then(|broken| broken.map_or(Ok(()), |broken| Err(anyhow!(broken)))).context(log).and(stopped)
-    });
+    let mut layouts = scenario.layouts().into_iter();
+    let result = layouts.try_for_each(|layout| run_on(scenario, args, kind, &layout, per_process, &mut run));
     run.error = result.err().map(|error| format!("{error:#}").trim_start_matches(": ").to_owned());
     run
+}
+
+fn run_on(
+    scenario: &Scenario,
+    args: &Args,
+    kind: Kind,
+    (layout, suffix): &(Layout, String),
+    per_process: usize,
+    run: &mut Run,
+) -> Result<()> {
+    let mut target = args.start(scenario, kind, *layout)?;
+    let measured = measure(scenario, &mut target, per_process, run, |bench| bench.all(suffix));
+    let log = if measured.is_err() { target.log_tail() } else { String::new() };
+    let stopped = target.stop();
+    measured.and_then(|broken| broken.map_or(Ok(()), |broken| Err(anyhow!(broken)))).context(log).and(stopped)
 }
 
 /// Measures something on a server that is up; the answer is why it could not be ended.
 pub fn measure(
     scenario: &Scenario,
-    target: &Target,
+    target: &mut Target,
     per_process: usize,
     run: &mut Run,
     what: impl FnOnce(&mut Bench<'_>) -> Result<()>,
 ) -> Result<Option<String>> {
-    let count = target::processes(scenario.sessions.count.most(), per_process, target.meter.process)?;
+    let (sessions, of_a_node) = (scenario.sessions.count.most(), scenario.sessions_of_a_node());
+    let processes: Vec<_> = target.meter.0.iter().filter_map(|gauge| gauge.process).collect();
+    let count = target::processes(sessions, per_process, (&processes, of_a_node))?;
     let workers = Workers::start(count, &target.secret)?;
     let rss_before = target.meter.read()?.rss;
-    let sampler = Sampler::new(&format!("{} on {}", scenario.name, target.kind.name()));
+    let sampler = Sampler::after(&format!("{} on {}", scenario.name, target.kind.name()), run.series.last());
     let mut bench = Bench { scenario, target, workers, sampler, phases: Vec::new(), rss_before, broken: None };
     let result = what(&mut bench);
     bench.sampler.end();
-    run.phases = bench.phases;
-    run.series = bench.sampler.into_points();
+    run.phases.extend(bench.phases);
+    run.series.extend(bench.sampler.into_points());
     result.map(|()| bench.broken)
 }
 
 impl Bench<'_> {
-    /// Every step of the scenario.
-    pub fn all(&mut self) -> Result<()> {
+    /// Every step of the scenario; the names of the phases end with `suffix`.
+    pub fn all(&mut self, suffix: &str) -> Result<()> {
         let steps = &self.scenario.sessions.count.0;
         for &sessions in steps {
-            let suffix = if steps.len() > 1 { format!(" at {sessions}") } else { String::new() };
-            self.step(sessions, &suffix)?;
+            let at = if steps.len() > 1 { format!(" at {sessions}") } else { String::new() };
+            self.step(sessions, &format!("{at}{suffix}"))?;
             if self.broken.is_some() {
                 break;
             }

@@ -100,13 +100,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         scenario.sessions.count = Steps(levels.iter().map(|level| *level as usize).collect());
     }
     scenario.disturbance = None;
+    scenario.nodes.iter_mut().for_each(|nodes| nodes.fault = None);
+    let (layout, _) = scenario.layouts().pop().context("no way to start it")?;
     let kind = args.target.target[0];
     args.target.check(&scenario, kind)?;
     process::Process::current().check_descriptors("the server", scenario.sessions.count.most())?;
-    let target = args.target.start(&scenario, kind)?;
+    let mut target = args.target.start(&scenario, kind, layout)?;
     let mut run = Run::new(&scenario, kind.name(), 1);
     let mut found = Found { held: None, broke: None };
-    let measured = bench::measure(&scenario, &target, args.per_process, &mut run, |bench| {
+    let measured = bench::measure(&scenario, &mut target, args.per_process, &mut run, |bench| {
         climb(args, bench, &events, &levels, per_session, &mut found)
     });
     let log = if measured.is_err() { target.log_tail() } else { String::new() };

@@ -28,8 +28,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Receives the messages of all connections.
 pub trait Sink {
-    /// The session of connection `conn` is open: its `$hello` came at `now` (clock of [`micros`]).
-    fn opened(&mut self, _conn: usize, _now: u64) {}
+    /// The session of connection `conn` is open: this is its `$hello`, which came at `now` (clock of [`micros`]).
+    fn opened(&mut self, _conn: usize, _hello: &Message<'_>, _now: u64) {}
 
     /// One message behind the `$hello`. Returns the sequence to acknowledge, if it has one that shall be.
     fn message(&mut self, conn: usize, message: &Message<'_>, now: u64) -> Option<u64>;
@@ -54,6 +54,8 @@ pub struct Fleet {
     open: usize,
     failures: VecDeque<String>,
     failed: usize,
+    /// Connections that ended and may come back, with why; `None`: those that end have failed.
+    ended: Option<Vec<(usize, String)>>,
     /// The address that connections come from, on loopback.
     source: Option<Ipv4Addr>,
 }
@@ -88,6 +90,7 @@ impl Fleet {
             open: 0,
             failures: VecDeque::new(),
             failed: 0,
+            ended: None,
             source: None,
         })
     }
@@ -149,6 +152,24 @@ impl Fleet {
         }
     }
 
+    /// From now on connections that end have not failed: [`Self::take_ended`] has them.
+    pub fn may_end(&mut self) {
+        self.ended.get_or_insert_default();
+    }
+
+    /// Connections that ended since the last time, with why. Each may be started [`Self::again`].
+    pub fn take_ended(&mut self) -> Vec<(usize, String)> {
+        self.ended.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// One that ended will not come back.
+    pub fn give_up(&mut self, why: String) {
+        self.failed += 1;
+        if self.failures.len() < 8 {
+            self.failures.push_back(why);
+        }
+    }
+
     /// Connections that ended since the start, and why the first of them did.
     pub fn failures(&self) -> Option<(usize, &str)> {
         self.failures.front().map(|why| (self.failed, why.as_str()))
@@ -194,7 +215,18 @@ impl Fleet {
 
     /// Begins to connect. The connection's index is the number of those started before.
     pub fn start(&mut self, endpoint: &Endpoint, token: &str) -> Result<()> {
-        let index = self.conns.len();
+        let conn = self.connecting(self.conns.len(), endpoint, token, None)?;
+        self.conns.push(conn);
+        Ok(())
+    }
+
+    /// Begins to connect one that has ended. `since`: where it goes on, `<epoch>-<sequence>`.
+    pub fn again(&mut self, index: usize, endpoint: &Endpoint, token: &str, since: Option<&str>) -> Result<()> {
+        self.conns[index] = self.connecting(index, endpoint, token, since)?;
+        Ok(())
+    }
+
+    fn connecting(&self, index: usize, endpoint: &Endpoint, token: &str, since: Option<&str>) -> Result<Conn> {
         let mut stream = self.socket(endpoint.address).context("connect")?;
         // Edge-triggered: WRITABLE fires once at the connect and then only after a full buffer.
         self.poll
@@ -202,10 +234,9 @@ impl Fleet {
             .register(&mut stream, Token(index), Interest::READABLE | Interest::WRITABLE)
             .context("epoll")?;
         let codec = Codec::new(endpoint);
-        let unsent = codec.request(endpoint, token);
+        let unsent = codec.request(endpoint, token, since);
         let (state, codec) = (State::Connecting, Some(codec));
-        self.conns.push(Conn { stream: Some(stream), state, codec, partial: Vec::new(), unsent });
-        Ok(())
+        Ok(Conn { stream: Some(stream), state, codec, partial: Vec::new(), unsent })
     }
 
     fn socket(&self, address: SocketAddr) -> io::Result<TcpStream> {
@@ -227,9 +258,9 @@ impl Fleet {
             self.open -= 1;
         }
         *conn = Conn { stream: None, state: State::Closed, codec: None, partial: Vec::new(), unsent: Vec::new() };
-        self.failed += 1;
-        if self.failures.len() < 8 {
-            self.failures.push_back(why);
+        match &mut self.ended {
+            Some(ended) => ended.push((index, why)),
+            None => self.give_up(why),
         }
     }
 
@@ -306,7 +337,7 @@ impl Fleet {
             }
             *state = State::Open;
             opened = true;
-            sink.opened(index, now);
+            sink.opened(index, &message, now);
             Ok(())
         });
         self.open += usize::from(opened);

@@ -109,7 +109,7 @@ impl CommonArgs {
     /// Runs something with a topic of its own, which is deleted afterwards.
     fn on_fresh_topic<T>(&self, place: &str, run: impl FnOnce(&Topic) -> Result<T>) -> Result<T> {
         let name = format!("loadtest-{}-{place}", std::process::id());
-        let topic = Topic { brokers: self.brokers.clone(), name };
+        let topic = Topic { brokers: self.brokers.clone(), name, partitions: Vec::new() };
         topic.create(PARTITIONS)?;
         let result = run(&topic);
         // A few hundred MB a run: not left behind, whatever happened.

@@ -70,6 +70,15 @@ pub fn encode_acknowledgement(out: &mut Vec<u8>, session: &str, sequence: u64) {
     varint(out, sequence);
 }
 
+/// A `ConnectionRequest`.
+pub fn encode_connection_request(since: Option<&str>) -> Vec<u8> {
+    let mut out = Vec::new();
+    if let Some(since) = since {
+        field(&mut out, 4, since.as_bytes());
+    }
+    out
+}
+
 /// Appends an event's bytes to `out`.
 pub fn encode(out: &mut Vec<u8>, event: &Event<'_>, durability: Durability) {
     field(out, 1, event.user.as_bytes());

@@ -11,6 +11,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, util::Timeout};
+use rustc_hash::FxBuildHasher;
+use std::hash::BuildHasher as _;
 
 /// How long an administrative request or the last delivery reports may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,12 +23,15 @@ pub struct Topic {
     /// `host:port`, comma-separated.
     pub brokers: String,
     pub name: String,
+    /// Where events are written; empty: to all partitions, by their key.
+    pub partitions: Vec<i32>,
 }
 
 /// Writes records to one topic, in order per key, and counts what the broker confirmed.
 pub struct Producer {
     inner: BaseProducer<Reports>,
     topic: String,
+    partitions: Vec<i32>,
     sent: u64,
 }
 
@@ -91,7 +96,7 @@ impl Topic {
             "topic {} is not there: create it first",
             self.name
         );
-        Ok(Producer { inner, topic: self.name.clone(), sent: 0 })
+        Ok(Producer { inner, topic: self.name.clone(), partitions: self.partitions.clone(), sent: 0 })
     }
 
     fn client(&self) -> ClientConfig {
@@ -106,6 +111,11 @@ impl Producer {
     pub fn send(&mut self, key: &str, value: &[u8]) -> Result<()> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is before 1970")?;
         let mut record = BaseRecord::to(&self.topic).key(key).payload(value).timestamp(now.as_millis() as i64);
+        if !self.partitions.is_empty() {
+            // All of a key in one, as Kafka's own choice would be.
+            let hash = FxBuildHasher.hash_one(key);
+            record = record.partition(self.partitions[hash as usize % self.partitions.len()]);
+        }
         let deadline = Instant::now() + PATIENCE;
         while let Err((error, back)) = self.inner.send(record) {
             let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);

@@ -25,6 +25,8 @@ pub struct Latencies {
     pub calm: Histogram<u64>,
     /// From when it was due, of the hot user.
     pub hot: Histogram<u64>,
+    /// Of those of [`Self::from_due`], the ones of sessions whose connection has never ended.
+    pub survivors: Histogram<u64>,
     /// From when it was due, of all since [`Self::take_recent`].
     recent: Histogram<u64>,
 }
@@ -33,9 +35,9 @@ pub struct Latencies {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Packed(String);
 
-/// The four that a finished run has.
+/// Those that a finished run has.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct PackedLatencies([Packed; 4]);
+pub struct PackedLatencies([Packed; 5]);
 
 pub fn histogram() -> Result<Histogram<u64>> {
     Histogram::new_with_bounds(1, LATENCY_MAX, 3).context("histogram")
@@ -49,6 +51,7 @@ impl Latencies {
             from_record: empty.clone(),
             calm: empty.clone(),
             hot: empty.clone(),
+            survivors: empty.clone(),
             recent: empty,
         })
     }
@@ -65,6 +68,11 @@ impl Latencies {
         }
     }
 
+    /// Counts one that [`Self::record`] has counted as a survivor's too.
+    pub fn record_survivor(&mut self, from_due: u64) {
+        self.survivors.saturating_record(from_due);
+    }
+
     /// What came since the last time.
     pub fn take_recent(&mut self) -> Result<Option<Packed>> {
         let packed = (!self.recent.is_empty()).then(|| Packed::new(&self.recent)).transpose();
@@ -73,13 +81,15 @@ impl Latencies {
     }
 
     pub fn pack(&self) -> Result<PackedLatencies> {
-        let [due, record, calm, hot] = [&self.from_due, &self.from_record, &self.calm, &self.hot].map(Packed::new);
-        Ok(PackedLatencies([due?, record?, calm?, hot?]))
+        let all = [&self.from_due, &self.from_record, &self.calm, &self.hot, &self.survivors];
+        let [due, record, calm, hot, survivors] = all.map(Packed::new);
+        Ok(PackedLatencies([due?, record?, calm?, hot?, survivors?]))
     }
 
     /// Adds another process's.
     pub fn add(&mut self, packed: &PackedLatencies) -> Result<()> {
-        let own = [&mut self.from_due, &mut self.from_record, &mut self.calm, &mut self.hot];
+        let Self { from_due, from_record, calm, hot, survivors, .. } = self;
+        let own = [from_due, from_record, calm, hot, survivors];
         own.into_iter().zip(&packed.0).try_for_each(|(own, packed)| packed.add_to(own))
     }
 
@@ -90,6 +100,7 @@ impl Latencies {
             ("latency_from_record", &self.from_record),
             ("calm_latency_from_due", &self.calm),
             ("hot_latency_from_due", &self.hot),
+            ("survivors_latency_from_due", &self.survivors),
         ] {
             if !histogram.is_empty() {
                 percentiles(report, name, histogram);

@@ -16,6 +16,7 @@ mod admin;
 mod client;
 mod kafka;
 mod latency;
+mod membership;
 mod server;
 mod store;
 mod token;

@@ -31,6 +31,9 @@ pub struct Expected {
     pub disturbed_from: Option<u64>,
     /// A user whose latencies are counted apart.
     pub hot: Option<u32>,
+    /// Connections may end: what came before the disturbance is calm, whenever it was due, and those that stay have
+    /// latencies of their own.
+    pub faults: bool,
 }
 
 /// One connection.
@@ -43,6 +46,8 @@ struct Conn {
     sequence: u64,
     /// It was told to read nothing more: what it has not got is not lost.
     stalled: bool,
+    /// Its connection has ended once.
+    ended: bool,
 }
 
 /// What came besides the events of the run, each in order.
@@ -84,7 +89,7 @@ impl Receiver {
 
     /// The next connection is this user's, and was to begin at `since`.
     pub fn add(&mut self, user: u32, since: u64) {
-        self.conns.push(Conn { user, since, sequence: 0, stalled: false });
+        self.conns.push(Conn { user, since, sequence: 0, stalled: false, ended: false });
         self.checker.add();
     }
 
@@ -94,6 +99,16 @@ impl Receiver {
 
     pub fn stall(&mut self, conn: usize) {
         self.conns[conn].stalled = true;
+    }
+
+    /// Its connection has ended; it may come back.
+    pub fn ended(&mut self, conn: usize) {
+        self.conns[conn].ended = true;
+    }
+
+    /// The highest sequence that it has seen, also of earlier connections.
+    pub fn sequence(&self, conn: usize) -> u64 {
+        self.conns[conn].sequence
     }
 
     /// Different events that have arrived.
@@ -144,7 +159,7 @@ pub fn findings(report: &mut Report, verdict: Verdict, odd: Odd) {
 
 impl Sink for Receiver {
     fn message(&mut self, conn: usize, message: &Message<'_>, now: u64) -> Option<u64> {
-        let Conn { user, since, sequence: highest, .. } = &mut self.conns[conn];
+        let Conn { user, since, sequence: highest, ended, .. } = &mut self.conns[conn];
         let sequence = message.sequence();
         match message.stamp() {
             Some(stamp) if stamp.run == self.expected.run => {
@@ -156,9 +171,13 @@ impl Sink for Receiver {
                     *highest = sequence.unwrap_or(0).max(*highest);
                     let due = stamp.due.max(*since);
                     if due >= self.expected.measured_from {
-                        let calm = self.expected.disturbed_from.is_some_and(|from| due < from);
-                        let hot = self.expected.hot == Some(stamp.user);
-                        self.latencies.record(now.saturating_sub(due), now.saturating_sub(stamp.sent), calm, hot);
+                        let Expected { disturbed_from, faults, hot, .. } = self.expected;
+                        let calm = disturbed_from.is_some_and(|from| if faults { now < from } else { due < from });
+                        let latency = now.saturating_sub(due);
+                        self.latencies.record(latency, now.saturating_sub(stamp.sent), calm, hot == Some(stamp.user));
+                        if faults && !calm && !*ended {
+                            self.latencies.record_survivor(latency);
+                        }
                     }
                 }
             }

@@ -109,7 +109,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             args.target.check(scenario, *kind)?;
         }
         // The servers that are started inherit this process's limit.
-        process::Process::current().check_descriptors("the server", scenario.sessions.count.most())?;
+        process::Process::current().check_descriptors("the server", scenario.sessions_of_a_node())?;
     }
     let mut runs = Vec::new();
     for scenario in &scenarios {

@@ -1,5 +1,6 @@
 //! What is measured, as TOML: sessions, events, and what happens to them. `loadtest/scenarios/` has the files.
 
+mod nodes;
 mod values;
 
 use std::fs;
@@ -13,6 +14,7 @@ use crate::client::Protocol;
 use crate::event::Durability;
 use crate::schedule::Schedule;
 use crate::workload::Pick;
+pub use nodes::{Fault, Hops, Layout, Nodes};
 pub use values::{Arrivals, Length, Rate, Share};
 
 /// A scenario, checked.
@@ -32,6 +34,8 @@ pub struct Scenario {
     pub disturbance: Option<Disturbance>,
     #[serde(default)]
     pub node: Node,
+    /// Several of them.
+    pub nodes: Option<Nodes>,
     /// What has to hold, as `--slo` takes it; the option wins.
     pub slo: Option<String>,
 }
@@ -141,6 +145,10 @@ const BUNDLED: &[(&str, &str)] = &[
     ("slow-readers", include_str!("../scenarios/slow-readers.toml")),
     ("rate-limited", include_str!("../scenarios/rate-limited.toml")),
     ("growth", include_str!("../scenarios/growth.toml")),
+    ("growth-nodes", include_str!("../scenarios/growth-nodes.toml")),
+    ("hops", include_str!("../scenarios/hops.toml")),
+    ("reconnect-storm", include_str!("../scenarios/reconnect-storm.toml")),
+    ("rolling-restart", include_str!("../scenarios/rolling-restart.toml")),
     ("soak", include_str!("../scenarios/soak.toml")),
 ];
 
@@ -178,6 +186,7 @@ impl Scenario {
     /// What the keys say together; each alone was checked where it was read.
     pub fn check(&self) -> Result<()> {
         ensure!(!self.protocols.is_empty(), "protocols: needs at least one");
+        self.check_nodes()?;
         let Some(events) = &self.events else {
             ensure!(self.disturbance.is_none(), "disturbance: needs events.arrivals");
             ensure!(self.sessions.idle.is_some() || self.is_storm(), "events, or sessions.idle: one of them is needed");
@@ -252,6 +261,9 @@ impl Scenario {
                 let factor = length.map_or(1.0, |length| length.as_secs_f64() / old.length().as_secs_f64());
                 arrivals.resize(rate.map_or(1.0, |rate| rate / old.peak()), factor);
                 events.warmup.0 = events.warmup.0.mul_f64(factor.min(1.0));
+                if let Some(fault) = self.nodes.as_mut().and_then(|nodes| nodes.fault.as_mut()) {
+                    fault.after().0 = fault.after().0.mul_f64(factor);
+                }
                 if let Some(disturbance) = &mut self.disturbance {
                     disturbance.after.0 = disturbance.after.0.mul_f64(factor);
                     if let (Some(hot), Some(rate)) = (&mut disturbance.hot_user_per_second, rate) {

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,19 +26,23 @@ const LOG_TAIL: usize = 2_000;
 pub enum Program<'a> {
     /// This tool's bare server.
     Floor,
-    /// The product, with more configuration over what every measurement needs.
-    Notifier { binary: &'a Path, more: &'a str },
+    /// The product, with more configuration over what every measurement needs, each over the one before.
+    Notifier { binary: &'a Path, more: &'a [String] },
 }
 
 /// A running server. Killed when dropped, if it was not stopped before.
 pub struct Server {
+    command: Command,
     child: Child,
     process: Process,
+    /// CPU of the lives before this one.
+    spent: Duration,
     endpoint: Endpoint,
     grpc: SocketAddr,
     admin: Admin,
     log: PathBuf,
-    _undo: Undo,
+    /// `None`: it has ended.
+    undo: Option<Undo>,
     /// Holds the configuration and the log.
     _dir: TempDir,
 }
@@ -47,7 +51,7 @@ impl Server {
     /// Starts it on free ports of loopback and waits until it is ready.
     pub fn start(program: Program<'_>, topic: &Topic, secret: &str) -> Result<Self> {
         let dir = tempfile::tempdir().context("temporary directory")?;
-        let [client, grpc, admin] = free_addresses()?;
+        let [client, grpc, admin, link] = free_addresses()?;
         let mut command = match program {
             Program::Floor => {
                 let mut command = Command::new(std::env::current_exe().context("own binary")?);
@@ -61,7 +65,8 @@ impl Server {
             }
             Program::Notifier { binary, more } => {
                 let path = dir.path().join("notifier.toml");
-                let text = merged(&config(client, grpc, admin, topic, secret), more)?;
+                let base = config([client, grpc, admin, link], topic, secret);
+                let text = more.iter().try_fold(base, |base, over| merged(&base, over))?;
                 fs::write(&path, text).context("configuration")?;
                 let mut command = Command::new(binary);
                 command.arg("serve").arg("--config").arg(path);
@@ -70,22 +75,19 @@ impl Server {
         };
         let log = dir.path().join("log");
         let out = File::create(&log).context("log")?;
-        let child = command
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().context("log")?)
-            .stderr(out)
-            .spawn()
-            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        command.current_dir(dir.path()).stdin(Stdio::null()).stdout(out.try_clone().context("log")?).stderr(out);
+        let child = spawned(&mut command)?;
         let process = Process::new(child.id())?;
         let mut server = Self {
+            command,
             child,
             process,
+            spent: Duration::ZERO,
             endpoint: Endpoint::parse(&format!("ws://{client}"), Protocol::Websocket, false)?,
             grpc,
             admin: Admin(admin),
             log,
-            _undo: process.kill_on_interrupt(),
+            undo: Some(process.kill_on_interrupt()),
             _dir: dir,
         };
         match program {
@@ -118,13 +120,66 @@ impl Server {
         self.admin
     }
 
+    /// CPU of the lives before this one.
+    pub fn spent(&self) -> Duration {
+        self.spent
+    }
+
+    /// SIGKILL. [`Self::ended`] says when it is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("kill")
+    }
+
+    /// SIGTERM, without waiting.
+    pub fn terminate(&self) -> Result<()> {
+        self.process.terminate()
+    }
+
+    /// How it has ended; `None` while it runs. What it has cost until then is not forgotten.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        if self.undo.is_some() {
+            if self.process.is_alive() {
+                return Ok(None);
+            }
+            // A process that has ended can be read until it is waited for.
+            self.spent += self.process.cpu()?;
+            self.undo = None;
+        }
+        self.child.wait().map(Some).context("waiting for the server")
+    }
+
+    /// Starts one that has ended once more, with the same addresses and configuration. Does not wait.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.child = spawned(&mut self.command)?;
+        self.process = Process::new(self.child.id())?;
+        self.undo = Some(self.process.kill_on_interrupt());
+        Ok(())
+    }
+
     /// SIGTERM, and SIGKILL when that is not enough in time. The bare server knows no better end
-    /// than the signal; the product must exit with 0.
+    /// than the signal.
     pub fn stop(&mut self) -> Result<()> {
+        self.tell_to_stop()?;
+        self.stopped()
+    }
+
+    /// SIGTERM, unless this tool has ended it already.
+    ///
+    /// # Errors
+    ///
+    /// When it had ended by itself.
+    pub fn tell_to_stop(&mut self) -> Result<()> {
+        if self.undo.is_none() {
+            return Ok(());
+        }
         if let Some(status) = self.child.try_wait().context("waiting for the server")? {
             bail!("the server had ended by itself: {status}; {}", self.log_tail());
         }
-        self.process.terminate()?;
+        self.process.terminate()
+    }
+
+    /// Waits until it has ended, and kills it when that takes too long.
+    pub fn stopped(&mut self) -> Result<()> {
         let deadline = Instant::now() + STOP_LIMIT;
         while Instant::now() < deadline {
             if self.child.try_wait().context("waiting for the server")?.is_some() {
@@ -167,9 +222,13 @@ impl Drop for Server {
     }
 }
 
+fn spawned(command: &mut Command) -> Result<Child> {
+    command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))
+}
+
 /// Everything as by default, but what a measurement on loopback needs otherwise.
-fn config(client: SocketAddr, grpc: SocketAddr, admin: SocketAddr, topic: &Topic, secret: &str) -> String {
-    let Topic { brokers, name } = topic;
+fn config([client, grpc, admin, link]: [SocketAddr; 4], topic: &Topic, secret: &str) -> String {
+    let Topic { brokers, name, .. } = topic;
     format!(
         r#"[node]
 id = "loadtest"
@@ -179,6 +238,8 @@ listen = "{client}"
 listen = "{grpc}"
 [admin]
 listen = "{admin}"
+[cluster]
+listen = "{link}"
 [kafka]
 brokers = "{brokers}"
 topic = "{name}"
@@ -189,6 +250,8 @@ receipts_topic = ""
 hs256_secret = "{secret}"
 [limits]
 connects_per_second = 0
+# All clients of a process have one address.
+handshakes_per_address = 512
 # The floor has no limits: with one priority named, the others have none.
 [[limits.delivery]]
 priority = "low"

@@ -1,5 +1,7 @@
 //! The server that a scenario is measured on: one that is started for it, or one that runs already.
 
+mod nodes;
+
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -11,9 +13,10 @@ use crate::admin::Admin;
 use crate::client::{Endpoint, Protocol};
 use crate::event::Durability;
 use crate::kafka::Topic;
-use crate::meter::Meter;
+use crate::membership;
+use crate::meter::{Gauge, Meter};
 use crate::process::Process;
-use crate::scenario::{Engine, Scenario};
+use crate::scenario::{Engine, Layout, Scenario};
 use crate::server::{Program, Server};
 use crate::store::{POSTGRES, SQLITE, Store};
 
@@ -72,14 +75,14 @@ pub struct Args {
     remote: bool,
 }
 
-/// A server that is up, with what was made for it. [`Self::stop`] ends it in good order.
+/// A server that is up, or several nodes, with what was made for them. [`Self::stop`] ends it in good order.
 pub struct Target {
     pub kind: Kind,
     pub endpoints: Vec<Endpoint>,
     pub meter: Meter,
     pub topic: Topic,
     pub secret: String,
-    server: Option<Server>,
+    servers: Vec<Server>,
     store: Option<Store>,
 }
 
@@ -109,12 +112,14 @@ impl Args {
                 );
                 let away = scenario.events.as_ref().is_some_and(|events| events.away.is_some());
                 ensure!(!away, "{name}: the bare server keeps nothing for users who are away");
+                ensure!(scenario.nodes.is_none(), "{name}: the bare server is always one");
             }
             Kind::Notifier => {
                 let postgres = scenario.node.store == Engine::Postgres;
                 ensure!(!postgres || self.postgres.is_some(), "{name}: needs --postgres");
             }
             Kind::Running => {
+                ensure!(scenario.nodes.is_none(), "{name}: starts its own nodes: not for a server that runs already");
                 self.meter()?.check()?;
                 let of_process = scenario.events.as_ref().is_some_and(|events| events.backlog.is_some());
                 ensure!(
@@ -133,29 +138,30 @@ impl Args {
     }
 
     fn meter(&self) -> Result<Meter> {
-        Ok(Meter { process: self.pid.map(Process::new).transpose()?, admin: self.admin.map(Admin) })
+        Ok(Meter::of(self.pid.map(Process::new).transpose()?, self.admin.map(Admin)))
     }
 
     /// Starts it, or looks for the one that runs.
-    pub fn start(&self, scenario: &Scenario, kind: Kind) -> Result<Target> {
+    pub fn start(&self, scenario: &Scenario, kind: Kind, layout: Layout) -> Result<Target> {
         if kind == Kind::Running {
             return self.running(scenario);
         }
         let brokers = self.brokers.clone().context("--brokers is missing")?;
         let serial = SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let topic = Topic { brokers, name: format!("loadtest-{}-run-{serial}", std::process::id()) };
+        let name = format!("loadtest-{}-run-{serial}", std::process::id());
+        let topic = Topic { brokers, name, partitions: Vec::new() };
         topic.create(PARTITIONS)?;
-        let started = self.started(scenario, kind, &topic, serial);
+        let started = self.started(scenario, kind, layout, &topic, serial);
         started.inspect_err(|_| {
             // The first error is the one to know.
             let _ = topic.delete();
         })
     }
 
-    fn started(&self, scenario: &Scenario, kind: Kind, topic: &Topic, serial: u32) -> Result<Target> {
+    fn started(&self, scenario: &Scenario, kind: Kind, layout: Layout, topic: &Topic, serial: u32) -> Result<Target> {
         let mut store = None;
-        let server = match kind {
-            Kind::Floor => Server::start(Program::Floor, topic, SECRET)?,
+        let servers = match kind {
+            Kind::Floor => vec![Server::start(Program::Floor, topic, SECRET)?],
             _ => {
                 let engine = match scenario.node.store {
                     Engine::None => "none",
@@ -164,24 +170,40 @@ impl Args {
                 };
                 let name = format!("notifier_loadtest_{}_run_{serial}", std::process::id());
                 let kept = store.insert(Store::create(engine, self.postgres.as_deref(), name)?);
-                let config = toml::to_string(&scenario.node.config).context("node.config")?;
-                let more = format!("{config}\n{}", kept.configuration());
-                Server::start(Program::Notifier { binary: &self.binary()?, more: &more }, topic, SECRET)?
+                let mut more = vec![kept.configuration()];
+                if scenario.nodes.is_some() {
+                    // That an event has to go from one node to another, all users are in one part.
+                    more.extend(layout.hops.map(|_| "[cluster]\nshards = 1\n".to_owned()));
+                    more.push(String::new());
+                }
+                let own = toml::to_string(&scenario.node.config).context("node.config")?;
+                let binary = self.binary()?;
+                let start = |number| {
+                    if let Some(cluster) = more.last_mut().filter(|_| scenario.nodes.is_some()) {
+                        *cluster = membership::configuration(number);
+                    }
+                    let more = [&more[..], &[own.clone()]].concat();
+                    Server::start(Program::Notifier { binary: &binary, more: &more }, topic, SECRET)
+                };
+                (0..layout.nodes).map(start).collect::<Result<Vec<_>>>()?
             }
         };
-        let endpoints =
-            scenario.protocols.iter().map(|protocol| server.endpoint_for(*protocol)).collect::<Result<_>>()?;
-        let admin = (kind == Kind::Notifier).then(|| server.admin());
-        let meter = Meter { process: Some(server.process()), admin };
-        Ok(Target {
-            kind,
-            endpoints,
-            meter,
-            topic: topic.clone(),
-            secret: SECRET.to_owned(),
-            server: Some(server),
-            store,
-        })
+        let each = |server: &Server| -> Result<Vec<Endpoint>> {
+            scenario.protocols.iter().map(|protocol| server.endpoint_for(*protocol)).collect()
+        };
+        let endpoints = servers.iter().map(each).collect::<Result<Vec<_>>>()?.concat();
+        let gauges = servers.iter().map(|server| {
+            let admin = (kind == Kind::Notifier).then(|| server.admin());
+            Gauge { process: Some(server.process()), admin, ..Gauge::default() }
+        });
+        let (meter, secret) = (Meter(gauges.collect()), SECRET.to_owned());
+        let mut target = Target { kind, endpoints, meter, topic: topic.clone(), secret, servers, store };
+        match layout.hops {
+            Some(hops) => target.keep_hops(hops, &scenario.protocols)?,
+            None if scenario.nodes.is_some() => drop(target.settle()?),
+            None => {}
+        }
+        Ok(target)
     }
 
     fn running(&self, scenario: &Scenario) -> Result<Target> {
@@ -199,9 +221,13 @@ impl Args {
             TcpStream::connect_timeout(address, PATIENCE)
                 .with_context(|| format!("no server answers at {address} ({protocol}): is it running?"))?;
         }
-        let topic = Topic { brokers: self.brokers.clone().unwrap_or_default(), name: self.topic.clone() };
+        let topic = Topic {
+            brokers: self.brokers.clone().unwrap_or_default(),
+            name: self.topic.clone(),
+            partitions: Vec::new(),
+        };
         let (meter, secret) = (self.meter()?, self.secret.clone());
-        Ok(Target { kind: Kind::Running, endpoints, meter, topic, secret, server: None, store: None })
+        Ok(Target { kind: Kind::Running, endpoints, meter, topic, secret, servers: Vec::new(), store: None })
     }
 
     fn binary(&self) -> Result<PathBuf> {
@@ -229,9 +255,9 @@ impl Target {
         self.store.as_ref().map_or(Ok(None), Store::cpu)
     }
 
-    /// The end of what a server that was started for this has written.
+    /// The end of what each server that was started for this has written.
     pub fn log_tail(&self) -> String {
-        self.server.as_ref().map(Server::log_tail).unwrap_or_default()
+        self.servers.iter().map(Server::log_tail).collect::<Vec<_>>().join("\n")
     }
 
     /// Ends what was started and removes what was made.
@@ -240,23 +266,29 @@ impl Target {
     ///
     /// When the server had ended before or does not end well; everything is removed all the same.
     pub fn stop(mut self) -> Result<()> {
-        let Some(mut server) = self.server.take() else { return Ok(()) };
-        let stopped = server.stop();
-        drop(server);
+        if self.servers.is_empty() {
+            return Ok(());
+        }
+        // All at once: one after the other would hand its users to those that stop next.
+        let told: Vec<_> = self.servers.iter_mut().map(Server::tell_to_stop).collect();
+        let stopped: Vec<_> = self.servers.iter_mut().map(Server::stopped).collect();
+        let stopped: Result<()> = told.into_iter().chain(stopped).collect();
+        self.servers.clear();
         drop(self.store.take());
         let deleted = self.topic.delete();
         stopped.and(deleted)
     }
 }
 
-/// Whether this many sessions fit, before anything is connected; how many processes of clients they take.
-pub fn processes(sessions: usize, per_process: usize, server: Option<Process>) -> Result<usize> {
+/// Whether this many sessions fit, before anything is connected; how many processes of clients they take. `servers`:
+/// each may get so many of them.
+pub fn processes(sessions: usize, per_process: usize, servers: (&[Process], usize)) -> Result<usize> {
     let own = Process::current().sockets_max()?;
     if own == 0 {
         bail!("this process may open too few files for any session: raise the limit (`ulimit -n`)");
     }
-    if let Some(server) = server {
-        server.check_descriptors("the server", sessions)?;
+    for server in servers.0 {
+        server.check_descriptors("the server", servers.1)?;
     }
     Ok(sessions.div_ceil(per_process.clamp(1, own)))
 }

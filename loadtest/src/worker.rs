@@ -3,6 +3,8 @@
 //!
 //! One process has at most as many connections as it may open files and a core can serve; a run takes several.
 
+mod returns;
+
 use std::collections::VecDeque;
 use std::io::{BufRead as _, Write as _};
 use std::net::Ipv4Addr;
@@ -21,6 +23,8 @@ use crate::receiver::{Expected, Odd, Receiver};
 use crate::token::token;
 use crate::workload::micros;
 use hdrhistogram::Histogram;
+use returns::Returns;
+pub use returns::{Away, Summary};
 
 /// How often the process says how far it is.
 const STATUS_INTERVAL: u64 = 200_000;
@@ -49,8 +53,8 @@ pub struct Args {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Command {
     /// Open the sessions of the users from `first` on, below `end`: this process those whose index has its number
-    /// as remainder. The endpoints are used in turn.
-    Open { endpoints: Vec<Endpoint>, first: usize, end: usize, start: u64, per_second: f64 },
+    /// as remainder. The endpoints are used in turn. `returns`: once all are open, those that end come back.
+    Open { endpoints: Vec<Endpoint>, first: usize, end: usize, start: u64, per_second: f64, returns: bool },
     /// Expect the events of a run. `busy`: look at the sockets all the time instead of waiting for them.
     Expect { expected: Expected, busy: bool },
     /// Read nothing more on the sessions of these users.
@@ -76,8 +80,10 @@ pub enum Answer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Status {
     pub open: usize,
-    /// Connections that ended or never opened.
+    /// Connections that ended or never opened, and will not come back.
     pub failed: usize,
+    /// Connections that ended and will come back.
+    pub away: usize,
     pub first_failure: Option<String>,
     pub received: u64,
     /// Events that were sent and have not come; `None` before that is known.
@@ -107,6 +113,8 @@ pub struct Finished {
     pub verdict: Verdict,
     pub odd: Odd,
     pub latencies: PackedLatencies,
+    /// Of sessions that come back, since the first connect.
+    pub away: Option<Away>,
 }
 
 struct Worker<'a> {
@@ -131,6 +139,8 @@ struct Clients {
     conns: Vec<(u32, u64)>,
     connect_latency: Histogram<u64>,
     receiver: Receiver,
+    /// `None`: who ends has failed.
+    returns: Option<Returns>,
 }
 
 /// Serves until its standard input ends.
@@ -147,16 +157,12 @@ pub fn run(args: &Args) -> Result<()> {
             }
         }
     });
-    let fleet = match args.of {
-        1 => Fleet::new()?,
-        // Each its own address, since an address has only so many ports.
-        _ => Fleet::from(Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 1, 1)) + args.number as u32))?,
-    };
+    let fleet = Fleet::from(source(args.number, std::process::id()))?;
     let (connect_latency, receiver) = (histogram()?, Receiver::expecting(Expected::default())?);
     let mut worker = Worker {
         args,
         fleet,
-        clients: Clients { conns: Vec::new(), connect_latency, receiver },
+        clients: Clients { conns: Vec::new(), connect_latency, receiver, returns: None },
         connects: VecDeque::new(),
         endpoints: Vec::new(),
         lateness: histogram()?,
@@ -181,6 +187,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
+/// Each process connects from an address of its own, since an address has only so many ports: other processes than those of
+/// the run before, whose ports are not free yet, and not 127.0.0.1, where nodes have to find theirs free again.
+fn source(number: usize, pid: u32) -> Ipv4Addr {
+    let [_, run, high, low] = (u32::from(Ipv4Addr::new(0, 1 + (pid % 250) as u8, 0, 1)) + number as u32).to_be_bytes();
+    Ipv4Addr::new(127, run, high, low)
+}
+
 impl Worker<'_> {
     fn is_idle(&self) -> bool {
         self.fleet.started() == 0 && self.connecting.is_none()
@@ -188,7 +201,10 @@ impl Worker<'_> {
 
     fn obey(&mut self, command: Command) -> Result<()> {
         match command {
-            Command::Open { endpoints, first, end, start, per_second } => {
+            Command::Open { endpoints, first, end, start, per_second, returns } => {
+                if returns && self.clients.returns.is_none() {
+                    self.clients.returns = Some(Returns::new(start ^ (self.args.number as u64) << 56)?);
+                }
                 let due = |user: usize| start + ((user - first) as f64 / per_second * 1e6) as u64;
                 let own = (first..end).filter(|user| user % self.args.of == self.args.number);
                 self.connects.extend(own.map(|user| (user as u32, due(user))));
@@ -223,8 +239,9 @@ impl Worker<'_> {
                 let receiver = &self.clients.receiver;
                 let (verdict, odd) = (receiver.verdict(&self.sent), receiver.odd());
                 let latencies = receiver.latencies.pack()?;
+                let away = self.clients.returns.as_ref().map(Returns::report).transpose()?;
                 let status = self.status()?;
-                say(&Answer::Finished(Box::new(Finished { status, verdict, odd, latencies })))?;
+                say(&Answer::Finished(Box::new(Finished { status, verdict, odd, latencies, away })))?;
             }
         }
         Ok(())
@@ -233,6 +250,7 @@ impl Worker<'_> {
     /// Looks after the sockets for a moment.
     fn turn(&mut self) -> Result<()> {
         self.connect()?;
+        self.come_back()?;
         if self.busy {
             self.fleet.sweep(&mut self.clients)?;
         } else {
@@ -256,7 +274,9 @@ impl Worker<'_> {
         while let Some(&(user, due)) = self.connects.front().filter(|(_, due)| *due <= now) {
             self.connects.pop_front();
             let conn = self.clients.conns.len();
-            let endpoint = &self.endpoints[user as usize % self.endpoints.len()];
+            let number = user as usize % self.endpoints.len();
+            let endpoint = &self.endpoints[number];
+            self.clients.returns.iter_mut().for_each(|returns| returns.add(number));
             self.clients.conns.push((user, due));
             self.clients.receiver.add(user, due);
             self.fleet.start(endpoint, &token(&self.args.secret, user as usize)?)?;
@@ -270,9 +290,33 @@ impl Worker<'_> {
         let settled = self.connects.is_empty() && self.fleet.open() + failed >= self.fleet.started();
         if settled || now > deadline {
             self.connecting = None;
+            if self.clients.returns.is_some() {
+                self.fleet.may_end();
+            }
             let status = self.status()?;
             let latency = Packed::new(&self.clients.connect_latency)?;
             say(&Answer::Opened(Opened { status, latency, lateness: Packed::new(&self.lateness)? }))?;
+        }
+        Ok(())
+    }
+
+    /// Has those that ended connect again when it is time for them.
+    fn come_back(&mut self) -> Result<()> {
+        let Clients { returns: Some(returns), receiver, conns, .. } = &mut self.clients else { return Ok(()) };
+        let now = micros();
+        for (conn, why) in self.fleet.take_ended() {
+            receiver.ended(conn);
+            if let Err(why) = returns.ended(conn, why, now) {
+                self.fleet.give_up(why);
+            }
+        }
+        while let Some((conn, endpoint, since)) = returns.next(now, &self.endpoints, |conn| receiver.sequence(conn)) {
+            let token = token(&self.args.secret, conns[conn].0 as usize)?;
+            if let Err(error) = self.fleet.again(conn, &self.endpoints[endpoint], &token, Some(&since))
+                && let Err(why) = returns.ended(conn, format!("{error:#}"), now)
+            {
+                self.fleet.give_up(why);
+            }
         }
         Ok(())
     }
@@ -287,6 +331,7 @@ impl Worker<'_> {
         Ok(Status {
             open: self.fleet.open(),
             failed: failures.map_or(0, |(failed, _)| failed),
+            away: self.clients.returns.as_ref().map_or(0, Returns::away),
             first_failure: failures.map(|(_, first)| first.to_owned()),
             received: self.clients.receiver.received(),
             outstanding: self.outstanding(),
@@ -299,12 +344,21 @@ impl Worker<'_> {
 }
 
 impl Sink for Clients {
-    fn opened(&mut self, conn: usize, now: u64) {
+    fn opened(&mut self, conn: usize, hello: &Message<'_>, now: u64) {
         self.connect_latency.saturating_record(now.saturating_sub(self.conns[conn].1));
+        self.returns.iter_mut().for_each(|returns| returns.hello(conn, hello, now));
     }
 
     fn message(&mut self, conn: usize, message: &Message<'_>, now: u64) -> Option<u64> {
-        self.receiver.message(conn, message, now)
+        let others = self.receiver.odd().others;
+        let acknowledge = self.receiver.message(conn, message, now);
+        if let Some(returns) = &mut self.returns
+            && self.receiver.odd().others > others
+            && message.control().as_deref() == Some("$bye")
+        {
+            returns.bye(conn, message);
+        }
+        acknowledge
     }
 }
 

@@ -15,7 +15,7 @@ use crate::latency::{Latencies, histogram};
 use crate::order::Verdict;
 use crate::process::Process;
 use crate::receiver::{Expected, Odd};
-use crate::worker::{Answer, Command, Status};
+use crate::worker::{Answer, Command, Status, Summary};
 
 /// How long an answer that costs nothing may take, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -54,6 +54,9 @@ pub struct Outcome {
     pub verdict: Verdict,
     pub odd: Odd,
     pub latencies: Latencies,
+    /// What became of the sessions that ended, and how long they were away, in microseconds.
+    pub away: Summary,
+    pub outages: Histogram<u64>,
 }
 
 impl Workers {
@@ -106,6 +109,11 @@ impl Workers {
         self.statuses().map(|status| status.open).sum()
     }
 
+    /// Sessions that ended and will come back.
+    pub fn away(&self) -> usize {
+        self.statuses().map(|status| status.away).sum()
+    }
+
     pub fn received(&self) -> u64 {
         self.statuses().map(|status| status.received).sum()
     }
@@ -136,10 +144,17 @@ impl Workers {
         Ok(std::mem::replace(&mut self.recent, histogram()?))
     }
 
-    /// Begins to open the sessions up to this many, at that rate, from `start` on.
-    pub fn connect(&mut self, endpoints: &[Endpoint], sessions: usize, start: u64, per_second: f64) -> Result<()> {
+    /// Begins to open the sessions up to this many, at that rate, from `start` on. `returns`: once all are open, those
+    /// that end come back.
+    pub fn connect(
+        &mut self,
+        endpoints: &[Endpoint],
+        sessions: usize,
+        (start, per_second): (u64, f64),
+        returns: bool,
+    ) -> Result<()> {
         let first = std::mem::replace(&mut self.sessions, sessions);
-        self.tell(|_| Command::Open { endpoints: endpoints.to_vec(), first, end: sessions, start, per_second })
+        self.tell(|_| Command::Open { endpoints: endpoints.to_vec(), first, end: sessions, start, per_second, returns })
     }
 
     /// What the connects came to; `None` while some are under way.
@@ -193,12 +208,22 @@ impl Workers {
             ensure!(Instant::now() < deadline, "the clients do not answer");
             self.listen(Duration::from_millis(100))?;
         }
-        let mut outcome = Outcome { verdict: Verdict::default(), odd: Odd::default(), latencies: Latencies::new()? };
+        let mut outcome = Outcome {
+            verdict: Verdict::default(),
+            odd: Odd::default(),
+            latencies: Latencies::new()?,
+            away: Summary::default(),
+            outages: histogram()?,
+        };
         for answer in self.pending.extract_if(.., |answer| finished(answer)) {
             let Answer::Finished(finished) = answer else { continue };
             outcome.verdict.add(finished.verdict);
             outcome.odd.add(finished.odd);
             outcome.latencies.add(&finished.latencies)?;
+            if let Some(away) = &finished.away {
+                outcome.away.add(away.summary);
+                away.outages.add_to(&mut outcome.outages)?;
+            }
         }
         Ok(outcome)
     }

@@ -22,7 +22,7 @@ impl Bench<'_> {
         let run = new_run();
         let users = Users { first: 0, count: sessions, pick: events.users };
         let mut generator = Generator::new(run, users, events.bytes, events.durability);
-        let admin = self.target.meter.admin.context("needs the admin port")?;
+        let admin = self.target.meter.admin().context("needs the admin port")?;
         let (stored_before, before) = (admin.metric(STORED).unwrap_or(0.0), self.target.meter.read()?);
         let started = Instant::now();
         let mut producer = self.target.topic.producer(events.linger.0)?;

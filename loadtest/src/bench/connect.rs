@@ -66,7 +66,8 @@ impl Bench<'_> {
         let rate = self.scenario.sessions.connects_per_second.0;
         let count = sessions - self.workers.sessions();
         let start = Instant::now() + LEAD;
-        self.workers.connect(&self.target.endpoints, sessions, micros_of(start), rate)?;
+        let returns = self.scenario.fault().is_some();
+        self.workers.connect(&self.target.endpoints, sessions, (micros_of(start), rate), returns)?;
         let deadline = start + Duration::from_secs_f64(count as f64 / rate) + PATIENCE;
         loop {
             if let Err(error) = self.tick("connect", 0) {

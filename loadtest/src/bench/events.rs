@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::fault::Course;
 use super::{AFTERMATH, Bench};
 use crate::feed::{self, Fed, Plan, Progress};
 use crate::meter::Reading;
@@ -23,9 +24,9 @@ const LEAD: Duration = Duration::from_millis(500);
 const BUSY_MAX: f64 = 0.95;
 
 /// Readings of servers and clients at one time.
-struct Moment {
-    at: Instant,
-    server: Reading,
+pub(super) struct Moment {
+    pub at: Instant,
+    pub server: Reading,
     store: Option<Duration>,
     received: u64,
     sent: u64,
@@ -48,7 +49,10 @@ impl Bench<'_> {
         let (start, length) = (Instant::now() + LEAD, schedule.length());
         let measured = start + events.warmup.0;
         let disturbance = self.scenario.disturbance.as_ref();
-        let disturbed = disturbance.map(|disturbance| measured + disturbance.after.0);
+        let mut course = self.scenario.fault().map(|mut fault| Course::new(fault, measured + fault.after().0));
+        let after = disturbance.map(|disturbance| disturbance.after);
+        let after = after.or(self.scenario.fault().map(|mut fault| *fault.after()));
+        let disturbed = after.map(|after| measured + after.0);
         let hot = disturbance.and_then(|disturbance| disturbance.hot_user_per_second);
         let mut plan = Plan::of(schedule.clone());
         if let (Some(rate), Some(disturbed)) = (hot, disturbed) {
@@ -62,6 +66,7 @@ impl Bench<'_> {
             measured_from: micros_of(measured),
             disturbed_from: disturbed.map(micros_of),
             hot: hot.map(|_| 0),
+            faults: course.is_some(),
         };
         self.workers.expect(expected, false)?;
         let generator = self.generator(run, events);
@@ -73,7 +78,8 @@ impl Bench<'_> {
         };
         let mut report = Report::new("events");
         let (mut from, mut to) = (None, None);
-        let watched = self.watch(name, &progress, measured, disturbed, &feeding, (&mut from, &mut to));
+        let times = (measured, disturbed);
+        let watched = self.watch(name, &progress, times, course.as_mut(), &feeding, (&mut from, &mut to));
         if let Err(error) = watched {
             progress.stop();
             self.breaks(&error, &mut report);
@@ -81,6 +87,12 @@ impl Bench<'_> {
         let fed = feeding.join().ok().context("the producing thread panicked")??;
         if let Some(error) = fed.error.as_ref().filter(|_| self.broken.is_none()) {
             report.fault(error.clone());
+        }
+        let count = fed.sent.iter().map(|&count| u64::from(count)).sum();
+        if let Some(course) = course.as_mut().filter(|_| self.broken.is_none())
+            && let Err(error) = self.until_settled(course, name, count, events.patience.0)
+        {
+            self.breaks(&error, &mut report);
         }
         let outcome = self.collect(&fed.sent, name, events.patience.0, &mut report)?;
         report.value("sessions", sessions as f64);
@@ -90,6 +102,9 @@ impl Bench<'_> {
         if let (Some(from), Some(to)) = (&from, &to) {
             self.costs(&mut report, from, to);
         }
+        if let Some(course) = &course {
+            self.fault_figures(&mut report, course, from.as_ref(), &outcome);
+        }
         outcome.latencies.figures(&mut report);
         findings(&mut report, outcome.verdict, outcome.odd);
         honesty(&mut report, &fed, events.lateness_max.0, length);
@@ -98,13 +113,13 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Until the last event was sent: a reading at the end of the warm-up and one at the end, and the stalled readers.
+    /// Until the last event was sent: a reading at the end of the warm-up and one at the end, and what happens in between.
     fn watch(
         &mut self,
         name: &str,
         progress: &Progress,
-        measured: Instant,
-        disturbed: Option<Instant>,
+        (measured, disturbed): (Instant, Option<Instant>),
+        mut course: Option<&mut Course>,
         feeding: &thread::JoinHandle<Result<Fed>>,
         (from, to): (&mut Option<Moment>, &mut Option<Moment>),
     ) -> Result<()> {
@@ -120,6 +135,9 @@ impl Bench<'_> {
                 let users = stalled(disturbance, self.workers.sessions());
                 self.workers.stall(&users)?;
             }
+            if let Some(course) = &mut course {
+                self.proceed(course, progress.sent())?;
+            }
         }
         *to = Some(self.moment(progress.sent())?);
         Ok(())
@@ -130,7 +148,7 @@ impl Bench<'_> {
     /// SIGSTOP keeps the sockets open and the consumer from reading ahead, so that every server begins with the
     /// whole backlog before it, and the producer's CPU is over when the clock starts.
     fn backlog(&mut self, events: &Events, count: u64, name: &str) -> Result<()> {
-        let process = self.target.meter.process.context("a backlog needs the server's process")?;
+        let process = self.target.meter.process().context("a backlog needs the server's process")?;
         let run = new_run();
         let mut generator = self.generator(run, events);
         let mut producer = self.target.topic.producer(events.linger.0)?;
@@ -215,7 +233,7 @@ impl Bench<'_> {
         self.workers.finish()
     }
 
-    fn moment(&mut self, sent: u64) -> Result<Moment> {
+    pub(super) fn moment(&mut self, sent: u64) -> Result<Moment> {
         let server = self.target.meter.read()?;
         self.moment_of(server, sent)
     }
@@ -254,12 +272,29 @@ impl Bench<'_> {
         if let (Some(from), Some(to)) = (from.server.context_switches, to.server.context_switches) {
             report.value("context_switches_per_delivery", to.saturating_sub(from) as f64 / deliveries);
         }
+        if let [_, _, ..] = to.server.each.as_slice() {
+            for (number, (before, after)) in from.server.each.iter().zip(&to.server.each).enumerate() {
+                let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
+                report.value(format!("node_{number}_cpu_us_per_delivery"), cpu * 1e6 / deliveries);
+                report.value(format!("node_{number}_rss_bytes"), after.rss as f64);
+                if let Some(connections) = after.connections {
+                    report.value(format!("node_{number}_connections"), connections);
+                }
+            }
+            // Those of a node that was killed are forgotten with it.
+            let forwarded = from.server.forwarded.zip(to.server.forwarded).map(|(from, to)| to - from);
+            if let Some(forwarded) = forwarded.filter(|_| self.scenario.fault().is_none()) {
+                report.value("forwarded_events_per_delivery", forwarded / deliveries);
+            }
+        }
         report.value("rss_bytes", to.server.rss as f64);
         if let Some(pss) = self.target.meter.pss() {
             report.value("pss_bytes", pss as f64);
         }
         let sessions = self.workers.open().max(1) as f64;
-        report.value("rss_kib_per_session", (to.server.rss as f64 - self.rss_before as f64) / 1024.0 / sessions);
+        if self.scenario.fault().is_none() {
+            report.value("rss_kib_per_session", (to.server.rss as f64 - self.rss_before as f64) / 1024.0 / sessions);
+        }
         let since = self.points().iter().rev().take_while(|point| point.sent > 0);
         let (lag, rss) = since.fold((None, 0), |(lag, rss), point| (point.lag.max_with(lag), rss.max(point.rss_bytes)));
         report.value("rss_highest_bytes", rss.max(to.server.rss) as f64);

@@ -18,6 +18,8 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Sampler {
     title: String,
     started: Instant,
+    /// What the run had taken before, in seconds.
+    before: f64,
     last: Option<(Instant, Reading)>,
     points: Vec<Point>,
     is_terminal: bool,
@@ -25,10 +27,13 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    pub fn new(title: &str) -> Self {
+    /// `last`: the run's last point so far, of servers before these.
+    pub fn after(title: &str, last: Option<&Point>) -> Self {
         let now = Instant::now();
         let is_terminal = std::io::stderr().is_terminal();
-        Self { title: title.to_owned(), started: now, last: None, points: Vec::new(), is_terminal, last_line: now }
+        let before = last.map_or(0.0, |last| last.seconds);
+        let (title, points) = (title.to_owned(), Vec::new());
+        Self { title, started: now, before, last: None, points, is_terminal, last_line: now }
     }
 
     /// Takes a sample when it is time for one.
@@ -38,18 +43,18 @@ impl Sampler {
     /// When the server cannot be measured any more.
     pub fn look(&mut self, phase: &str, sent: u64, workers: &mut Workers, meter: &Meter) -> Result<()> {
         let now = Instant::now();
-        if self.last.is_some_and(|(last, _)| now - last < INTERVAL) {
+        if self.last.as_ref().is_some_and(|(last, _)| now - *last < INTERVAL) {
             return Ok(());
         }
         let reading = meter.read()?;
-        let share = self.last.map(|(last, before)| {
-            reading.cpu.saturating_sub(before.cpu).as_secs_f64() / (now - last).as_secs_f64() * 100.0
+        let share = self.last.as_ref().map(|(last, before)| {
+            reading.cpu.saturating_sub(before.cpu).as_secs_f64() / (now - *last).as_secs_f64() * 100.0
         });
-        self.last = Some((now, reading));
+        self.last = Some((now, reading.clone()));
         let recent = workers.take_recent()?;
         let quantile = |quantile| (!recent.is_empty()).then(|| recent.value_at_quantile(quantile) as f64 / 1e3);
         let point = Point {
-            seconds: (now - self.started).as_secs_f64(),
+            seconds: self.before + (now - self.started).as_secs_f64(),
             phase: phase.to_owned(),
             sessions: workers.open(),
             sent,

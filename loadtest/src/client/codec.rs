@@ -88,12 +88,37 @@ impl<'a> Message<'a> {
 
     /// What a `$hello` calls its session.
     pub fn session(&self) -> Option<String> {
-        let text = match self {
+        json_text(self.text(), br#""session":""#)
+    }
+
+    /// Which life of the log a `$hello` speaks of.
+    pub fn epoch(&self) -> Option<String> {
+        json_text(self.text(), br#""epoch":""#)
+    }
+
+    /// What a `$hello` says its device has acknowledged.
+    pub fn cursor(&self) -> Option<u64> {
+        json_number(self.text(), br#""cursor":"#)
+    }
+
+    /// When to come back, in milliseconds, as a `$hello` (at the latest) and a `$bye` (exactly) have it.
+    pub fn reconnect_ms(&self) -> Option<u64> {
+        json_number(self.text(), br#""reconnect_ms":"#)
+    }
+
+    fn text(&self) -> &'a [u8] {
+        match self {
             Self::Json(frame) => frame,
             Self::Protobuf(notification) => notification.data.as_bytes(),
-        };
-        json_text(text, br#""session":""#)
+        }
     }
+}
+
+/// The number behind a key.
+fn json_number(json: &[u8], key: &[u8]) -> Option<u64> {
+    let rest = &json[memchr::memmem::find(json, key)? + key.len()..];
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
 }
 
 /// The text behind a key, up to the next quote: these hold none.
@@ -113,12 +138,12 @@ impl Codec {
         }
     }
 
-    /// What is sent first.
-    pub fn request(&self, endpoint: &Endpoint, token: &str) -> Vec<u8> {
+    /// What is sent first. `since`: what the session goes on behind, `<epoch>-<sequence>`.
+    pub fn request(&self, endpoint: &Endpoint, token: &str, since: Option<&str>) -> Vec<u8> {
         match self {
-            Self::Websocket(client) => client.request(endpoint, token),
-            Self::Sse(_) => sse::Client::request(endpoint, token),
-            Self::Grpc(client) => client.request(endpoint, token),
+            Self::Websocket(client) => client.request(endpoint, token, since),
+            Self::Sse(_) => sse::Client::request(endpoint, token, since),
+            Self::Grpc(client) => client.request(endpoint, token, since),
         }
     }
 
@@ -144,6 +169,11 @@ impl Codec {
             Self::Grpc(client) => client.acknowledge(sequence, out),
         }
     }
+}
+
+/// The part of a path that says where to go on.
+pub fn query(since: Option<&str>) -> String {
+    since.map(|since| format!("?since={since}")).unwrap_or_default()
 }
 
 /// Gets each message; an error ends the connection.
@@ -195,7 +225,7 @@ mod tests {
 
     #[test]
     fn control_frames_are_known_and_a_hello_names_its_session() {
-        let payload = r#"{"session":"abc","user":"u"}"#;
+        let payload = r#"{"session":"abc","user":"u","epoch":"k3f9","cursor":9,"reconnect_ms":1500}"#;
         let json = format!(r#"{{"type":"$hello","payload":{payload}}}"#);
         for hello in [
             Message::Json(json.as_bytes()),
@@ -203,7 +233,11 @@ mod tests {
         ] {
             assert_eq!(hello.control().as_deref(), Some("$hello"));
             assert_eq!(hello.session().as_deref(), Some("abc"));
+            assert_eq!(hello.epoch().as_deref(), Some("k3f9"));
+            assert_eq!((hello.cursor(), hello.reconnect_ms()), (Some(9), Some(1500)));
         }
+        let bye = Message::Json(br#"{"type":"$bye","payload":{"code":1001,"reason":"x"}}"#);
+        assert_eq!((bye.control().as_deref(), bye.reconnect_ms()), (Some("$bye"), None));
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Client {
         Self { host: host.to_owned(), ..Self::default() }
     }
 
-    pub fn request(&self, endpoint: &Endpoint, token: &str) -> Vec<u8> {
+    pub fn request(&self, endpoint: &Endpoint, token: &str, since: Option<&str>) -> Vec<u8> {
         let mut out = PREFACE.to_vec();
         let mut settings = Vec::with_capacity(12);
         for (setting, value) in [(HEADER_TABLE_SIZE, 0), (INITIAL_WINDOW_SIZE, WINDOW)] {
@@ -76,7 +76,7 @@ impl Client {
         frame(&mut out, SETTINGS, 0, 0, &settings);
         frame(&mut out, WINDOW_UPDATE, 0, 0, &(WINDOW - WINDOW_DEFAULT).to_be_bytes());
         let token = format!("Bearer {token}");
-        call(&mut out, STREAM, &endpoint.host, &endpoint.path, Some(&token), &[]);
+        call(&mut out, STREAM, &endpoint.host, &endpoint.path, Some(&token), &event::encode_connection_request(since));
         out
     }
 

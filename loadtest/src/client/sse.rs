@@ -1,6 +1,6 @@
 //! A client of server-sent events: HTTP/1.1 with chunks, and the event stream inside them.
 
-use super::codec::{FRAME_BYTES_MAX, Message, On, http_head};
+use super::codec::{FRAME_BYTES_MAX, Message, On, http_head, query};
 use super::endpoint::Endpoint;
 
 /// One connection's state.
@@ -12,9 +12,10 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn request(Endpoint { path, host, .. }: &Endpoint, token: &str) -> Vec<u8> {
+    pub fn request(Endpoint { path, host, .. }: &Endpoint, token: &str, since: Option<&str>) -> Vec<u8> {
+        let query = query(since);
         format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\nAuthorization: Bearer {token}\r\n\r\n"
+            "GET {path}{query} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\nAuthorization: Bearer {token}\r\n\r\n"
         )
         .into_bytes()
     }

@@ -1,6 +1,6 @@
 //! A WebSocket client, in JSON or protobuf.
 
-use super::codec::{FRAME_BYTES_MAX, Message, On, http_head};
+use super::codec::{FRAME_BYTES_MAX, Message, On, http_head, query};
 use super::endpoint::Endpoint;
 use crate::event;
 use crate::websocket::{self, BINARY, CLOSE, PING, PONG, TEXT};
@@ -22,10 +22,11 @@ impl Client {
         Self { protobuf, upgraded: false }
     }
 
-    pub fn request(&self, Endpoint { path, host, .. }: &Endpoint, token: &str) -> Vec<u8> {
+    pub fn request(&self, Endpoint { path, host, .. }: &Endpoint, token: &str, since: Option<&str>) -> Vec<u8> {
+        let query = query(since);
         let protocol = if self.protobuf { "Sec-WebSocket-Protocol: notifier.v1.proto\r\n" } else { "" };
         format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            "GET {path}{query} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{protocol}\
              Authorization: Bearer {token}\r\n\r\n",
         )

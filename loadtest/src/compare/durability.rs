@@ -195,7 +195,7 @@ fn with_node<T>(
     more: &str,
     run: impl FnOnce(&Server, &mut Store) -> Result<T>,
 ) -> Result<T> {
-    let more = format!("{}{more}", store.configuration());
+    let more = [store.configuration(), more.to_owned()];
     let mut server = Server::start(Program::Notifier { binary: notifier, more: &more }, topic, SECRET)?;
     let result = run(&server, store);
     let stopped = server.stop();

@@ -65,6 +65,50 @@ fn keys_that_do_not_fit_together_are_named() {
     assert!(error(&away).contains("durable"));
 }
 
+const NODES: &str = "durability = \"durable\"\n[node]\nstore = \"postgres\"\n[nodes]\ncount = 3\n";
+
+#[test]
+fn nodes_that_do_not_fit_the_rest_are_named() {
+    let kill = "fault.kill.after = \"1s\"\n";
+    for (right, wrong, what) in [
+        ("store = \"postgres\"", "store = \"sqlite\"", "nodes: they share a database"),
+        ("count = 3", "count = 1", "nodes.fault: nodes.count must be one number above 1"),
+        ("count = 3", "count = [2, 3]", "nodes.fault: nodes.count must be one number"),
+        ("count = 3", "count = 3\nhops = [0, 1]", "nodes.hops: needs nodes.count = 2"),
+        ("count = 3", "count = 2\nhops = [0, 3]", "0, 1 or 2 times"),
+        ("count = 3", "count = 2\nhops = [0, 1]", "nodes.fault: not together"),
+        ("durability = \"durable\"", "durability = \"transient\"", "others may be lost"),
+        ("fault.kill.after = \"1s\"", "fault.kill.after = \"4s\"", "before the end of the arrivals"),
+        ("fault.kill.after = \"1s\"", "fault.kill.afetr = \"1s\"", "afetr"),
+        ("arrivals.constant = { per_second = 100, length = \"4s\" }", "backlog = 5", "nodes: needs events.arrivals"),
+    ] {
+        let said = error(&format!("{GOOD}{NODES}{kill}").replace(right, wrong));
+        assert!(said.contains(what), "{wrong}: {said}");
+    }
+}
+
+#[test]
+fn each_number_of_nodes_and_of_hops_is_a_run_of_its_own() {
+    let layouts = |more: &str| {
+        let text = format!("{GOOD}{NODES}").replace("count = 3", more);
+        let layouts = Scenario::parse("test", &text).unwrap().layouts();
+        layouts.into_iter().map(|(layout, suffix)| (layout.nodes, layout.hops, suffix)).collect::<Vec<_>>()
+    };
+    assert_eq!(layouts("count = 3"), [(3, None, String::new())]);
+    let growing = [(1, None, " on 1 nodes".to_owned()), (2, None, " on 2 nodes".to_owned())];
+    assert_eq!(layouts("count = [1, 2]"), growing);
+    let hops = [(2, Some(Hops::None), " over 0 hops".to_owned()), (2, Some(Hops::Two), " over 2 hops".to_owned())];
+    assert_eq!(layouts("count = 2\nhops = [0, 2]"), hops);
+}
+
+#[test]
+fn the_nodes_that_are_left_have_room_for_all() {
+    let of = |more: &str| Scenario::parse("test", &format!("{GOOD}{NODES}{more}")).unwrap().sessions_of_a_node();
+    assert_eq!(of(""), 4);
+    assert_eq!(of("fault.kill.after = \"1s\"\n"), 5);
+    assert_eq!(Scenario::parse("test", GOOD).unwrap().sessions_of_a_node(), 10);
+}
+
 #[test]
 fn every_form_of_arrivals_is_read() {
     for (form, expected, seconds) in [

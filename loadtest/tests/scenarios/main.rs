@@ -3,6 +3,8 @@
 //!
 //! `tests/run` starts what it needs; by hand: `tests/run --keep`, and `cargo build --release --workspace` before.
 
+mod nodes;
+
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
