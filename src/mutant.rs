@@ -2,6 +2,7 @@
 //! feature `mutants` have them; `NOTIFIER_MUTANT` says which.
 
 /// A mistake.
+#[cfg_attr(not(feature = "mutants"), allow(dead_code, reason = "some are asked for only where they may be made"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
     /// An event counts as settled before its row is committed.
