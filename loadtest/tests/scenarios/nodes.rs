@@ -14,7 +14,7 @@ fn run_of(scenario: &str, more: &[(&str, &str)]) -> Value {
     for phase in run["phases"].as_array().expect("phases") {
         let wrong = ["lost", "duplicates", "reordered", "misdirected", "gaps", "sequence_fell"];
         let of = |name| phase["report"]["values"][name].as_f64().unwrap_or(0.0);
-        assert!(wrong.iter().all(|name| of(name) == 0.0), "{phase}");
+        assert!(wrong.iter().all(|&name| of(name) == 0.0), "{phase}");
         assert_eq!(of("deliveries"), of("events"), "{phase}");
     }
     run["said"] = Value::from(said);
