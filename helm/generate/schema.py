@@ -72,6 +72,7 @@ def config_schema(reference):
 
 SECRET = closed({"value": STRING, "existingSecret": STRING, "key": {"type": "string", "minLength": 1}})
 HOSTS = {"type": "array", "items": {"type": "string", "minLength": 1}}
+ISSUER = closed({"name": STRING, "kind": STRING, "group": STRING})
 RATIO = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 SERVICE_TYPE = enum("ClusterIP", "NodePort", "LoadBalancer")
 
@@ -92,14 +93,19 @@ def schema(reference):
         "config": config_schema(reference),
         "secrets": closed({name: SECRET for name in ("jwtSecret", "storePassword", "kafkaPassword", "clusterSecret")}),
         "kafkaTls": closed({"caSecret": STRING, "caKey": STRING, "userSecret": STRING}),
-        "cluster": closed({"enabled": BOOLEAN, "shards": POSITIVE, "dnsDomain": STRING}),
+        "cluster": closed({
+            "enabled": BOOLEAN, "shards": POSITIVE, "dnsDomain": STRING,
+            "tls": closed({
+                "enabled": BOOLEAN, "existingSecret": STRING, "certManager": closed({"enabled": BOOLEAN, "issuerRef": ISSUER}),
+            }),
+        }),
         "tls": closed({
             "enabled": BOOLEAN,
             "grpc": BOOLEAN,
             "existingSecret": STRING,
             "certManager": closed({
                 "enabled": BOOLEAN,
-                "issuerRef": closed({"name": STRING, "kind": STRING, "group": STRING}),
+                "issuerRef": ISSUER,
                 "dnsNames": HOSTS,
             }),
         }),

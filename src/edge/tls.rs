@@ -38,6 +38,8 @@ pub enum Listener {
     Client,
     /// The port for gRPC.
     Grpc,
+    /// The port for other nodes, whose certificate is read once.
+    Cluster,
 }
 
 impl Listener {
@@ -47,6 +49,7 @@ impl Listener {
         match self {
             Self::Client => "client",
             Self::Grpc => "grpc",
+            Self::Cluster => "cluster",
         }
     }
 }
@@ -135,7 +138,6 @@ impl Acceptor {
     /// Reads the files again whenever they change, for as long as it is polled. Files that cannot be used are
     /// reported, and the certificate stays as it is.
     pub async fn watch(self: Arc<Self>) {
-        describe_gauge!(EXPIRY, "When a listener's certificate expires, in seconds since 1970");
         self.announce();
         let mut ticks = tokio::time::interval(LOOK);
         loop {
@@ -171,16 +173,27 @@ impl Acceptor {
         Ok(true)
     }
 
-    /// Publishes when the certificate expires.
     fn announce(&self) {
-        let listener = self.listener.as_str();
-        let expiry = self.current.0.read().cert.first().and_then(|cert| expiry(cert).ok());
-        let Some(expiry) = expiry else { return };
-        gauge!(EXPIRY, "listener" => listener).set(expiry.as_secs_f64());
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        if expiry <= now {
-            tracing::error!(listener, file = %self.files.cert.display(), "the certificate has expired");
+        if let Some(cert) = self.current.0.read().cert.first() {
+            announce(self.listener, &self.files.cert, cert);
         }
+    }
+}
+
+/// Publishes when the first certificate of a chain expires, for a listener that does not read it again.
+pub fn announce_expiry(listener: Listener, file: &Path, chain: &[u8]) {
+    if let Some(Ok(cert)) = CertificateDer::pem_slice_iter(chain).next() {
+        announce(listener, file, &cert);
+    }
+}
+
+fn announce(listener: Listener, file: &Path, cert: &CertificateDer<'_>) {
+    describe_gauge!(EXPIRY, "When a listener's certificate expires, in seconds since 1970");
+    let (listener, Ok(expiry)) = (listener.as_str(), expiry(cert)) else { return };
+    gauge!(EXPIRY, "listener" => listener).set(expiry.as_secs_f64());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    if expiry <= now {
+        tracing::error!(listener, file = %file.display(), "the certificate has expired");
     }
 }
 

@@ -14,6 +14,7 @@ use super::{faults, others::Others, storage};
 use crate::{
     cluster::view,
     config::{self, Config},
+    edge::tls::{Listener, announce_expiry},
     ids::{Incarnation, NodeId},
     link::{Identity, Limits, Links, Tls},
     member::{Member, Ownership, Parts},
@@ -58,7 +59,8 @@ fn tls(config: &Config) -> anyhow::Result<Option<Tls>> {
     let config::Cluster { tls_cert_file, tls_key_file, tls_ca_file, .. } = &config.cluster;
     let (Some(cert), Some(key), Some(authority)) = (tls_cert_file, tls_key_file, tls_ca_file) else { return Ok(None) };
     let read = |key: &str, path: &Path| std::fs::read(path).with_context(|| format!("{key}: {}", path.display()));
-    let cert = read("cluster.tls_cert_file", cert)?;
+    let (file, cert) = (cert, read("cluster.tls_cert_file", cert)?);
+    announce_expiry(Listener::Cluster, file, &cert);
     let key = read("cluster.tls_key_file", key)?;
     Ok(Some(Tls {
         identity: tonic::transport::Identity::from_pem(cert, key),

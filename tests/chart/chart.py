@@ -50,41 +50,37 @@ def dashboards():
         yield file, json.loads(file.read_text())
 
 
-def expressions(cluster=True):
+def expressions():
     """(where, PromQL) of everything that asks Prometheus."""
     for file, rule in rules():
-        if cluster or file.stem != "cluster":
-            yield f"{file.stem} {rule.get('alert') or rule['record']}", rule["expr"]
+        yield f"{file.stem} {rule.get('alert') or rule['record']}", rule["expr"]
     for file, dashboard in dashboards():
-        if not cluster and file.stem == "cluster":
-            continue
         for panel in dashboard["panels"]:
             for target in panel["targets"]:
                 yield f"{file.stem} {panel['title']}", target["expr"].replace("$__rate_interval", "5m")
         for variable in dashboard["templating"]["list"]:
             if variable["type"] == "query":
                 yield f"{file.stem} ${variable['name']}", re.search(r"\((.*), \w+\)", variable["query"])[1]
-    if cluster:
-        for document in render(VALUES / "keda.yaml"):
-            if document["kind"] == "ScaledObject":
-                yield "ScaledObject", document["spec"]["triggers"][0]["metadata"]["query"]
-        for document in render(VALUES / "cluster.yaml"):
-            if document["kind"] == "HorizontalPodAutoscaler":
-                for metric in document["spec"]["metrics"]:
-                    yield "HorizontalPodAutoscaler", metric["pods"]["metric"]["name"]
+    for document in render(VALUES / "keda.yaml"):
+        if document["kind"] == "ScaledObject":
+            yield "ScaledObject", document["spec"]["triggers"][0]["metadata"]["query"]
+    for document in render(VALUES / "cluster.yaml"):
+        if document["kind"] == "HorizontalPodAutoscaler":
+            for metric in document["spec"]["metrics"]:
+                yield "HorizontalPodAutoscaler", metric["pods"]["metric"]["name"]
 
 
-def metrics(cluster):
+def metrics():
     """What a node exports, of that: names without the suffixes of histograms, and without recording rules."""
     names = set()
-    for _, expression in expressions(cluster):
+    for _, expression in expressions():
         names |= set(re.findall(r"\b(?:notifier|process)_[a-z0-9_]+\b(?!:)", re.sub(r"notifier:[\w:]+", "", expression)))
     return sorted(names)
 
 
 def main():
     if sys.argv[1:] == ["--metrics"]:
-        print("\n".join(metrics(cluster=False)))
+        print("\n".join(metrics()))
     else:
         print(json.dumps(render(*sys.argv[1:])))
 

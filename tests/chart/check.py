@@ -153,10 +153,12 @@ def alerts():
     run("promtool", "check", "rules", "--lint=all", "--lint-fatal", *files)
     run("promtool", "test", "rules", HERE / "alerts_test.yaml")
     names = {rule["alert"]: rule for _, rule in rules() if "alert" in rule}
+    provoked = (ROOT / "tests/it/alerts.rs").read_text()
     tests = [test["name"] for test in yaml.safe_load((HERE / "alerts_test.yaml").read_text())["tests"]]
     for name, rule in names.items():
         for case in ("fires", "is quiet"):
             assert any(re.match(rf"{name} {case}\b", test) for test in tests), f"{name}: no test where it {case}"
+        assert re.search(rf'"{name}"', provoked), f"{name}: tests/it/alerts.rs does not provoke it"
         assert rule["labels"]["severity"] in ("critical", "warning"), name
         assert set(rule["annotations"]) == {"summary", "description", "runbook"}, name
         runbook = ROOT / rule["annotations"]["runbook"]

@@ -1,11 +1,22 @@
 //! The chart's alerts in a real Prometheus: each fires under its fault, and only then.
 //!
-//! That it is quiet below its threshold, and after how long it fires, `tests/chart/alerts_test.yaml` says.
+//! That it is quiet below its threshold, and after how long it fires, `tests/chart/alerts_test.yaml` says; that none is
+//! missing here, `tests/chart/check.py`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use jsonwebtoken::Algorithm;
+
 use crate::harness::{
-    Event, Feed, Kafka, Node, Record, Store, certs::Certs, http, node::Builder, prometheus::Prometheus,
+    Event, Feed, Kafka, Node, Record, Store,
+    certs::Certs,
+    cluster::Cluster,
+    http,
+    jwks::{Answer, Issuer},
+    keys::KeyPair,
+    node::Builder,
+    prometheus::Prometheus,
+    ws::Connect,
 };
 
 fn ago(time: Duration) -> Option<i64> {
@@ -189,4 +200,93 @@ async fn what_expires_soon_fires() {
 fn expiring(builder: Builder, certs: &Certs) -> Builder {
     let file = certs.cert().display().to_string();
     builder.set("auth.jwt.public_key_files", toml::Value::Array(vec![file.into()]))
+}
+
+#[tokio::test]
+async fn receipts_that_cannot_be_written_fire() {
+    let feed = Feed::new(1).await;
+    let topic = format!("{}.receipts", feed.topic);
+    let node = Node::builder(&feed).set("kafka.receipts_topic", topic.as_str()).start().await;
+    let five_minutes = ("notifier_receipts_age_seconds > 300", "notifier_receipts_age_seconds > 3");
+    let prometheus = Prometheus::hastened(&node, &[five_minutes]).await;
+    let mut client = node.connect("101").await;
+    prometheus.quiet(&["NotifierReceiptsBehind"]).await;
+    feed.send(&Event::new("101", "acknowledged")).await;
+    client.expect_acked(1).await;
+    prometheus.fires("NotifierReceiptsBehind").await;
+    feed.kafka.create_topic(&topic, 1, &[]).await;
+    prometheus.ends("NotifierReceiptsBehind").await;
+}
+
+#[tokio::test]
+async fn keys_that_are_not_fetched_any_more_fire() {
+    let key = KeyPair::new(Algorithm::ES256).await;
+    let (good, bad) = (Answer::keys(&[key.jwk("known")]), Answer::text(500, "no"));
+    let issuer = Issuer::start(good.clone()).await;
+    let feed = Feed::new(1).await;
+    let builder = Node::builder(&feed).without("auth.jwt.hs256_secret");
+    let node = builder.set("auth.jwt.jwks_url", issuer.url()).start().await;
+    let prometheus = Prometheus::hastened(&node, &[("> 2 * 3600", "> 12")]).await;
+    // Such a token causes a fetch, once in ten seconds.
+    let unknown = key.token(Some("unknown"), "101");
+    let fetches = async {
+        loop {
+            let refused = Connect::bearer(node.addr(), &unknown).try_open().await.err();
+            assert_eq!(refused.map(|refused| refused.status), Some(401), "nobody has published its key");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let fault = async {
+        // Longer than the keys may be old.
+        tokio::time::sleep(Duration::from_secs(14)).await;
+        prometheus.quiet(&["NotifierTokenKeysStale"]).await;
+        issuer.publish(bad);
+        prometheus.fires("NotifierTokenKeysStale").await;
+        issuer.publish(good);
+        prometheus.ends("NotifierTokenKeysStale").await;
+    };
+    tokio::select! {
+        () = fault => {}
+        () = fetches => unreachable!("they do not end"),
+    }
+}
+
+#[tokio::test]
+async fn shards_that_nobody_takes_and_nodes_that_come_and_go_fire() {
+    const FLAPPING: &str = "NotifierMembershipFlapping";
+    const UNOWNED: &str = "NotifierShardsUnowned";
+    let mut cluster = Cluster::start(3, 3).await;
+    let prometheus = Prometheus::of_all(&cluster.nodes).await;
+    // So much of it is an update, which the alert lets pass.
+    let version = async |cluster: &Cluster| cluster.nodes[0].metrics().await.sum("notifier_membership_version");
+    let before = version(&cluster).await;
+    cluster.nodes[2].restart().await;
+    cluster.settled().await;
+    assert_eq!(version(&cluster).await, before + 4.0);
+    prometheus.ends(UNOWNED).await;
+    prometheus.quiet(&[FLAPPING]).await;
+
+    // Somebody's transaction is in the way of whoever takes over.
+    let locked = cluster.store.lock("shard_claims").await;
+    cluster.nodes[2].kill();
+    let said = prometheus.fires(UNOWNED).await;
+    assert!(said.contains("shards belong to nobody"), "{said}");
+    drop(locked);
+    prometheus.ends(UNOWNED).await;
+    prometheus.quiet(&[FLAPPING]).await;
+
+    cluster.nodes[2].start_again();
+    let flapping = async {
+        loop {
+            for node in &mut cluster.nodes[1..] {
+                node.ready().await;
+                node.kill();
+                node.start_again();
+            }
+        }
+    };
+    tokio::select! {
+        said = prometheus.fires(FLAPPING) => assert!(said.contains("in 15 minutes"), "{said}"),
+        () = flapping => unreachable!("it does not end"),
+    }
 }

@@ -173,6 +173,8 @@ async fn nodes_show_each_other_certificates_when_they_have_some() {
     let mut clients = Clients::connect(&cluster, &[0, 1]).await;
     send(&cluster, 0..5).await;
     clients.expect_all(5).await;
+    let expiry = cluster.nodes[0].metrics().await;
+    assert!(expiry.sum_where("notifier_certificate_expiry_timestamp_seconds", "listener", "cluster") > 1e9);
 }
 
 #[tokio::test]

@@ -39,6 +39,17 @@
 {{- if and .Values.cluster.enabled (not (hasPrefix "postgres" $url)) -}}
 {{- fail "config.store.url has to be PostgreSQL's when cluster.enabled is true" -}}
 {{- end -}}
+{{- with .Values.cluster.tls -}}
+{{- if and (or .enabled .certManager.enabled) (not (and .enabled $.Values.cluster.enabled)) -}}
+{{- fail "cluster.tls needs cluster.enabled and cluster.tls.enabled: nothing would use the certificate" -}}
+{{- end -}}
+{{- if and .enabled (eq (ne .existingSecret "") .certManager.enabled) -}}
+{{- fail "cluster.tls.enabled is true: give either cluster.tls.existingSecret or cluster.tls.certManager" -}}
+{{- end -}}
+{{- if and .certManager.enabled (not .certManager.issuerRef.name) -}}
+{{- fail "cluster.tls.certManager.issuerRef.name is empty" -}}
+{{- end -}}
+{{- end -}}
 {{- if hasPrefix "sqlite:" $url -}}
 {{- $path := trimPrefix "sqlite:" $url -}}
 {{- $mounted := false -}}

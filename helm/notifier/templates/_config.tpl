@@ -34,6 +34,10 @@
 {{- $own := dict "client" (dict "listen" "0.0.0.0:8000") "grpc" (dict "listen" "0.0.0.0:8001") "admin" (dict "listen" "0.0.0.0:8002") -}}
 {{- if .Values.cluster.enabled -}}
 {{- $_ := set $own "cluster" (dict "enabled" true "listen" "0.0.0.0:8003" "shards" .Values.cluster.shards "secret_file" (printf "%s/cluster-secret" $directory)) -}}
+{{- if .Values.cluster.tls.enabled -}}
+{{- $tls := "/etc/notifier/link-tls" -}}
+{{- $_ := set $own "cluster" (merge $own.cluster (dict "tls_cert_file" (printf "%s/tls.crt" $tls) "tls_key_file" (printf "%s/tls.key" $tls) "tls_ca_file" (printf "%s/ca.crt" $tls))) -}}
+{{- end -}}
 {{- end -}}
 {{- $kafka := dict -}}
 {{- if or .Values.secrets.kafkaPassword.value .Values.secrets.kafkaPassword.existingSecret -}}
@@ -105,6 +109,44 @@
             - key: {{ ternary .key .file (ne .existing "") }}
               path: {{ .file }}
       {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "notifier.tlsVolumes" -}}
+{{- if .Values.tls.enabled }}
+- name: tls
+  secret:
+    secretName: {{ include "notifier.tlsSecret" . }}
+    defaultMode: 0440
+{{- end }}
+{{- if .Values.cluster.tls.enabled }}
+- name: link-tls
+  secret:
+    secretName: {{ .Values.cluster.tls.existingSecret | default (printf "%s-link-tls" (include "notifier.fullname" .)) }}
+    defaultMode: 0440
+{{- end }}
+{{- end -}}
+
+{{/* Where whatever runs the program with the nodes' configuration finds its files. */}}
+{{- define "notifier.mounts" -}}
+- { name: config, mountPath: /etc/notifier/config, readOnly: true }
+{{- if include "notifier.secretFiles" . | fromJsonArray }}
+- { name: secrets, mountPath: /etc/notifier/secrets, readOnly: true }
+{{- end }}
+{{- if .Values.tls.enabled }}
+- { name: tls, mountPath: /etc/notifier/tls, readOnly: true }
+{{- end }}
+{{- if .Values.cluster.tls.enabled }}
+- { name: link-tls, mountPath: /etc/notifier/link-tls, readOnly: true }
+{{- end }}
+{{- if .Values.kafkaTls.caSecret }}
+- { name: kafka-ca, mountPath: /etc/notifier/kafka-ca, readOnly: true }
+{{- end }}
+{{- if .Values.kafkaTls.userSecret }}
+- { name: kafka-user, mountPath: /etc/notifier/kafka-user, readOnly: true }
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
 {{- end }}
 {{- end -}}
 

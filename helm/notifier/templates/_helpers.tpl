@@ -119,3 +119,13 @@ runAsGroup: 65532
 capabilities:
   drop: [ALL]
 {{- end -}}
+
+{{/* Where pods may run: jobs too, since the image may be for one kind of machine. */}}
+{{- define "notifier.placement" -}}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}

@@ -1,7 +1,7 @@
 //! A real Prometheus that scrapes nodes and evaluates the chart's own rules.
 //!
-//! Thresholds are the chart's. Times are shortened, so that a test does not wait for hours: every range is [`RANGE`], and
-//! an alert has to hold for a second.
+//! Thresholds are the chart's. Times are shortened, so that a test does not wait for hours: every range is [`RANGE`], an
+//! alert has to hold for a second, and where a threshold is a time that nothing can make pass, a test says a shorter one.
 
 use std::{fmt::Write as _, net::SocketAddr, path::PathBuf};
 
@@ -30,16 +30,35 @@ pub struct Prometheus {
 impl Prometheus {
     /// Scrapes the node twice a second; returns when its first samples and rules are there.
     pub async fn of(node: &Node) -> Self {
+        Self::of_all(std::slice::from_ref(node)).await
+    }
+
+    /// The same with all of them.
+    pub async fn of_all(nodes: &[Node]) -> Self {
+        Self::start(nodes, &[]).await
+    }
+
+    /// The same of one, with parts of the rules replaced: thresholds that are times, by shorter ones.
+    pub async fn hastened(node: &Node, shorter: &[(&str, &str)]) -> Self {
+        Self::start(std::slice::from_ref(node), shorter).await
+    }
+
+    async fn start(nodes: &[Node], shorter: &[(&str, &str)]) -> Self {
         assert!(find("prometheus").is_some(), "prometheus is missing: `tests/run` installs it");
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let rules = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("helm/notifier/files/rules/notifier.yaml");
-        let rules = std::fs::read_to_string(rules).expect("the chart's rules");
-        std::fs::write(dir.path().join("rules.yaml"), hastened(&rules)).expect("a writable directory");
+        for file in ["notifier.yaml", "cluster.yaml"] {
+            let rules = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("helm/notifier/files/rules").join(file);
+            let mut rules = std::fs::read_to_string(rules).expect("the chart's rules");
+            for (long, short) in shorter {
+                rules = rules.replace(long, short);
+            }
+            std::fs::write(dir.path().join(file), hastened(&rules)).expect("a writable directory");
+        }
+        let targets: Vec<String> = nodes.iter().map(|node| node.admin_addr().to_string()).collect();
         let config = format!(
             "global: {{scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}}\n\
-             rule_files: [rules.yaml]\n\
-             scrape_configs: [{{job_name: notifier, static_configs: [{{targets: ['{}']}}]}}]\n",
-            node.admin_addr()
+             rule_files: [notifier.yaml, cluster.yaml]\n\
+             scrape_configs: [{{job_name: notifier, static_configs: [{{targets: {targets:?}}}]}}]\n",
         );
         std::fs::write(dir.path().join("prometheus.yml"), config).expect("a writable directory");
         let [port] = free_ports();
@@ -50,7 +69,7 @@ impl Prometheus {
         let prometheus = Self { address, _process: Process::spawn("prometheus", program), _dir: dir };
         eventually("a first scrape", async || {
             let answer = prometheus.ask("/api/v1/query?query=notifier_build_info").await?;
-            (!answer["data"]["result"].as_array()?.is_empty()).then_some(())
+            (answer["data"]["result"].as_array()?.len() == nodes.len()).then_some(())
         })
         .await;
         // Before the first scrape there was no node.
