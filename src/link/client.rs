@@ -119,7 +119,7 @@ enum Ended {
     Unwanted,
     Broken(Broken),
     /// It went through a third node, and the peer itself has answered again.
-    Straight(Made),
+    Straight(Box<Made>),
 }
 
 impl Task {
@@ -136,7 +136,7 @@ impl Task {
             let broken = loop {
                 match ended {
                     Ended::Unwanted => return,
-                    Ended::Straight(made) => ended = self.serve(made).await,
+                    Ended::Straight(made) => ended = self.serve(*made).await,
                     Ended::Broken(broken) => break broken,
                 }
             };
@@ -251,7 +251,7 @@ impl Task {
                     }
                     Err(_) => break Ended::Broken(Broken::Other("the connection is gone".into())),
                 },
-                made = &mut straight, if through.is_some() => break Ended::Straight(made),
+                made = &mut straight, if through.is_some() => break Ended::Straight(Box::new(made)),
                 taken = self.queue.recv_many(&mut orders, BATCH_MAX) => {
                     if taken == 0 {
                         break Ended::Unwanted;
