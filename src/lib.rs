@@ -15,6 +15,7 @@ pub(crate) mod fakes;
 pub mod health;
 pub mod ids;
 pub mod lock;
+#[cfg(feature = "mutants")]
 mod mutant;
 pub mod placement;
 mod problem;

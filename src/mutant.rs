@@ -14,7 +14,6 @@ pub enum Mutant {
 }
 
 /// Whether this mistake is made.
-#[cfg(feature = "mutants")]
 #[must_use]
 pub fn is(mutant: Mutant) -> bool {
     static CHOSEN: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
@@ -25,11 +24,4 @@ pub fn is(mutant: Mutant) -> bool {
         other => panic!("NOTIFIER_MUTANT: there is no mutant {other}"),
     });
     *chosen == Some(mutant)
-}
-
-/// Never.
-#[cfg(not(feature = "mutants"))]
-#[must_use]
-pub const fn is(_: Mutant) -> bool {
-    false
 }

@@ -9,7 +9,6 @@ use super::{Phase, RECOVERING_AT_ONCE, ShardRef, State};
 use crate::{
     event::InFlight,
     ids::UserId,
-    mutant::{self, Mutant},
     placement::{
         ShardId,
         owners::{Owner, Owners},
@@ -63,7 +62,11 @@ impl State {
             self.refusing.refused(user, in_flight.sender);
             return true;
         }
-        !mutant::is(Mutant::TakesLater) && self.refusing.refuses(user, in_flight.sender, in_flight.first)
+        #[cfg(feature = "mutants")]
+        if crate::mutant::is(crate::mutant::Mutant::TakesLater) {
+            return false;
+        }
+        self.refusing.refuses(user, in_flight.sender, in_flight.first)
     }
 
     pub(super) fn seal(&mut self, shards: &[ShardId], done: oneshot::Sender<()>) {

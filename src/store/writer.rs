@@ -120,6 +120,10 @@ impl Writer {
     /// called. `alone`: no session is open, so that older ones with its collapse key that nobody was given go.
     pub fn append(&self, mut in_flight: InFlight, alone: bool, reply: Reply) {
         in_flight.permit.pause();
+        #[cfg(feature = "mutants")]
+        if crate::mutant::is(crate::mutant::Mutant::SettlesEarly) {
+            in_flight.permit.settle_early();
+        }
         let user = in_flight.event.user.clone();
         self.send(&user, Write::Append { entrant: Entrant::New { in_flight, alone }, reply });
     }
@@ -308,8 +312,6 @@ impl Lane {
         let events: Vec<_> = appends.iter().map(|(entrant, _)| entrant.event().clone()).collect();
         self.notes.keep_up(&events[0].user).await;
         let began = Instant::now();
-        #[cfg(feature = "mutants")]
-        let appends = settled_early(appends);
         let outcomes = self.store.until_done(|store, _| store.append(&events)).await;
         metric::wrote(events.len(), began.elapsed());
         self.note_ends(&events, &outcomes).await;
@@ -346,17 +348,6 @@ impl Lane {
             self.store.until_done(|store, attempt| store.acknowledge(&[], &steps, attempt)).await;
         }
     }
-}
-
-#[cfg(feature = "mutants")]
-fn settled_early(mut appends: Vec<(Entrant, Reply)>) -> Vec<(Entrant, Reply)> {
-    use crate::mutant::{Mutant, is};
-    for (entrant, _) in appends.iter_mut().filter(|_| is(Mutant::SettlesEarly)) {
-        if let Entrant::New { in_flight, .. } = entrant {
-            in_flight.permit.settle_early();
-        }
-    }
-    appends
 }
 
 /// The lane of a user's shard: the same of writes and of notes, of which there are as many.

@@ -57,9 +57,10 @@ impl Schedule {
         let mut kill = |most| Duration::from_millis(self.0.random_range(0..most));
         let mut faults = vec![
             Fault::Kill(kill(2000)),
-            Fault::Kill(kill(200)),
-            Fault::KillBehindALock(Duration::from_millis(1500) + kill(1000)),
+            Fault::KillBehindALock(Duration::from_millis(2500) + kill(1000)),
+            Fault::KillBehindALock(Duration::from_millis(2500) + kill(1000)),
             Fault::Freeze,
+            Fault::FreezeLong,
             Fault::FreezeLong,
             Fault::Restart,
             Fault::CutStore,

@@ -122,10 +122,10 @@ impl Actor for ModelShard {
             }
             Msg::User(_) => state.held.values_mut().filter_map(VecDeque::pop_front).for_each(|it| it.permit.settle()),
             Msg::Attach(_)
-            | Msg::Gone(_)
             | Msg::Cancel(..)
             | Msg::Wake(_)
             | Msg::Ended(_)
+            | Msg::Gone(_)
             | Msg::Seal(..)
             | Msg::Unseal(..) => {
                 unreachable!("a router only brings events")

@@ -156,7 +156,7 @@ async fn send(
 }
 
 #[cfg(feature = "mutants")]
-fn unfenced(statement: &'static str) -> sqlx::AssertSqlSafe<String> {
+pub(super) fn unfenced(statement: &'static str) -> sqlx::AssertSqlSafe<String> {
     let fence = [(" and c.epoch = held.epoch", ""), ("c.owner = $3 and", "$3::text is not null and")];
     let fence = fence.into_iter().filter(|_| crate::mutant::is(crate::mutant::Mutant::Unfenced));
     sqlx::AssertSqlSafe(fence.fold(statement.to_owned(), |sql, (part, without)| {

@@ -153,6 +153,8 @@ async fn raise(
     let now = unix_millis_now();
     let texts = |of: fn(&Step) -> Option<String>| steps.iter().map(of).collect::<Vec<_>>();
     let times = |of: fn(&Step) -> i64| steps.iter().map(of).collect::<Vec<_>>();
+    #[cfg(feature = "mutants")]
+    let query = super::append::unfenced(query);
     let raise = sqlx::query_scalar(query)
         .bind(fence.shards())
         .bind(&fence.epochs)

@@ -196,14 +196,18 @@ impl Store {
              end $$;
              create function watch_write() returns trigger language plpgsql as $$ begin
                  insert into watched_writes
-                 values (nextval('watched'), new.user_id, new.seq, current_setting('application_name'));
+                 values (nextval('watched'), new.user_id, (to_jsonb(new) ->> tg_argv[0])::bigint,
+                         current_setting('application_name'));
                  return null;
              end $$;
              begin;
              lock table shard_claims in share row exclusive mode;
              create trigger watch_take after update on shard_claims for each row execute function watch_take();
              insert into watched_takes select nextval('watched'), shard, owner from shard_claims;
-             create trigger watch_write after insert on log for each row execute function watch_write();
+             create trigger watch_write after insert on log for each row execute function watch_write('seq');
+             create trigger watch_note after insert on journal for each row execute function watch_write('last');
+             create trigger watch_cursor after update on cursors for each row
+                 when (old.cursor <> new.cursor) execute function watch_write('cursor');
              commit",
         )
         .await;

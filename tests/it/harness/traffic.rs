@@ -41,7 +41,7 @@ const ROUND: Duration = Duration::from_secs(1);
 /// Of so many events, one is transient.
 const TRANSIENT: u64 = 5;
 /// Events of a burst.
-const BURST: usize = 120;
+const BURST: usize = 500;
 /// Clients acknowledge one of so many numbers.
 const ACKNOWLEDGED: u64 = 3;
 /// After so long a silence they acknowledge all: nobody may be taken for one that never does.
@@ -259,9 +259,8 @@ async fn produce(feed: Feed, shared: Arc<Shared>, users: usize, load: Load) {
     let mut ticks = tokio::time::interval(load.every);
     while !shared.stop.load(Ordering::Relaxed) {
         ticks.tick().await;
-        let at = Instant::now();
         let (mut written, mut events) = (Vec::new(), Vec::new());
-        let mut write = |user: usize, events: &mut Vec<Event>| {
+        let mut write = |user: usize, events: &mut Vec<Event>, written: &mut Vec<Written>| {
             let n = next[user];
             next[user] += 1;
             let durable = !(n + user as u64).is_multiple_of(TRANSIENT);
@@ -269,16 +268,21 @@ async fn produce(feed: Feed, shared: Arc<Shared>, users: usize, load: Load) {
             // Half of them have an id of their own.
             let event = if n.is_multiple_of(2) { event.id(&format!("{}-{n}", name(user))) } else { event };
             events.push(if durable { event } else { event.transient() });
-            written.push(Written { user: name(user), n, durable, at });
+            written.push(Written { user: name(user), n, durable, at: Instant::now() });
         };
         for user in turn.by_ref().take(load.users) {
-            (0..load.each).for_each(|_| write(user, &mut events));
+            (0..load.each).for_each(|_| write(user, &mut events, &mut written));
         }
         if shared.crashes.load(Ordering::Relaxed) > 0 {
             shared.crashes.fetch_sub(1, Ordering::Relaxed);
             let user = turn.next().expect("it goes on for ever");
             for at in 0..BURST {
-                write(user, &mut events);
+                // One after the other: something is to be under way whenever the actor crashes.
+                shared.history.lock().written.append(&mut written);
+                feed.send_all(&std::mem::take(&mut events)).await;
+                write(user, &mut events, &mut written);
+                let next = turn.next().expect("it goes on for ever");
+                write(next, &mut events, &mut written);
                 if at % (BURST / 2) == 3 {
                     events.push(Event::new(&name(user), "fault.user"));
                 }
