@@ -11,6 +11,7 @@ mod websocket;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,6 +24,8 @@ use codec::Codec;
 pub use codec::{Message, Protocol};
 pub use endpoint::Endpoint;
 
+/// What connections from an address of their own come from, in turns.
+const PORTS: RangeInclusive<u16> = 10_000..=64_999;
 /// Short enough that no socket's buffer fills meanwhile.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -56,8 +59,9 @@ pub struct Fleet {
     failed: usize,
     /// Connections that ended and may come back, with why; `None`: those that end have failed.
     ended: Option<Vec<(usize, String)>>,
-    /// The address that connections come from, on loopback.
-    source: Option<Ipv4Addr>,
+    /// The address that connections come from, on loopback, and the port that the next one tries. The kernel's own choice
+    /// of a port for a given address gets slow when half of them are taken, or were a minute ago.
+    source: Option<(Ipv4Addr, u16)>,
 }
 
 struct Conn {
@@ -95,9 +99,9 @@ impl Fleet {
         })
     }
 
-    /// Connects to loopback from this address of it: each has some 28,000 ports towards one server.
+    /// Connects to loopback from this address of it, which nobody else uses: an address has only so many ports.
     pub fn from(source: Ipv4Addr) -> Result<Self> {
-        Ok(Self { source: Some(source), ..Self::new()? })
+        Ok(Self { source: Some((source, *PORTS.start())), ..Self::new()? })
     }
 
     /// Opens one connection per token, `concurrency` at a time, each until its `$hello`.
@@ -226,7 +230,7 @@ impl Fleet {
         Ok(())
     }
 
-    fn connecting(&self, index: usize, endpoint: &Endpoint, token: &str, since: Option<&str>) -> Result<Conn> {
+    fn connecting(&mut self, index: usize, endpoint: &Endpoint, token: &str, since: Option<&str>) -> Result<Conn> {
         let mut stream = self.socket(endpoint.address).context("connect")?;
         // Edge-triggered: WRITABLE fires once at the connect and then only after a full buffer.
         self.poll
@@ -239,12 +243,24 @@ impl Fleet {
         Ok(Conn { stream: Some(stream), state, codec, partial: Vec::new(), unsent })
     }
 
-    fn socket(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let Some(source) = self.source.filter(|_| address.ip().is_loopback() && address.is_ipv4()) else {
+    fn socket(&mut self, address: SocketAddr) -> io::Result<TcpStream> {
+        let Some((source, next)) = self.source.as_mut().filter(|_| address.ip().is_loopback() && address.is_ipv4())
+        else {
             return TcpStream::connect(address);
         };
         let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
-        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        // One that was closed a minute ago may be taken again.
+        socket.set_reuse_address(true)?;
+        let mut tries = PORTS.len();
+        loop {
+            let port = *next;
+            *next = if port == *PORTS.end() { *PORTS.start() } else { port + 1 };
+            tries -= 1;
+            match socket.bind(&SocketAddr::from((*source, port)).into()) {
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+                bound => break bound?,
+            }
+        }
         match socket.connect(&address.into()) {
             Err(e) if e.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => return Err(e),
             _ => {}

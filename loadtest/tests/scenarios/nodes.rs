@@ -13,8 +13,8 @@ fn run_of(scenario: &str, more: &[(&str, &str)]) -> Value {
     assert_eq!(run["error"], Value::Null, "{said}");
     for phase in run["phases"].as_array().expect("phases") {
         let wrong = ["lost", "duplicates", "reordered", "misdirected", "gaps", "sequence_fell"];
-        let of = |name| phase["report"]["values"][name].as_f64().unwrap_or(0.0);
-        assert!(wrong.iter().all(|&name| of(name) == 0.0), "{phase}");
+        let of = |name: &str| phase["report"]["values"][name].as_f64().unwrap_or(0.0);
+        assert!(wrong.iter().all(|name| of(name) == 0.0), "{phase}");
         assert_eq!(of("deliveries"), of("events"), "{phase}");
     }
     run["said"] = Value::from(said);

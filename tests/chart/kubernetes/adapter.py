@@ -63,7 +63,7 @@ class Adapter:
         labels = urllib.parse.quote(query.get("labelSelector", [""])[0])
         pods = self.plane.get(f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={labels}")["items"]
         ratio = self.ratios.get((metric, chosen))
-        now = max(c["lastTransitionTime"] for pod in pods for c in pod["status"].get("conditions", []))
+        now = max((c["lastTransitionTime"] for pod in pods for c in pod["status"].get("conditions", [])), default="1970-01-01T00:00:00Z")
         return {"kind": "MetricValueList", "apiVersion": "custom.metrics.k8s.io/v1beta2", "metadata": {}, "items": [
             {"describedObject": {"kind": "Pod", "namespace": self.namespace, "name": pod["metadata"]["name"], "apiVersion": "/v1"},
              "metric": {"name": metric}, "timestamp": now, "value": f"{round(ratio * 1000)}m"}
