@@ -182,7 +182,7 @@ impl Args {
                     if let Some(cluster) = more.last_mut().filter(|_| scenario.nodes.is_some()) {
                         *cluster = membership::configuration(number);
                     }
-                    let more = [&more[..], &[own.clone()]].concat();
+                    let more = [&more[..], std::slice::from_ref(&own)].concat();
                     Server::start(Program::Notifier { binary: &binary, more: &more }, topic, SECRET)
                 };
                 (0..layout.nodes).map(start).collect::<Result<Vec<_>>>()?

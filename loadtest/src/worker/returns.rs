@@ -121,7 +121,7 @@ impl Returns {
         }
         let random = self.random();
         let session = &mut self.sessions[conn];
-        let up_to = |longest: u64| (u128::from(random) * u128::from(longest) >> 64) as u64;
+        let up_to = |longest: u64| ((u128::from(random) * u128::from(longest)) >> 64) as u64;
         let wait = if session.ended.is_some() {
             self.summary.refused += 1;
             let longest = (BACKOFF << session.failed_in_a_row.min(8)).min(BACKOFF_MAX);
