@@ -97,8 +97,15 @@ impl Call {
         let mut client = LinkClient::new(channel).max_decoding_message_size(usize::MAX);
         let opened = client.open(request).await?;
         let version = opened.metadata().get(VERSION).and_then(|text| text.to_str().ok()?.parse().ok());
-        // Who does not say it is of the first release, which had one version.
-        Ok((opened.into_inner(), version.unwrap_or(1)))
+        // Who does not say it is of the first release, which had one version and did not look at the caller's.
+        let version = version.unwrap_or(1);
+        if self.versions.has(version) {
+            return Ok((opened.into_inner(), version));
+        }
+        let mut status =
+            Status::unimplemented(format!("it speaks version {version} of the link, this node {}", self.versions));
+        status.metadata_mut().insert(VERSION, version.into());
+        Err(status)
     }
 }
 

@@ -149,8 +149,14 @@ impl Link {
                     }
                 }
                 to_edge::Kind::Attached(wire::Attached { line, begins_after }) => self.attached(line, begins_after),
-                to_edge::Kind::Push(push) => self.push(push.line, Passing::notification(push)?, &mut taken),
-                to_edge::Kind::Control(control) => self.push(control.line, Passing::control(&control)?, &mut taken),
+                // Of a connection that is gone nothing is looked at.
+                to_edge::Kind::Push(push) if self.lines.contains_key(&push.line) => {
+                    self.push(push.line, Passing::notification(push)?, &mut taken);
+                }
+                to_edge::Kind::Control(control) if self.lines.contains_key(&control.line) => {
+                    self.push(control.line, Passing::control(&control)?, &mut taken);
+                }
+                to_edge::Kind::Push(_) | to_edge::Kind::Control(_) => {}
                 to_edge::Kind::Close(close) => {
                     let (line, close) = (close.line, wire::closed(close)?);
                     if let Some(served) = self.lines.get(&line) {

@@ -22,6 +22,11 @@ impl Versions {
         (oldest <= newest).then_some(Self { oldest, newest })
     }
 
+    /// Whether that is one of them.
+    pub(super) fn has(self, version: u32) -> bool {
+        (self.oldest..=self.newest).contains(&version)
+    }
+
     /// The newest of them.
     pub(super) fn newest(self) -> u32 {
         self.newest

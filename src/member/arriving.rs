@@ -32,14 +32,16 @@ pub(super) async fn join(
         let others = view.living().filter(|member| member.node.incarnation != newcomer.incarnation);
         let asked = others.map(async |member| {
             let answer = match ask(member).await? {
-                // Of one that nobody can be asked about, the store may know more.
-                Answered::Nobody if is_gone(common, member).await => Answered::Gone,
+                // Of this node's own former life, which nobody can be asked about, the store may know more.
+                Answered::Nobody if is_former(member, newcomer) && is_gone(common, member).await => Answered::Gone,
                 answer => answer,
             };
             Ok((member.node.incarnation, answer))
         });
         let answered: Result<HashMap<_, _>, JoinError> = join_all(asked).await.into_iter().collect();
         let answered = answered?;
+        // Asking takes its time, in which a rival may have renewed.
+        let view = common.membership.view().await?;
         let says = |rival: &Member| answered.get(&rival.node.incarnation).copied().unwrap_or(Answered::Nobody);
         match arrival.look(&view, newcomer, says) {
             Verdict::Join(change) => match common.membership.change(&change).await? {
@@ -60,6 +62,10 @@ pub(super) async fn join(
             Verdict::Joined => return Ok(()),
         }
     }
+}
+
+fn is_former(member: &Member, newcomer: &Node) -> bool {
+    member.node.is_alone && newcomer.is_alone && member.node.id == newcomer.id
 }
 
 /// Whether the store has no connection of its. What the store does not say counts as no.

@@ -139,6 +139,7 @@ impl Ownership {
         let mut sealed = pin!(self.shards.seal(&given));
         while tokio::time::timeout(SEAL, &mut sealed).await.is_err() {
             tracing::warn!(shards = given.len(), "users of shards that move have not stopped yet: the store is slow");
+            self.health.not_ready(HEALTH_PART, "users of shards that move have not stopped");
         }
         self.writer.flushed().await;
         let epochs = self.store.let_shards_go(&given);
