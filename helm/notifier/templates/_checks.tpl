@@ -61,7 +61,19 @@
 {{- if regexMatch "^postgres(ql)?://[^/@]*:[^/@]+@" $url -}}
 {{- fail "config.store.url has a password, which a ConfigMap would show: use secrets.storePassword" -}}
 {{- end -}}
-{{- range $name, $_ := dig "kafka" "properties" dict $config -}}
+{{- $kafka := dig "kafka" "properties" dict $config -}}
+{{- $protocol := get $kafka "security.protocol" | lower -}}
+{{- range $name := list "caSecret" "userSecret" -}}
+{{- if and (get $.Values.kafkaTls $name) (not (has $protocol (list "ssl" "sasl_ssl"))) -}}
+{{- fail (printf "kafkaTls.%s is set, and config.kafka.properties has no security.protocol of SSL or SASL_SSL: Kafka would be spoken to in plain text" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if or .Values.secrets.kafkaPassword.value .Values.secrets.kafkaPassword.existingSecret -}}
+{{- if not (and (has $protocol (list "sasl_ssl" "sasl_plaintext")) (or (get $kafka "sasl.mechanism") (get $kafka "sasl.mechanisms")) (get $kafka "sasl.username")) -}}
+{{- fail "secrets.kafkaPassword is set: config.kafka.properties needs security.protocol (SASL_SSL, or SASL_PLAINTEXT), sasl.mechanism and sasl.username with it, or Kafka would not be shown the password" -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $_ := $kafka -}}
 {{- if has $name (list "sasl.password" "ssl.key.pem" "ssl.key.password" "ssl.keystore.password" "sasl.oauthbearer.client.secret") -}}
 {{- fail (printf "config.kafka.properties.%s is a secret, which a ConfigMap would show: use secrets.kafkaPassword, kafkaTls or %s_file" $name $name) -}}
 {{- end -}}
