@@ -58,7 +58,7 @@
 {{- fail (printf "config.store.url: %s is on no volume, and the root file system is read-only: mount one with extraVolumes and extraVolumeMounts" $path) -}}
 {{- end -}}
 {{- end -}}
-{{- if regexMatch "^postgres(ql)?://[^/@]*:[^/@]+@" $url -}}
+{{- if or (regexMatch "^postgres(ql)?://[^/@]*:[^/@]+@" $url) (regexMatch "(?i)[?&](ssl)?password=" $url) -}}
 {{- fail "config.store.url has a password, which a ConfigMap would show: use secrets.storePassword" -}}
 {{- end -}}
 {{- $kafka := dig "kafka" "properties" dict $config -}}
