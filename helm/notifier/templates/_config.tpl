@@ -145,9 +145,17 @@
 {{- if .Values.kafkaTls.userSecret }}
 - { name: kafka-user, mountPath: /etc/notifier/kafka-user, readOnly: true }
 {{- end }}
-{{- with .Values.extraVolumeMounts }}
-{{ toYaml . }}
-{{- end }}
+{{- end -}}
+
+{{/* Of the node's own volumes those that its configuration names a file on, but for the store: what `send` has to read. A volume that one
+machine alone can mount would keep a pod on another one waiting. */}}
+{{- define "notifier.readMounts" -}}
+{{- $config := include "notifier.config" . | fromJson -}}
+{{- $_ := unset (get $config "store" | default dict) "url" -}}
+{{- $text := toJson $config -}}
+{{- $mounts := list -}}
+{{- range .Values.extraVolumeMounts -}}{{- if contains (trimSuffix "/" .mountPath | printf "%q" | trimSuffix "\"") $text -}}{{- $mounts = append $mounts . -}}{{- end -}}{{- end -}}
+{{- toJson $mounts -}}
 {{- end -}}
 
 {{- define "notifier.kafkaVolumes" -}}
