@@ -23,6 +23,14 @@
 {{- toJson $files -}}
 {{- end -}}
 
+{{/* Secrets that others make, with which a node is to be replaced: all but the certificate of the client and gRPC ports. */}}
+{{- define "notifier.othersSecrets" -}}
+{{- $names := list .Values.kafkaTls.caSecret .Values.kafkaTls.userSecret -}}
+{{- if .Values.cluster.tls.enabled -}}{{- $names = append $names (include "notifier.linkTlsSecret" .) -}}{{- end -}}
+{{- range include "notifier.secretFiles" . | fromJsonArray -}}{{- $names = append $names .existing -}}{{- end -}}
+{{- compact $names | uniq | toJson -}}
+{{- end -}}
+
 {{- define "notifier.hasOwnSecret" -}}
 {{- range include "notifier.secretFiles" . | fromJsonArray }}{{ if .value }}true{{ end }}{{ end -}}
 {{- end -}}
@@ -122,7 +130,7 @@
 {{- if .Values.cluster.tls.enabled }}
 - name: link-tls
   secret:
-    secretName: {{ .Values.cluster.tls.existingSecret | default (printf "%s-link-tls" (include "notifier.fullname" .)) }}
+    secretName: {{ include "notifier.linkTlsSecret" . }}
     defaultMode: 0440
 {{- end }}
 {{- end -}}

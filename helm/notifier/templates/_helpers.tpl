@@ -95,6 +95,10 @@ one never states it. One that did before has to go on, since what is taken out o
 {{- .Values.tls.existingSecret | default (printf "%s-tls" (include "notifier.fullname" .)) -}}
 {{- end -}}
 
+{{- define "notifier.linkTlsSecret" -}}
+{{- .Values.cluster.tls.existingSecret | default (printf "%s-link-tls" (include "notifier.fullname" .)) -}}
+{{- end -}}
+
 {{/* Scale-down by one node per drain; the API allows periods up to half an hour. */}}
 {{- define "notifier.scaling" -}}
 scaleDown:
