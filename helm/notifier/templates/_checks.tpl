@@ -1,3 +1,14 @@
+{{/* Sections that a value of null has taken away. Asked by what is rendered first: Helm begins with the deepest directory. */}}
+{{- define "notifier.sections" -}}
+{{- range list "image" "config" "config.kafka" "secrets" "secrets.jwtSecret" "secrets.storePassword" "secrets.kafkaPassword" "secrets.clusterSecret" "kafkaTls" "cluster" "cluster.tls" "cluster.tls.certManager" "tls" "tls.certManager" "service" "grpcService" "ingress" "ingress.grpc" "gateway" "gateway.grpc" "resources" "shutdown" "probes" "podDisruptionBudget" "networkPolicy" "networkPolicy.ingress" "networkPolicy.egress" "serviceAccount" "autoscaling" "autoscaling.hpa" "autoscaling.keda" "monitoring" "prometheusRule" "dashboards" "migration" "strimzi" "strimzi.user" "helmTest" -}}
+{{- $section := $.Values -}}
+{{- range splitList "." . -}}{{- $section = get ($section | default dict) . -}}{{- end -}}
+{{- if not (kindIs "map" $section) -}}
+{{- fail (printf "%s is null: leave it out, or set what is in it" .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Values that cannot work, each refused with a sentence that names it. */}}
 {{- define "notifier.checks" -}}
 {{- $config := .Values.config -}}
@@ -84,7 +95,7 @@
 {{- $drain := include "notifier.drainSeconds" . | int64 -}}
 {{- $needed := add $drain .Values.shutdown.preStopSeconds -}}
 {{- if le (include "notifier.gracePeriod" . | int64) $needed -}}
-{{- fail (printf "config.drain.deadline (%d s) with shutdown.preStopSeconds is not below shutdown.gracePeriodSeconds (%d s): the node would be killed before it has drained" $drain (.Values.shutdown.gracePeriodSeconds | int64)) -}}
+{{- fail (printf "config.drain.deadline (%d s) and shutdown.preStopSeconds (%d s) are %d s, which is not below shutdown.gracePeriodSeconds (%d s): the node would be killed before it has drained" $drain (.Values.shutdown.preStopSeconds | int64) $needed (.Values.shutdown.gracePeriodSeconds | int64)) -}}
 {{- end -}}
 {{- if not (dig "limits" "memory" "" .Values.resources) -}}
 {{- fail "resources.limits.memory is empty: the node refuses connections by it before it is killed" -}}
