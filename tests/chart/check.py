@@ -4,7 +4,7 @@
 
 DIR is what tests/chart/prepare has filled. promtool has to be on the search path (Debian's package `prometheus`).
 """
-import copy, json, pathlib, re, shutil, subprocess, sys, tempfile
+import copy, json, pathlib, re, shutil, subprocess, sys, tempfile, textwrap
 
 import jsonschema, yaml
 
@@ -69,11 +69,29 @@ def bad_values_are_refused():
 
 def kubernetes_takes_the_objects():
     """Kubernetes' own schemas, unknown fields refused."""
-    location = f"{tools()}/schemas/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"
     for values in MATRIX:
-        core = [o for o in render(values) if group(o) not in CUSTOM and group(o) != "kafka.strimzi.io"]
-        text = "---\n".join(yaml.safe_dump(o) for o in core)
-        run(tools() / "bin/kubeconform", "-strict", "-schema-location", location, "-", input=text)
+        kubernetes_takes(o for o in render(values) if group(o) not in CUSTOM and group(o) != "kafka.strimzi.io")
+
+
+def kubernetes_takes(objects):
+    location = f"{tools()}/schemas/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"
+    text = "---\n".join(map(yaml.safe_dump, objects))
+    run(tools() / "bin/kubeconform", "-strict", "-schema-location", location, "-", input=text)
+
+
+def examples_of_the_guide_work():
+    """Values in README.md render, and its objects are Kubernetes'."""
+    blocks = re.findall(r"^ *```yaml\n(.*?)^ *```", (CHART / "README.md").read_text(), flags=re.M | re.S)
+    values = [block for block in map(textwrap.dedent, blocks) if "kind" not in yaml.safe_load(block)]
+    objects = [block for block in map(textwrap.dedent, blocks) if "kind" in yaml.safe_load(block)]
+    assert any("sqlite:" in block for block in values) and any("sasl.username" in block for block in values), blocks
+    with tempfile.TemporaryDirectory() as directory:
+        file = pathlib.Path(directory) / "values.yaml"
+        for block in values:
+            file.write_text(block)
+            kubernetes_takes(render(VALUES / "minimal.yaml", file))
+    kubernetes_takes(map(yaml.safe_load, objects))
+    return f"{len(blocks)} examples"
 
 
 def group(document):
@@ -216,7 +234,7 @@ def dashboards_work():
 
 
 CHECKS = [
-    generated_files_are_up_to_date, lint, bad_values_are_refused, kubernetes_takes_the_objects,
+    generated_files_are_up_to_date, lint, bad_values_are_refused, kubernetes_takes_the_objects, examples_of_the_guide_work,
     operators_take_the_objects, security_practice, assertions, alerts, dashboards_work,
 ]
 

@@ -1,3 +1,14 @@
+{{/* Sections that a value of null has taken away. Asked by what is rendered first: Helm begins with the deepest directory. */}}
+{{- define "notifier.sections" -}}
+{{- range list "image" "config" "config.kafka" "secrets" "secrets.jwtSecret" "secrets.storePassword" "secrets.kafkaPassword" "secrets.clusterSecret" "kafkaTls" "cluster" "cluster.tls" "cluster.tls.certManager" "tls" "tls.certManager" "service" "grpcService" "ingress" "ingress.grpc" "gateway" "gateway.grpc" "resources" "shutdown" "probes" "podDisruptionBudget" "networkPolicy" "networkPolicy.ingress" "networkPolicy.egress" "serviceAccount" "autoscaling" "autoscaling.hpa" "autoscaling.keda" "monitoring" "prometheusRule" "dashboards" "migration" "strimzi" "strimzi.user" "helmTest" -}}
+{{- $section := $.Values -}}
+{{- range splitList "." . -}}{{- $section = get ($section | default dict) . -}}{{- end -}}
+{{- if not (kindIs "map" $section) -}}
+{{- fail (printf "%s is null: leave it out, or set what is in it" .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Values that cannot work, each refused with a sentence that names it. */}}
 {{- define "notifier.checks" -}}
 {{- $config := .Values.config -}}
@@ -58,10 +69,22 @@
 {{- fail (printf "config.store.url: %s is on no volume, and the root file system is read-only: mount one with extraVolumes and extraVolumeMounts" $path) -}}
 {{- end -}}
 {{- end -}}
-{{- if regexMatch "^postgres(ql)?://[^/@]*:[^/@]+@" $url -}}
+{{- if or (regexMatch "^postgres(ql)?://[^/@]*:[^/@]+@" $url) (regexMatch "(?i)[?&](ssl)?password=" $url) -}}
 {{- fail "config.store.url has a password, which a ConfigMap would show: use secrets.storePassword" -}}
 {{- end -}}
-{{- range $name, $_ := dig "kafka" "properties" dict $config -}}
+{{- $kafka := dig "kafka" "properties" dict $config -}}
+{{- $protocol := get $kafka "security.protocol" | lower -}}
+{{- range $name := list "caSecret" "userSecret" -}}
+{{- if and (get $.Values.kafkaTls $name) (not (has $protocol (list "ssl" "sasl_ssl"))) -}}
+{{- fail (printf "kafkaTls.%s is set, and config.kafka.properties has no security.protocol of SSL or SASL_SSL: Kafka would be spoken to in plain text" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if or .Values.secrets.kafkaPassword.value .Values.secrets.kafkaPassword.existingSecret -}}
+{{- if not (and (has $protocol (list "sasl_ssl" "sasl_plaintext")) (or (get $kafka "sasl.mechanism") (get $kafka "sasl.mechanisms")) (get $kafka "sasl.username")) -}}
+{{- fail "secrets.kafkaPassword is set: config.kafka.properties needs security.protocol (SASL_SSL, or SASL_PLAINTEXT), sasl.mechanism and sasl.username with it, or Kafka would not be shown the password" -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $_ := $kafka -}}
 {{- if has $name (list "sasl.password" "ssl.key.pem" "ssl.key.password" "ssl.keystore.password" "sasl.oauthbearer.client.secret") -}}
 {{- fail (printf "config.kafka.properties.%s is a secret, which a ConfigMap would show: use secrets.kafkaPassword, kafkaTls or %s_file" $name $name) -}}
 {{- end -}}
@@ -72,7 +95,7 @@
 {{- $drain := include "notifier.drainSeconds" . | int64 -}}
 {{- $needed := add $drain .Values.shutdown.preStopSeconds -}}
 {{- if le (include "notifier.gracePeriod" . | int64) $needed -}}
-{{- fail (printf "config.drain.deadline (%d s) with shutdown.preStopSeconds is not below shutdown.gracePeriodSeconds (%d s): the node would be killed before it has drained" $drain (.Values.shutdown.gracePeriodSeconds | int64)) -}}
+{{- fail (printf "config.drain.deadline (%d s) and shutdown.preStopSeconds (%d s) are %d s, which is not below shutdown.gracePeriodSeconds (%d s): the node would be killed before it has drained" $drain (.Values.shutdown.preStopSeconds | int64) $needed (.Values.shutdown.gracePeriodSeconds | int64)) -}}
 {{- end -}}
 {{- if not (dig "limits" "memory" "" .Values.resources) -}}
 {{- fail "resources.limits.memory is empty: the node refuses connections by it before it is killed" -}}

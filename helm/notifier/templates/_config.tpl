@@ -23,6 +23,14 @@
 {{- toJson $files -}}
 {{- end -}}
 
+{{/* Secrets that others make, with which a node is to be replaced: all but the certificate of the client and gRPC ports. */}}
+{{- define "notifier.othersSecrets" -}}
+{{- $names := list .Values.kafkaTls.caSecret .Values.kafkaTls.userSecret -}}
+{{- if .Values.cluster.tls.enabled -}}{{- $names = append $names (include "notifier.linkTlsSecret" .) -}}{{- end -}}
+{{- range include "notifier.secretFiles" . | fromJsonArray -}}{{- $names = append $names .existing -}}{{- end -}}
+{{- compact $names | uniq | toJson -}}
+{{- end -}}
+
 {{- define "notifier.hasOwnSecret" -}}
 {{- range include "notifier.secretFiles" . | fromJsonArray }}{{ if .value }}true{{ end }}{{ end -}}
 {{- end -}}
@@ -122,7 +130,7 @@
 {{- if .Values.cluster.tls.enabled }}
 - name: link-tls
   secret:
-    secretName: {{ .Values.cluster.tls.existingSecret | default (printf "%s-link-tls" (include "notifier.fullname" .)) }}
+    secretName: {{ include "notifier.linkTlsSecret" . }}
     defaultMode: 0440
 {{- end }}
 {{- end -}}
@@ -145,9 +153,17 @@
 {{- if .Values.kafkaTls.userSecret }}
 - { name: kafka-user, mountPath: /etc/notifier/kafka-user, readOnly: true }
 {{- end }}
-{{- with .Values.extraVolumeMounts }}
-{{ toYaml . }}
-{{- end }}
+{{- end -}}
+
+{{/* Of the node's own volumes those that its configuration names a file on, but for the store: what `send` has to read. A volume that one
+machine alone can mount would keep a pod on another one waiting. */}}
+{{- define "notifier.readMounts" -}}
+{{- $config := include "notifier.config" . | fromJson -}}
+{{- $_ := unset (get $config "store" | default dict) "url" -}}
+{{- $text := toJson $config -}}
+{{- $mounts := list -}}
+{{- range .Values.extraVolumeMounts -}}{{- if contains (trimSuffix "/" .mountPath | printf "%q" | trimSuffix "\"") $text -}}{{- $mounts = append $mounts . -}}{{- end -}}{{- end -}}
+{{- toJson $mounts -}}
 {{- end -}}
 
 {{- define "notifier.kafkaVolumes" -}}

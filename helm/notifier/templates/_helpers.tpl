@@ -69,6 +69,20 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if or .Values.autoscaling.hpa.enabled .Values.autoscaling.keda.enabled }}true{{ end -}}
 {{- end -}}
 
+{{/* The number of nodes as a StatefulSet states it, or nothing. With an autoscaler it is the autoscaler's: a release that began with
+one never states it. One that did before has to go on, since what is taken out of a StatefulSet falls back to 1: it states what is there. */}}
+{{- define "notifier.replicas" -}}
+{{- if include "notifier.autoscaled" . -}}
+{{- with lookup "apps/v1" "StatefulSet" .Release.Namespace (include "notifier.fullname" .) -}}
+{{- if ne (dig "annotations" "notifier/replicas" "" .metadata) "autoscaler" -}}
+{{- $scaler := ternary $.Values.autoscaling.hpa $.Values.autoscaling.keda $.Values.autoscaling.hpa.enabled -}}
+{{- .spec.replicas | int64 | default ($scaler.minReplicas | int64) -}}
+{{- end -}}
+{{- end -}}
+{{- else -}}{{ .Values.replicas }}
+{{- end -}}
+{{- end -}}
+
 {{/* The most nodes that there can be. */}}
 {{- define "notifier.nodesMax" -}}
 {{- if .Values.autoscaling.hpa.enabled -}}{{ .Values.autoscaling.hpa.maxReplicas }}
@@ -79,6 +93,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{- define "notifier.tlsSecret" -}}
 {{- .Values.tls.existingSecret | default (printf "%s-tls" (include "notifier.fullname" .)) -}}
+{{- end -}}
+
+{{- define "notifier.linkTlsSecret" -}}
+{{- .Values.cluster.tls.existingSecret | default (printf "%s-link-tls" (include "notifier.fullname" .)) -}}
 {{- end -}}
 
 {{/* Scale-down by one node per drain; the API allows periods up to half an hour. */}}
