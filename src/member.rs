@@ -69,6 +69,22 @@ pub enum JoinError {
     Store(#[from] Error),
 }
 
+/// Makes a change of the newest view, until it has happened or cannot any more.
+async fn insist(common: &Common, make: impl Fn(&View) -> Result<Change, Refused>) {
+    let membership = &common.membership;
+    loop {
+        if let Ok(Ok(view)) = tokio::time::timeout(ANSWER, membership.view()).await {
+            let Ok(change) = make(&view) else { return };
+            match tokio::time::timeout(ANSWER, membership.change(&change)).await {
+                Ok(Ok(Changed::Done(_))) => return,
+                Ok(Ok(Changed::Overtaken)) => continue,
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 /// This node's membership.
 pub struct Member {
     common: Common,
@@ -156,22 +172,9 @@ impl Member {
         self.links.tell_to_look();
     }
 
-    /// Makes a change of the newest view, until it has happened or cannot any more.
     async fn insist(&self, make: impl Fn(&View) -> Result<Change, Refused>) {
-        loop {
-            if self.refresh().await.is_ok() {
-                let Ok(change) = make(&self.view()) else { return };
-                match tokio::time::timeout(ANSWER, self.common.membership.change(&change)).await {
-                    Ok(Ok(Changed::Done(_))) => {
-                        let _ = self.refresh().await;
-                        return;
-                    }
-                    Ok(Ok(Changed::Overtaken)) => continue,
-                    Ok(Err(_)) | Err(_) => {}
-                }
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
+        insist(&self.common, make).await;
+        let _ = self.refresh().await;
     }
 
     async fn refresh(&self) -> Result<(), Error> {

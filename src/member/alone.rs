@@ -6,9 +6,9 @@ use std::{num::NonZeroU8, time::Duration};
 
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 
-use super::{AGAIN, ANSWER, JoinError, arriving};
+use super::{ANSWER, JoinError, arriving, insist};
 use crate::{
-    cluster::{RENEW_EVERY, arrival::Answered, table::Changed, view::Node},
+    cluster::{RENEW_EVERY, arrival::Answered, view::Node},
     ids::{Incarnation, NodeId},
     store::{Common, Error, writer::Lost},
 };
@@ -47,18 +47,7 @@ impl Alone {
     /// Says that it is gone: the next one need not wait.
     pub async fn leave(&self) {
         self.renewing.abort();
-        loop {
-            let membership = &self.common.membership;
-            if let Ok(Ok(view)) = tokio::time::timeout(ANSWER, membership.view()).await {
-                let Ok(change) = view.leave(self.me) else { return };
-                match tokio::time::timeout(ANSWER, membership.change(&change)).await {
-                    Ok(Ok(Changed::Done(_))) => return,
-                    Ok(Ok(Changed::Overtaken)) => continue,
-                    Ok(Err(_)) | Err(_) => {}
-                }
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
+        insist(&self.common, |view| view.leave(self.me)).await;
     }
 }
 
