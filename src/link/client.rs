@@ -155,7 +155,7 @@ impl Task {
         }
     }
 
-    /// Calls the peer: straight, or through a third node when nothing comes back from it. Where its host says no, nobody
+    /// Calls the peer: straight, or through a third node when nothing comes back from it. Where its hosts say no, nobody
     /// else is asked.
     async fn call(&mut self) -> Result<Made, Ended> {
         let (identity, addresses, peer) = (self.identity.clone(), self.addresses.clone(), self.peer);
@@ -163,9 +163,11 @@ impl Task {
         for address in &*addresses {
             match self.meanwhile(dial::connect(&identity, peer, address)).await? {
                 Ok(made) => return Ok(made),
-                Err(broken @ Broken::Other(_)) => why = broken,
-                Err(broken) => return Err(Ended::Broken(broken)),
+                Err(broken) => why = broken,
             }
+        }
+        if !matches!(why, Broken::Other(_)) {
+            return Err(Ended::Broken(why));
         }
         for (third, addresses) in self.links.upgrade().map(|links| links.thirds(peer)).unwrap_or_default() {
             for address in &*addresses {
