@@ -187,6 +187,7 @@ impl PostgresStore {
         }
         let lives = read_lives(&reads).await?;
         let incarnation = config.incarnation.unwrap_or_else(Incarnation::random);
+        // With connections of its own: renewals must not wait for the claims of partitions.
         let common = match config.is_shared {
             true => Some((incarnation, PostgresMembership::open(config).await?)),
             false => None,
