@@ -142,9 +142,7 @@ async fn run(seed: u64, time: Duration) {
     let began = Instant::now();
     let running = async {
         let (mut cluster, traffic) = damage(seed, time, |builder| builder).await;
-        for node in &mut cluster.nodes {
-            assert!(node.is_running(), "one has ended by itself:\n{}", node.log());
-        }
+        cluster.all_run("one has ended by itself");
         traffic.check(&cluster).await;
     };
     tokio::time::timeout(RUN_MAX, running).await.expect("a schedule ends in time");

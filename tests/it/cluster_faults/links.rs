@@ -30,9 +30,7 @@ async fn links_that_break_cost_nothing() {
         }
     }
     goes_on(&traffic).await;
-    for node in &mut cluster.nodes {
-        assert!(node.is_running(), "the others heard it in time:\n{}", node.log());
-    }
+    cluster.all_run("the others heard it in time");
     traffic.check(&cluster).await;
 }
 
@@ -44,9 +42,7 @@ async fn nobody_reaches_anybody_for_a_while_and_nobody_dies_of_it() {
     traffic.flow(Duration::from_secs(8)).await;
     proxies.iter().for_each(|proxy| proxy.freeze(false));
     goes_on(&traffic).await;
-    for node in &mut cluster.nodes {
-        assert!(node.is_running(), "nobody hears more than half, and all renew:\n{}", node.log());
-    }
+    cluster.all_run("nobody hears more than half, and all renew");
     traffic.check(&cluster).await;
 }
 
@@ -74,13 +70,7 @@ async fn a_node_that_nobody_reaches_and_that_reaches_others_is_replaced_and_ends
     let traffic = traffic(&cluster).await;
     traffic.hurt(2);
     proxies[2].freeze(true);
-    let cut = Instant::now();
-    let ended = cluster.nodes[2].take().finish(Duration::from_secs(45)).await;
-    println!("it ended {:?} after the cut", cut.elapsed());
-    assert_eq!(ended.code(), 3, "{ended:?}");
-    goes_on(&traffic).await;
-    cluster.settled().await;
-    traffic.check(&cluster).await;
+    is_replaced(&mut cluster, traffic, "nobody reached a node").await;
 }
 
 /// How many of a node's links go through a third one.
@@ -104,9 +94,7 @@ async fn two_that_do_not_reach_each_other_go_on_through_the_third() {
     }
     println!("both go through the third {:?} after the cut", cut.elapsed());
     goes_on(&traffic).await;
-    for node in &mut cluster.nodes {
-        assert!(node.is_running(), "the third hears both:\n{}", node.log());
-    }
+    cluster.all_run("the third hears both");
     assert_eq!(cluster.nodes[1].metrics().await.sum("notifier_link_through_others"), 0.0);
     proxies[2].freeze_for(one, false);
     proxies[0].freeze_for(other, false);

@@ -22,9 +22,7 @@ async fn the_stores_server_is_restarted() {
         server.start().await;
         goes_on(&traffic).await;
     }
-    for node in &mut cluster.nodes {
-        assert!(node.is_running(), "a store that was away for 3 s ends nobody:\n{}", node.log());
-    }
+    cluster.all_run("a store that was away for 3 s ends nobody");
     cluster.settled().await;
     traffic.check(&cluster).await;
 }
@@ -97,14 +95,7 @@ async fn a_node_that_does_not_reach_the_store_any_more_is_replaced_and_ends() {
     let traffic = traffic(&cluster).await;
     traffic.hurt(2);
     proxy.freeze(true);
-    let cut = Instant::now();
-    let ended = cluster.nodes[2].take().finish(Duration::from_secs(45)).await;
-    println!("it ended {:?} after the cut", cut.elapsed());
-    assert_eq!(ended.code(), 3, "{ended:?}");
-    goes_on(&traffic).await;
-    cluster.settled().await;
-    let silence = traffic.check(&cluster).await.silence_after("the store was out of one node's reach", cut);
-    assert!(silence < SILENCE);
+    is_replaced(&mut cluster, traffic, "the store was out of one node's reach").await;
 }
 
 /// The primary ends as in a crash, and its synchronous standby takes its place under the same name.
@@ -123,9 +114,7 @@ async fn the_store_fails_over_to_a_synchronous_standby() {
     standby.promote().await;
     proxy.aim(SocketAddr::from(([127, 0, 0, 1], standby.port())));
     goes_on(&traffic).await;
-    for node in &mut cluster.nodes {
-        assert!(node.is_running(), "a standby that has everything ends nobody:\n{}", node.log());
-    }
+    cluster.all_run("a standby that has everything ends nobody");
     cluster.settled().await;
     let silence = traffic.check(&cluster).await.silence_after("the store failed over", failed);
     assert!(silence < SILENCE);
@@ -182,8 +171,6 @@ async fn one_node_does_not_reach_kafka_for_a_while() {
     proxy.freeze(false);
     cluster.nodes[2].ready().await;
     goes_on(&traffic).await;
-    for node in &mut cluster.nodes {
-        assert!(node.is_running(), "who does not reach Kafka lives:\n{}", node.log());
-    }
+    cluster.all_run("who does not reach Kafka lives");
     traffic.check(&cluster).await;
 }

@@ -84,6 +84,13 @@ impl Cluster {
         self.nodes.push(node);
     }
 
+    /// Every node must still run; `why` it may not have ended.
+    pub fn all_run(&mut self, why: &str) {
+        for node in &mut self.nodes {
+            assert!(node.is_running(), "{why}:\n{}", node.log());
+        }
+    }
+
     /// Waits until each of the nodes that run has about its share of the shards, and none is nobody's.
     pub async fn settled(&mut self) {
         let mut running = Vec::new();
