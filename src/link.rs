@@ -38,10 +38,13 @@ pub use self::{
 use crate::{
     event::InFlight,
     ids::{Incarnation, NotificationId, UserId},
-    placement::owners::{Owner, Owners},
+    placement::{
+        ShardId,
+        owners::{Owner, Owners},
+    },
     router,
     shard::{Elsewhere, Shards},
-    store::writer::CancelReply,
+    store::{claims::Epoch, writer::CancelReply},
     user::Attach,
 };
 
@@ -90,6 +93,9 @@ pub enum Answers {
     Nobody,
 }
 
+/// A shard, and the epoch under which its owner holds it.
+pub type Held = (ShardId, Epoch);
+
 /// Hears what links notice of other nodes.
 pub trait Watched: Send + Sync + 'static {
     /// Something came from that node over the link that this one has opened: it can be reached.
@@ -104,6 +110,8 @@ pub trait Watched: Send + Sync + 'static {
     fn hears(&self, about: Incarnation) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
     /// Claims have changed.
     fn look(&self);
+    /// That node serves these shards from here on, and wants the connections of their users.
+    fn wants(&self, owner: Incarnation, shards: Vec<Held>);
     /// Whether that node was declared dead.
     fn is_dead(&self, node: Incarnation) -> bool;
     /// Another node says that this one was.
@@ -239,14 +247,29 @@ impl Links {
 
     /// Tells all nodes that claims have changed.
     pub fn tell_to_look(&self) {
+        self.tell_all(|| Order::Look);
+    }
+
+    /// Asks all nodes for the connections that they have of users of these shards, which this node serves from here on.
+    pub fn ask_for(&self, shards: &[Held]) {
+        self.tell_all(|| Order::List(shards.to_vec()));
+    }
+
+    /// Tells a node that it has been sent all of them.
+    pub fn listed(&self, owner: Incarnation, shards: Vec<Held>) {
+        self.order(owner, Order::Listed(shards));
+    }
+
+    fn tell_all(&self, order: impl Fn() -> Order) {
         let peers: Vec<Peer> = self.0.peers.read().values().cloned().collect();
-        peers.into_iter().for_each(|peer| peer.order(Order::Look));
+        peers.into_iter().for_each(|peer| peer.order(order()));
     }
 
     /// The map has changed: connections that waited for somebody ask again.
     pub fn map_changed(&self, shards: &Shards) {
         let waiting = std::mem::take(&mut *self.0.waiting.lock());
-        waiting.into_iter().for_each(|attach| shards.attach(attach));
+        // Those that were asked for meanwhile are on their way.
+        waiting.into_iter().filter(|attach| attach.attachment.is_latest()).for_each(|attach| shards.attach(attach));
     }
 }
 

@@ -38,7 +38,7 @@ use crate::{
         watch::{Question, Watch},
     },
     ids::{Incarnation, NodeId},
-    link::{Answers, Links, Watched},
+    link::{Answers, Held, Links, Watched},
     store::{Common, Error, writer::Lost},
 };
 
@@ -96,6 +96,8 @@ pub struct Member {
     heard: Mutex<HashMap<Incarnation, Instant>>,
     solitude: Mutex<Solitude>,
     look: Notify,
+    /// Who wants which connections.
+    wanted: Mutex<Vec<(Incarnation, Vec<Held>)>>,
     is_leaving: AtomicBool,
 }
 
@@ -106,7 +108,8 @@ impl Member {
         let watch = Mutex::new(Watch::new(node.incarnation));
         let solitude = Mutex::new(Solitude::new(Instant::now()));
         let (view, heard, look) = (watch::Sender::new(Arc::default()), Mutex::default(), Notify::new());
-        Arc::new(Self { common, node, links, lost, view, watch, heard, solitude, look, is_leaving: false.into() })
+        let (wanted, is_leaving) = (Mutex::default(), false.into());
+        Arc::new(Self { common, node, links, lost, view, watch, heard, solitude, look, wanted, is_leaving })
     }
 
     fn me(&self) -> Incarnation {
@@ -314,6 +317,11 @@ impl Watched for Member {
     }
 
     fn look(&self) {
+        self.look.notify_one();
+    }
+
+    fn wants(&self, owner: Incarnation, shards: Vec<Held>) {
+        self.wanted.lock().push((owner, shards));
         self.look.notify_one();
     }
 

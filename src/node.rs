@@ -2,6 +2,7 @@
 //! one deadline.
 
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,7 +25,7 @@ use crate::{
     ids::LogEpoch,
     ingest::{self, Ingest, ledger::Credits},
     kafka, member,
-    placement::owners::Owners,
+    placement::{ShardId, owners::Owners},
     receipt::{NoReceipts, Receipts},
     receipts::{self, ReceiptWriter},
     session,
@@ -165,7 +166,11 @@ impl Node {
         let cluster = match newcomer {
             Some(newcomer) => {
                 let (store, writer, ingest) = (kept.clone(), writer.clone(), ingest.clone());
-                let topic = config.kafka.topic.clone();
+                let (topic, owners) = (config.kafka.topic.clone(), shards.owners().clone());
+                let connections = edge.connections();
+                let attach_again = Box::new(move |of: &HashSet<ShardId>| {
+                    connections.attach_again(|user| of.contains(&owners.shard(user)));
+                });
                 let parts = member::Parts {
                     links: newcomer.table(),
                     shards,
@@ -174,6 +179,7 @@ impl Node {
                     ingest,
                     topic,
                     health: health.clone(),
+                    attach_again,
                 };
                 Some(newcomer.begin(parts).await)
             }

@@ -15,17 +15,19 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     event::{InFlight, Sender},
-    ids::{NotificationId, UserId},
+    ids::{Incarnation, NotificationId, UserId},
     placement::ShardId,
-    store::writer::CancelReply,
+    store::{claims::Epoch, writer::CancelReply},
     user::{self, Asleep, Attach, Request, UserRef, limiter::Limiter},
 };
 
+mod marks;
+mod metric;
 mod moving;
 mod refusing;
 mod shards;
 
-use self::{moving::Leaving, refusing::Refusing};
+use self::{marks::Marks, moving::Leaving, refusing::Refusing};
 pub use self::{
     moving::{Sealed, Unsealing},
     shards::{Elsewhere, Shards, actor_of},
@@ -59,6 +61,10 @@ pub enum Msg {
     Seal(Vec<ShardId>, oneshot::Sender<()>),
     /// This node serves these shards from here on.
     Unseal(Unsealing, oneshot::Sender<()>),
+    /// All connections that a node has of users of these shards have come, if they are held under these epochs.
+    Marked(Incarnation, Vec<(ShardId, Epoch)>),
+    /// Some nodes may have been waited for long enough.
+    MarksOverdue,
     /// Nothing comes from this sender any more.
     Gone(Sender),
     /// A user has something to say.
@@ -110,6 +116,8 @@ struct State {
     refusing: Refusing,
     /// Shards that other nodes serve.
     sealed: Sealed,
+    /// Shards whose connections have not all come.
+    marks: Marks,
     /// Shards whose users are leaving, and who waits for that.
     leaving: Vec<Leaving>,
     /// Users whose next actor has to look for what waits in the store.
@@ -152,6 +160,7 @@ impl Actor for Shard {
             by_actor: HashMap::new(),
             asleep: HashMap::new(),
             refusing: Refusing::default(),
+            marks: Marks::of(sealed.count()),
             sealed,
             leaving: Vec::new(),
             recover_all: waiting.is_none(),
@@ -171,8 +180,10 @@ impl Actor for Shard {
             // Dropped, it is lost: the connection asks again, whoever serves the user then.
             Msg::Attach(attach) if state.sealed.has(&attach.user) => drop(attach),
             Msg::Attach(attach) => {
-                let user = attach.user.clone();
-                state.tell(&myself, user, Request::Attach(attach)).await?;
+                if let Some(attach) = state.marks.hold_attach(attach) {
+                    let user = attach.user.clone();
+                    state.tell(&myself, user, Request::Attach(attach)).await?;
+                }
             }
             Msg::Cancel(user, ..) if state.sealed.has(&user) => {}
             Msg::Cancel(user, id, reply) => state.tell(&myself, user, Request::Cancel(id, reply)).await?,
@@ -183,6 +194,8 @@ impl Actor for Shard {
                 state.unseal(&myself, unsealing).await?;
                 let _ = done.send(());
             }
+            Msg::Marked(node, shards) => state.marked(&myself, node, &shards).await?,
+            Msg::MarksOverdue => state.marks_overdue(&myself).await?,
             Msg::Gone(sender) => state.refusing.gone(sender),
             Msg::User(user::Outcome::Idle { user, handled, limiter }) => state.idle(user, handled, limiter),
             Msg::User(user::Outcome::Recovered) => state.recover_next(&myself).await?,
@@ -212,6 +225,11 @@ impl State {
         if let Some(first) = events.first() {
             self.refusing.received(first.sender, events.len());
         }
+        self.pass(myself, events).await
+    }
+
+    /// Passes events on to their users.
+    async fn pass(&mut self, myself: &ShardRef, mut events: Vec<InFlight>) -> Result<(), ActorProcessingErr> {
         // A stable sort keeps each user's order, and makes one message and one write of a user's events.
         events.sort_by(|a, b| a.event.user.cmp(&b.event.user));
         let mut events = events.into_iter().peekable();
@@ -225,7 +243,10 @@ impl State {
             while let Some(next) = events.next_if(|next| next.event.user == user) {
                 run.push(next);
             }
-            self.tell(myself, user, Request::Events(run)).await?;
+            let run = self.marks.hold_events(&user, run);
+            if !run.is_empty() {
+                self.tell(myself, user, Request::Events(run)).await?;
+            }
         }
         Ok(())
     }

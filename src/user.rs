@@ -321,6 +321,7 @@ impl State {
                 self.enter(myself, in_flight);
                 continue;
             }
+            let Some(mut in_flight) = self.keep_for_returning(in_flight) else { continue };
             self.transient(&in_flight.event, &mut for_all);
             // Whatever comes after it in this message is not its fault.
             in_flight.permit.pause();

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     backoff::Backoff,
     ids::Since,
-    session::Attachment,
+    session::{self, Attachment},
     user::{Attach, Origin},
     wire::{Close, CloseCode},
 };
@@ -58,7 +58,6 @@ struct Connection {
     shared: Arc<Shared>,
     incoming: Option<Box<WebSocket>>,
     since: Option<Since>,
-    began: Instant,
     /// Hardly any connection has lost one.
     lost: Option<Box<Lost>>,
 }
@@ -104,7 +103,6 @@ impl Connection {
             relay,
             shared,
             since,
-            began: Instant::now(),
             lost: None,
         }
     }
@@ -132,7 +130,7 @@ impl Connection {
     async fn serve(&mut self) -> io::Result<()> {
         loop {
             self.relay.ready().await?;
-            let Todo { attach, wake, close, ended } = self.relay.todo()?;
+            let Todo { lost, wake, close, ended } = self.relay.todo()?;
             if ended {
                 return Ok(());
             }
@@ -141,8 +139,8 @@ impl Connection {
                 // Boxed, as below: every connection would keep room for what rarely happens.
                 return Box::pin(self.goodbye(&close)).await;
             }
-            if attach {
-                Box::pin(self.attach_again()).await;
+            if let Some(lost) = lost {
+                Box::pin(self.attach_again(lost)).await;
             }
             if wake {
                 self.shared.shards.wake(&self.relay.client.user);
@@ -205,35 +203,26 @@ impl Connection {
     /// Asks the shard for a session.
     fn attach(&self) {
         let (number, ..) = self.relay.next_attachment();
-        self.attach_as(number, self.origin());
-    }
-
-    fn attach_as(&self, number: u64, from: Origin) {
-        let client = &self.relay.client;
-        self.shared.shards.attach(Box::new(Attach {
-            user: client.user.clone(),
-            session: client.session,
-            device: client.device.clone(),
-            from,
-            began: self.began.into(),
-            counts_acknowledgements: self.relay.protocol.counts_acknowledgements(),
-            attachment: Attachment::new(Arc::new(self.relay.clone()), number),
-        }));
+        attach(&self.shared, &self.relay, number, self.origin());
     }
 
     /// The session's actor, or one above it, is gone; the client notices nothing.
-    async fn attach_again(&mut self) {
+    async fn attach_again(&mut self, lost: u64) {
         let max = if self.shared.shards.owners().is_alone() { LOST_MAX } else { LOST_MAX_MOVING };
-        let lost = self.lost.get_or_insert_with(|| Box::new(Lost::new(self.began, max)));
-        let Some(wait) = lost.once_more(self.relay.passed()) else {
+        let lost_before = self.lost.get_or_insert_with(|| Box::new(Lost::new(self.relay.began, max)));
+        let Some(wait) = lost_before.once_more(self.relay.passed()) else {
             let wait = self.shared.config.reconnect;
             return self.relay.close(Close::come_back(CloseCode::TryAgainLater, "the session cannot be served", wait));
         };
         tokio::time::sleep(wait).await;
+        if !session::Outlet::is_latest(&self.relay, lost) {
+            // Whoever serves the user by now has asked for it.
+            return;
+        }
         let (number, passed, acknowledged) = self.relay.next_attachment();
         // A connection that was never served has no numbers yet: it starts as it first did, and is greeted.
         let from = if self.relay.is_greeted() { Origin::Connection { passed, acknowledged } } else { self.origin() };
-        self.attach_as(number, from);
+        attach(&self.shared, &self.relay, number, from);
     }
 
     /// Sends the goodbye, and waits a little for the client to take it and to answer.
@@ -277,6 +266,28 @@ impl Connection {
             }
         }
         Ok(*reads_left > 0)
+    }
+}
+
+/// Asks the shard for a session.
+fn attach(shared: &Shared, relay: &Arc<Relay>, number: u64, from: Origin) {
+    let client = &relay.client;
+    shared.shards.attach(Box::new(Attach {
+        user: client.user.clone(),
+        session: client.session,
+        device: client.device.clone(),
+        from,
+        began: relay.began.into(),
+        counts_acknowledgements: relay.protocol.counts_acknowledgements(),
+        attachment: Attachment::new(Arc::new(relay.clone()), number),
+    }));
+}
+
+/// Has a connection that has had a session ask for one again at once, whoever served it. One that has not asks by
+/// itself.
+pub(super) fn attach_served(shared: &Shared, relay: &Arc<Relay>) {
+    if let Some((number, passed, acknowledged)) = relay.next_if_served() {
+        attach(shared, relay, number, Origin::Connection { passed, acknowledged });
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use super::{Shared, protocol::Protocol, relay::Relay};
+use super::{Shared, connection, protocol::Protocol, relay::Relay};
 use crate::{
     event::UnixMillis,
     ids::{DeviceId, Sequence, SessionId, UserId},
@@ -94,6 +94,13 @@ impl Connections {
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.registry.count()
+    }
+
+    /// Has those of these users ask for their sessions again: somebody else serves them from here on. It never waits.
+    pub fn attach_again(&self, is_theirs: impl Fn(&UserId) -> bool) {
+        for relay in self.0.registry.of_users(is_theirs) {
+            connection::attach_served(&self.0, &relay);
+        }
     }
 
     /// The answer of this node alone. It never waits.

@@ -102,6 +102,13 @@ impl Registry {
         sessions.filter_map(|session| known.by_session.get(session).cloned()).collect()
     }
 
+    /// The connections of these users.
+    pub(super) fn of_users(&self, is_theirs: impl Fn(&UserId) -> bool) -> Vec<Arc<Relay>> {
+        let known = self.known.lock();
+        let sessions = known.by_user.iter().filter(|(user, _)| is_theirs(user)).flat_map(|(_, sessions)| sessions);
+        sessions.filter_map(|session| known.by_session.get(session).cloned()).collect()
+    }
+
     fn schedule(&self, relay: &Arc<Relay>) {
         let left = u64::try_from(relay.client.expires_at - unix_millis_now()).unwrap_or(0);
         let after = self.heartbeat.min(Duration::from_millis(left));

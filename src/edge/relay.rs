@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -70,6 +70,7 @@ pub(super) struct Client {
 pub(super) struct Relay {
     pub(super) client: Client,
     pub(super) protocol: Protocol,
+    pub(super) began: Instant,
     sink: Sink,
     limits: QueueLimits,
     epoch: LogEpoch,
@@ -120,8 +121,8 @@ struct Chunk {
 /// What the connection's task has to do.
 #[derive(Debug, Default)]
 pub(super) struct Todo {
-    /// Nobody serves the connection: attach again.
-    pub(super) attach: bool,
+    /// This attachment is lost and nobody serves the connection: attach again.
+    pub(super) lost: Option<u64>,
     /// Its session is at rest, and there is something for it.
     pub(super) wake: bool,
     /// Say goodbye.
@@ -147,6 +148,7 @@ impl Relay {
         Self {
             client,
             protocol,
+            began: Instant::now(),
             sink,
             limits: QueueLimits { items, ..limits },
             epoch,
@@ -266,10 +268,11 @@ impl Relay {
         let mut state = self.state.lock();
         self.write_queue(&mut state)?;
         let close = state.close.clone();
-        let attach = state.lost && close.is_none() && !state.ended;
-        state.lost &= !attach;
+        let is_lost = state.lost && close.is_none() && !state.ended;
+        state.lost &= !is_lost;
+        let lost = is_lost.then_some(state.attachment);
         let wake = std::mem::take(&mut state.wake) && state.rests;
-        Ok(Todo { attach, wake, close, ended: state.ended })
+        Ok(Todo { lost, wake, close, ended: state.ended })
     }
 
     /// Queues what the protocol wants before the first frame.

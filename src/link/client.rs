@@ -14,7 +14,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Identity, Inner, Watched,
+    Held, Identity, Inner, Watched,
     dial::{self, Broken, Made},
     metric,
     question::{Answer, Question},
@@ -50,6 +50,10 @@ pub(super) enum Order {
     },
     Cancel(UserId, NotificationId, CancelReply),
     Look,
+    /// The connections of these shards are wanted.
+    List(Vec<Held>),
+    /// They have all gone before this.
+    Listed(Vec<Held>),
     Query(Question, oneshot::Sender<Answer>),
 }
 
@@ -109,8 +113,8 @@ struct Task {
     queue: mpsc::UnboundedReceiver<Order>,
     /// For lines, which must not keep the task going.
     weak: mpsc::WeakUnboundedSender<Order>,
-    /// Wishes that came while there was no link.
-    waiting: VecDeque<Box<Attach>>,
+    /// Wishes and marks that came while there was no link.
+    waiting: VecDeque<Order>,
 }
 
 /// Why there is no link any more.
@@ -197,8 +201,8 @@ impl Task {
 
     /// Events and questions are lost, and say so; lines are of a link that is broken.
     fn keep(&mut self, order: Order) {
-        if let Order::Attach(attach) = order {
-            self.waiting.push_back(attach);
+        if matches!(order, Order::Attach(_) | Order::List(_) | Order::Listed(_)) {
+            self.waiting.push_back(order);
         }
     }
 
@@ -226,9 +230,7 @@ impl Task {
         let straight = straight(&identity, peer, &addresses);
         tokio::pin!(straight);
         let mut link = Link::new(self.weak.clone(), self.watched.clone());
-        while let Some(attach) = self.waiting.pop_front() {
-            link.order(Order::Attach(attach));
-        }
+        self.waiting.drain(..).for_each(|order| link.order(order));
         self.life.fetch_add(1, Ordering::AcqRel);
         metric::opened(through.is_some());
         self.watched.heard(self.peer);

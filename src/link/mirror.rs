@@ -188,6 +188,10 @@ impl Outlet for Far {
         state.attachment == attachment && state.rests && !state.ended
     }
 
+    fn is_latest(&self, attachment: u64) -> bool {
+        self.0.state.lock().attachment == attachment
+    }
+
     fn lost(&self, attachment: u64) {
         let mut state = self.0.state.lock();
         if state.attachment == attachment && !state.ended {

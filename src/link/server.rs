@@ -269,6 +269,8 @@ impl Peer {
             }
             to_owner::Kind::Cancel(cancel) => self.cancel(cancel)?,
             to_owner::Kind::Look(_) => self.watched.look(),
+            to_owner::Kind::List(list) => self.watched.wants(self.from, wire::held(list.claims)?),
+            to_owner::Kind::Listed(listed) => self.shards.marked(self.from, &wire::held(listed.claims)?),
             to_owner::Kind::Ask(ask) => {
                 let (number, question) = Question::received(ask)?;
                 let answering = self.answering.get().zip(question);

@@ -91,6 +91,8 @@ impl Link {
                     self.send(to_owner::Kind::Event(Forwarded { number, first, event: Some((&*event).into()) }));
                 }
             }
+            // Another one has taken its place while it waited.
+            Order::Attach(attach) if !attach.attachment.is_latest() => {}
             Order::Attach(attach) => {
                 let line = self.number();
                 self.send(to_owner::Kind::Attach(wire::attach(line, &attach)));
@@ -105,6 +107,8 @@ impl Link {
                 self.send(to_owner::Kind::Cancel(Cancel { number, user: user.to_string(), id: id.to_string() }));
             }
             Order::Look => self.send(to_owner::Kind::Look(Look {})),
+            Order::List(shards) => self.send(to_owner::Kind::List(wire::list(&shards))),
+            Order::Listed(shards) => self.send(to_owner::Kind::Listed(wire::listed(&shards))),
             Order::Query(question, reply) => {
                 // Those whose callers wait no more, and which a peer of another release may never answer.
                 self.queries.retain(|_, reply| !reply.is_closed());

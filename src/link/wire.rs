@@ -5,9 +5,11 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::Held;
 use crate::{
     event::{Durability, Event, Options, Priority},
     ids::{DeviceId, NotificationId, SessionId, Since, UserId},
+    placement::ShardId,
     settlement::Outcome as Became,
     state::State,
     store::journal::Cancelled as Ended,
@@ -185,6 +187,25 @@ pub(super) fn became(cancelled: &Cancelled) -> Option<Ended> {
         2 => state().map(Ended::Ended),
         _ => None,
     }
+}
+
+fn claims(shards: &[Held]) -> Vec<Claim> {
+    shards.iter().map(|(shard, epoch)| Claim { shard: shard.0.into(), epoch: *epoch }).collect()
+}
+
+/// Shards whose connections are wanted.
+pub(super) fn list(shards: &[Held]) -> List {
+    List { claims: claims(shards) }
+}
+
+/// Shards whose connections have come.
+pub(super) fn listed(shards: &[Held]) -> Listed {
+    Listed { claims: claims(shards) }
+}
+
+pub(super) fn held(claims: Vec<Claim>) -> Result<Vec<Held>, Unreadable> {
+    let id = |shard| u16::try_from(shard).map(ShardId).map_err(|_| Unreadable("shard"));
+    claims.into_iter().map(|Claim { shard, epoch }| Ok((id(shard)?, epoch))).collect()
 }
 
 /// A control frame's JSON text and name.

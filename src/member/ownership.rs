@@ -10,17 +10,17 @@ use std::{
 
 use super::Member;
 use crate::{
-    cluster::view::View,
+    cluster::view::{self, View},
     health::Health,
     ids::{Incarnation, UserId},
     ingest::{Assignment, Ingest},
-    link::Links,
+    link::{Held, Links},
     placement::{
         ShardId,
         assignment::{self, Candidate},
         owners::{Map, Owner},
     },
-    shard::Shards,
+    shard::{Shards, Unsealing},
     store::{Error, Store, claims::ShardClaim, writer::Writer},
 };
 
@@ -43,6 +43,7 @@ pub struct Ownership {
     ingest: Arc<Ingest>,
     topic: String,
     health: Health,
+    attach_again: AttachAgain,
     /// Served here.
     held: HashSet<ShardId>,
     assigned: u64,
@@ -64,16 +65,22 @@ pub struct Parts {
     pub topic: String,
     /// The node's health.
     pub health: Health,
+    /// The node's connections.
+    pub attach_again: AttachAgain,
 }
+
+/// Has all connections of users of these shards ask for their sessions again.
+pub type AttachAgain = Box<dyn Fn(&HashSet<ShardId>) + Send + Sync>;
 
 impl Ownership {
     /// Nothing is owned yet.
     #[must_use]
     pub fn new(member: Arc<Member>, parts: Parts) -> Self {
         metric::describe();
-        let Parts { links, shards, store, writer, ingest, topic, health } = parts;
+        let Parts { links, shards, store, writer, ingest, topic, health, attach_again } = parts;
         health.not_ready(HEALTH_PART, "joining");
-        Self { member, links, shards, store, writer, ingest, topic, health, held: HashSet::new(), assigned: 0 }
+        let (held, assigned) = (HashSet::new(), 0);
+        Self { member, links, shards, store, writer, ingest, topic, health, attach_again, held, assigned }
     }
 
     /// Moves towards what should be, for ever.
@@ -96,8 +103,12 @@ impl Ownership {
         let view = self.member.view();
         self.member.keep_links();
         self.assign_partitions(&view);
+        // What is wanted was taken before: the claims say so.
+        let wanted = std::mem::take(&mut *self.member.wanted.lock());
         let claims = self.member.common.claims.shards().await?;
         self.draw(&view, &claims);
+        self.list(wanted);
+        self.links.map_changed(&self.shards);
         let target = target(&view, self.shards.owners().shards());
         if target.is_empty() {
             return Ok(());
@@ -120,7 +131,16 @@ impl Ownership {
         if **self.shards.owners().now() != map {
             self.shards.owners().set(map);
         }
-        self.links.map_changed(&self.shards);
+    }
+
+    /// Sends the connections that owners want, each owner's with a mark behind them.
+    fn list(&self, wanted: Vec<(Incarnation, Vec<Held>)>) {
+        let map = Arc::clone(&self.shards.owners().now());
+        for (owner, mut shards) in wanted {
+            shards.retain(|(shard, _)| map.of(*shard) == Owner::There(owner));
+            (self.attach_again)(&shards.iter().map(|(shard, _)| *shard).collect());
+            self.links.listed(owner, shards);
+        }
     }
 
     /// Gives away some of what others should have.
@@ -186,9 +206,15 @@ impl Ownership {
         self.store.hold_shards(&taken);
         let shards: Vec<ShardId> = taken.iter().map(|(shard, _)| *shard).collect();
         let waiting: Option<Vec<UserId>> = self.store.users_waiting().await.ok();
-        self.shards.unseal(&shards, waiting.as_deref()).await;
+        // Who joins has no connections that anybody has served.
+        let may_have = |member: &&view::Member| member.state != view::State::Joining;
+        let marks = view.living().filter(may_have).map(|member| member.node.incarnation).collect();
+        self.shards.unseal(Unsealing { shards: taken.clone(), waiting, marks }).await;
         self.held.extend(&shards);
         self.shards.owners().change(&shards, Owner::Here);
+        self.links.ask_for(&taken);
+        (self.attach_again)(&shards.iter().copied().collect());
+        self.shards.marked(me, &taken);
         self.links.map_changed(&self.shards);
         metric::moved(shards.len());
         tracing::info!(shards = shards.len(), "shards taken");

@@ -22,6 +22,8 @@ pub trait Outlet: Send + Sync {
     fn rest(&self, attachment: u64, acknowledged: Sequence) -> Option<u64>;
     /// Whether it rests since that number was given, and is not ending.
     fn rests(&self, attachment: u64) -> bool;
+    /// Whether no later attachment has taken this one's place.
+    fn is_latest(&self, attachment: u64) -> bool;
     /// Whoever held the attachment is gone without a close: attach again.
     fn lost(&self, attachment: u64);
 }
@@ -104,6 +106,12 @@ impl Attachment {
     /// Ends the connection, before or instead of a session.
     pub fn close(&self, close: Close) {
         self.outlet.close(self.number, close);
+    }
+
+    /// Whether no later one has taken its place.
+    #[must_use]
+    pub fn is_latest(&self) -> bool {
+        self.outlet.is_latest(self.number)
     }
 
     /// Passes one frame on.

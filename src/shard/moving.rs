@@ -3,27 +3,34 @@
 use std::collections::HashSet;
 
 use ractor::ActorProcessingErr;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
-use super::{Phase, RECOVERING_AT_ONCE, ShardRef, State};
+use super::{
+    Msg, Phase, RECOVERING_AT_ONCE, ShardRef, State,
+    marks::{self, Held},
+    metric,
+};
 use crate::{
     event::InFlight,
-    ids::UserId,
+    ids::{Incarnation, UserId},
     placement::{
         ShardId,
         owners::{Owner, Owners},
         shard,
     },
-    user,
+    store::claims::Epoch,
+    user::{self, Request},
 };
 
 /// Shards that a node has taken.
 #[derive(Clone, Debug, Default)]
 pub struct Unsealing {
-    /// Which.
-    pub shards: Vec<ShardId>,
+    /// Which, and under which epochs.
+    pub shards: Vec<(ShardId, Epoch)>,
     /// Users of theirs for whom something waits in the store; `None`: the store did not say.
     pub waiting: Option<Vec<UserId>>,
+    /// Nodes that may have connections of theirs, and mark the end of the list of them.
+    pub marks: Vec<Incarnation>,
 }
 
 /// Shards that other nodes serve.
@@ -43,6 +50,10 @@ impl Sealed {
         }
         let (map, count) = (owners.now(), owners.shards());
         Self { shards: (0..count).map(ShardId).filter(|shard| map.of(*shard) != Owner::Here).collect(), count }
+    }
+
+    pub(super) fn count(&self) -> u16 {
+        self.count
     }
 
     pub(super) fn has(&self, user: &UserId) -> bool {
@@ -77,6 +88,13 @@ impl State {
         self.recover.retain(|user| !of(user, count));
         self.limiters.retain(|user, _| !of(user, count));
         self.refusing.forget(|user| of(user, count));
+        let Held { attaches, events } = self.marks.forget(shards);
+        // Whoever is next is asked, and sent to.
+        drop(attaches);
+        for in_flight in events {
+            self.refusing.refused(&in_flight.event.user, in_flight.sender);
+            in_flight.permit.refuse();
+        }
         let mut users = HashSet::new();
         for (user, entry) in self.users.iter_mut().filter(|(user, _)| of(user, count)) {
             users.insert(user.clone());
@@ -102,9 +120,11 @@ impl State {
     }
 
     pub(super) async fn unseal(&mut self, myself: &ShardRef, unsealing: Unsealing) -> Result<(), ActorProcessingErr> {
-        for shard in &unsealing.shards {
+        for (shard, _) in &unsealing.shards {
             self.sealed.shards.remove(shard);
         }
+        self.marks.expect(&unsealing.shards, &unsealing.marks, Instant::now());
+        drop(myself.send_after(marks::PATIENCE, || Msg::MarksOverdue));
         match unsealing.waiting {
             Some(waiting) => self.recover.extend(waiting),
             None => self.recover_all = true,
@@ -113,5 +133,34 @@ impl State {
             self.recover_next(myself).await?;
         }
         Ok(())
+    }
+
+    /// All connections of a node have come.
+    pub(super) async fn marked(
+        &mut self,
+        myself: &ShardRef,
+        node: Incarnation,
+        shards: &[(ShardId, Epoch)],
+    ) -> Result<(), ActorProcessingErr> {
+        let held = self.marks.marked(node, shards);
+        self.go_on(myself, held).await
+    }
+
+    /// Whoever has not said so is not waited for any longer.
+    pub(super) async fn marks_overdue(&mut self, myself: &ShardRef) -> Result<(), ActorProcessingErr> {
+        let (shards, held) = self.marks.overdue(Instant::now());
+        if shards > 0 {
+            tracing::warn!(shards, "served without having heard from all nodes which connections are theirs");
+            metric::unmarked(shards);
+        }
+        self.go_on(myself, held).await
+    }
+
+    async fn go_on(&mut self, myself: &ShardRef, held: Held) -> Result<(), ActorProcessingErr> {
+        for attach in held.attaches {
+            let user = attach.user.clone();
+            self.tell(myself, user, Request::Attach(attach)).await?;
+        }
+        self.pass(myself, held.events).await
     }
 }

@@ -6,16 +6,16 @@ use parking_lot::RwLock;
 use ractor::ActorId;
 use tokio::sync::oneshot;
 
-use super::{Msg, ShardRef, Unsealing};
+use super::{Msg, ShardRef, Unsealing, metric};
 use crate::{
     event::Sender,
-    ids::{NotificationId, UserId},
+    ids::{Incarnation, NotificationId, UserId},
     placement::{
         ShardId,
         owners::{Owner, Owners},
         shard,
     },
-    store::{journal::Cancelled, writer::CancelReply},
+    store::{claims::Epoch, journal::Cancelled, writer::CancelReply},
     user::Attach,
 };
 
@@ -58,6 +58,7 @@ impl Shards {
     /// `actors` share those shards that this node serves.
     #[must_use]
     pub fn of(actors: Vec<ShardRef>, owners: Owners) -> Self {
+        metric::describe();
         let slots = actors.into_iter().map(|actor| RwLock::new(Slot { actor, life: 0 })).collect();
         Self { slots, owners, elsewhere: None }
     }
@@ -82,7 +83,7 @@ impl Shards {
     /// Lets go of shards: answers when nothing is done for their users any more.
     pub async fn seal(&self, shards: &[ShardId]) {
         let mut waits = Vec::new();
-        for (index, shards) in self.by_actor(shards) {
+        for (index, shards) in self.by_actor(shards, |shard| *shard) {
             let (done, wait) = oneshot::channel();
             let _ = self.get(index).0.cast(Msg::Seal(shards, done));
             waits.push(wait);
@@ -93,14 +94,19 @@ impl Shards {
         }
     }
 
-    /// Serves shards from here on; `waiting` are users for whom something waits, if that is known.
-    pub async fn unseal(&self, shards: &[ShardId], waiting: Option<&[UserId]>) {
+    /// Serves shards from here on.
+    pub async fn unseal(&self, unsealing: Unsealing) {
         let mut waits = Vec::new();
-        for (index, shards) in self.by_actor(shards) {
-            let is_theirs = |user: &&UserId| shards.contains(&self.owners.shard(user));
-            let waiting = waiting.map(|users| users.iter().filter(is_theirs).cloned().collect());
+        let Unsealing { shards, waiting, marks } = unsealing;
+        for (index, shards) in self.by_actor(&shards, |(shard, _)| *shard) {
+            let is_theirs = |user: &&UserId| {
+                let its = self.owners.shard(user);
+                shards.iter().any(|(shard, _)| *shard == its)
+            };
+            let waiting = waiting.as_ref().map(|users| users.iter().filter(is_theirs).cloned().collect());
             let (done, wait) = oneshot::channel();
-            let _ = self.get(index).0.cast(Msg::Unseal(Unsealing { shards, waiting }, done));
+            let unsealing = Unsealing { shards, waiting, marks: marks.clone() };
+            let _ = self.get(index).0.cast(Msg::Unseal(unsealing, done));
             waits.push(wait);
         }
         for wait in waits {
@@ -108,10 +114,17 @@ impl Shards {
         }
     }
 
-    fn by_actor(&self, shards: &[ShardId]) -> HashMap<usize, Vec<ShardId>> {
-        let mut by_actor: HashMap<usize, Vec<ShardId>> = HashMap::new();
+    /// Says that all connections have come that a node has of users of these shards, under these epochs.
+    pub fn marked(&self, node: Incarnation, shards: &[(ShardId, Epoch)]) {
+        for (index, shards) in self.by_actor(shards, |(shard, _)| *shard) {
+            let _ = self.get(index).0.cast(Msg::Marked(node, shards));
+        }
+    }
+
+    fn by_actor<T: Copy>(&self, shards: &[T], id: impl Fn(&T) -> ShardId) -> HashMap<usize, Vec<T>> {
+        let mut by_actor: HashMap<usize, Vec<T>> = HashMap::new();
         for shard in shards {
-            by_actor.entry(usize::from(shard.0) % self.slots.len()).or_default().push(*shard);
+            by_actor.entry(usize::from(id(shard).0) % self.slots.len()).or_default().push(*shard);
         }
         by_actor
     }

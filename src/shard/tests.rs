@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     event::{Durability, Event},
-    fakes::{self, Reports, durable, event, settled},
+    fakes::{self, Reports, durable, event, settled, transient},
     session::tests::outlet::FakeOutlet,
     settlement::Outcome,
     store::{

@@ -47,6 +47,13 @@ pub enum Origin {
     },
 }
 
+impl Origin {
+    /// Whether the connection has had no session yet.
+    pub(crate) fn is_new(&self) -> bool {
+        !matches!(self, Self::Connection { .. })
+    }
+}
+
 /// A connection's session.
 pub(super) struct Attached {
     pub(super) id: SessionId,
@@ -90,6 +97,9 @@ impl State {
     pub(super) fn attach(&mut self, myself: &UserRef, attach: Box<Attach>) {
         self.last_activity = Instant::now();
         self.pending += 1;
+        if !attach.from.is_new() {
+            self.returns();
+        }
         let (myself, newest) = (myself.clone(), self.newest);
         let opening = Opening { user: attach.user.clone(), device: attach.device.clone() };
         let answer = move |opened| _ = myself.cast(Msg::Opened(attach, opened, newest));
@@ -103,7 +113,22 @@ impl State {
         opened: Opened,
     ) -> Result<(), ActorProcessingErr> {
         self.pending -= 1;
-        let is_new = !matches!(attach.from, Origin::Connection { .. });
+        let is_new = attach.from.is_new();
+        self.place(myself, attach, opened, is_new).await?;
+        if !is_new {
+            self.returned(myself);
+        }
+        Ok(())
+    }
+
+    /// Gives a connection its session, if it gets one.
+    async fn place(
+        &mut self,
+        myself: &UserRef,
+        attach: Attach,
+        opened: Opened,
+        is_new: bool,
+    ) -> Result<(), ActorProcessingErr> {
         if let Some(at) = self.sessions.iter().position(|old| old.id == attach.session) {
             let earlier = self.sessions.remove(at);
             if is_new {

@@ -140,6 +140,36 @@ async fn a_connection_that_attaches_again_goes_on_where_it_was() {
     assert_eq!(user.store.cursor(&fakes::user()).await, 1, "what was acknowledged to the actor before counts");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_comes_back_misses_no_transient_event_while_the_store_is_asked() {
+    let user = Running::new(2).await;
+    user.store.delay(Call::Open, Duration::from_secs(1));
+    let (back, _) = user.attach(Origin::Connection { passed: 0, acknowledged: 0 });
+    settled().await;
+    let (second, _) = user.attach(Origin::Connection { passed: 0, acknowledged: 0 });
+    for id in ["a", "b"] {
+        user.event(transient(&fakes::user(), id));
+    }
+    settled().await;
+    assert_eq!(user.reports.take(), []);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(
+        (back.ids(), second.ids()),
+        (vec!["a".to_owned(), "b".to_owned()], vec!["a".to_owned(), "b".to_owned()])
+    );
+    assert_eq!(user.reports.take(), [(0, Settlement::Settled), (1, Settlement::Settled)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transient_event_does_not_wait_for_a_connection_that_has_had_nothing_yet() {
+    let user = Running::new(2).await;
+    user.store.delay(Call::Open, Duration::from_secs(1));
+    user.attach(Origin::Cursor);
+    user.event(transient(&fakes::user(), "a"));
+    settled().await;
+    assert_eq!(user.reports.take(), [(0, Settlement::Settled)]);
+}
+
 /// The user's former owner is gone: its connections attach in any order, and a new one comes between them.
 #[tokio::test(start_paused = true)]
 async fn when_connections_attach_again_the_oldest_go_whatever_the_order() {

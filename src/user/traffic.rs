@@ -31,6 +31,10 @@ pub(super) struct Traffic {
     timer_at: Option<Instant>,
     /// While the store is asked what waits since before a crash: what must not overtake it.
     recovering: Option<Vec<InFlight>>,
+    /// So many connections that have had a session come back: the store is asked where each begins.
+    returning: usize,
+    /// Meanwhile: transient events, which they would miss.
+    unseen: Vec<InFlight>,
 }
 
 impl Traffic {
@@ -214,6 +218,31 @@ impl State {
     /// Whether the store has not said yet what waits since before a crash.
     pub(super) fn is_recovering(&self) -> bool {
         self.traffic.as_ref().is_some_and(|traffic| traffic.recovering.is_some())
+    }
+
+    /// A connection comes back.
+    pub(super) fn returns(&mut self) {
+        self.traffic.get_or_insert_default().returning += 1;
+    }
+
+    /// Keeps a transient event, if a connection would miss it that comes back.
+    pub(super) fn keep_for_returning(&mut self, mut in_flight: InFlight) -> Option<InFlight> {
+        let Some(traffic) = self.traffic.as_mut().filter(|traffic| traffic.returning > 0) else {
+            return Some(in_flight);
+        };
+        in_flight.permit.pause();
+        traffic.unseen.push(in_flight);
+        None
+    }
+
+    /// One is there, or will never be: what was kept goes on when that was the last.
+    pub(super) fn returned(&mut self, myself: &UserRef) {
+        let Some(traffic) = &mut self.traffic else { return };
+        traffic.returning -= 1;
+        if traffic.returning == 0 {
+            let unseen = std::mem::take(&mut traffic.unseen);
+            self.events(myself, unseen.into());
+        }
     }
 
     /// Asks the store what waits since before a crash; events that are stored stay behind it.

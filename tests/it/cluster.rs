@@ -104,6 +104,41 @@ async fn a_node_that_joins_and_one_that_leaves_are_not_noticed() {
     cluster.settled().await;
 }
 
+/// What nobody stores reaches the connections that are there, while their users move from node to node.
+#[tokio::test]
+async fn a_node_that_joins_and_leaves_costs_no_transient_event() {
+    let mut cluster = Cluster::start(2, 6).await;
+    let mut clients = Clients::connect(&cluster, &[0, 1]).await;
+    let feed = cluster.feed.clone();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let producer = tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(25));
+        let mut n = 0;
+        while !stop.is_closed() {
+            ticks.tick().await;
+            let events: Vec<Event> = (0..USERS).map(|u| Event::numbered(&user(u), n).transient()).collect();
+            feed.send_all(&events).await;
+            n += 1;
+        }
+        n
+    });
+    cluster.add().await;
+    cluster.settled().await;
+    cluster.nodes[2].process().signal("TERM");
+    cluster.nodes[2].take().finish(Duration::from_secs(40)).await.ok();
+    cluster.settled().await;
+    drop(stopped);
+    let count = producer.await.unwrap();
+    for client in &mut clients.0 {
+        for n in 0..count {
+            assert_eq!(client.socket.one().await.n(), n, "{}: lost, repeated or out of order", client.user);
+        }
+    }
+    for node in &cluster.nodes[..2] {
+        assert_eq!(node.metrics().await.sum("notifier_shards_unmarked_total"), 0.0, "all have said what they have");
+    }
+}
+
 async fn sum_of(nodes: &[Node], metric: &str, state: &str) -> f64 {
     let mut sum = 0.0;
     for node in nodes {

@@ -117,6 +117,34 @@ async fn a_connection_begins_where_its_client_said_until_it_was_served() {
     assert!(matches!(request(&asked).from, Origin::Connection { passed: 9, acknowledged: 0 }));
 }
 
+/// As when its user's shard moves: whoever serves it next wants it at once.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_wanted_again_asks_once_and_only_if_it_was_ever_served() {
+    let (shared, session, asked) = scene().await;
+    let relay = start(&shared, session, None);
+    settled().await;
+    let first = request(&asked);
+    attach_served(&shared, &relay);
+    assert!(asked.lock().is_empty(), "it has asked, and nobody has answered yet");
+    let (actor, _) = Collector::<session::Msg>::spawn().await;
+    assert!(relay.attached(1, actor.into(), 9));
+    // Lost, it waits a little before it asks again.
+    drop(first);
+    for _ in 0..10 {
+        // The clock stands still.
+        tokio::task::yield_now().await;
+    }
+    attach_served(&shared, &relay);
+    tokio::time::sleep(SERVED).await;
+    let wanted = request(&asked);
+    assert!(matches!(wanted.from, Origin::Connection { passed: 9, acknowledged: 0 }));
+    assert!(wanted.attachment.is_latest());
+    Relay::close(&relay, Close::new(CloseCode::Replaced, "ended by the API"));
+    attach_served(&shared, &relay);
+    settled().await;
+    assert!(asked.lock().is_empty(), "it ends");
+}
+
 /// Ends, or says something, while its session is at rest.
 #[tokio::test(start_paused = true)]
 async fn a_connection_tells_the_shard_what_its_resting_session_cannot_hear() {

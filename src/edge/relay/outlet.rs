@@ -92,6 +92,10 @@ impl Outlet for Arc<Relay> {
         state.attachment == attachment && state.rests && state.close.is_none() && !state.ended
     }
 
+    fn is_latest(&self, attachment: u64) -> bool {
+        self.state.lock().attachment == attachment
+    }
+
     fn lost(&self, attachment: u64) {
         let mut state = self.state.lock();
         if state.attachment == attachment && state.close.is_none() && !state.ended {
@@ -120,6 +124,15 @@ impl Relay {
         state.rests = false;
         state.refused = false;
         (state.attachment, state.passed, state.acknowledged)
+    }
+
+    /// The same for a connection that has had a session and does not end. `None`: it is another one.
+    pub(in crate::edge) fn next_if_served(&self) -> Option<(u64, Sequence, Sequence)> {
+        let state = self.state.lock();
+        let is_ending = state.ended || state.closing.is_some() || state.close.is_some();
+        let is_served = state.greeted && !is_ending;
+        drop(state);
+        is_served.then(|| self.next_attachment())
     }
 
     /// The last number passed on.

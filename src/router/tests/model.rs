@@ -127,7 +127,9 @@ impl Actor for ModelShard {
             | Msg::Ended(_)
             | Msg::Gone(_)
             | Msg::Seal(..)
-            | Msg::Unseal(..) => {
+            | Msg::Unseal(..)
+            | Msg::Marked(..)
+            | Msg::MarksOverdue => {
                 unreachable!("a router only brings events")
             }
         }

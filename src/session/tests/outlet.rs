@@ -219,6 +219,10 @@ impl Outlet for FakeOutlet {
         state.attachment == attachment && state.rests
     }
 
+    fn is_latest(&self, attachment: u64) -> bool {
+        self.state.lock().attachment == attachment
+    }
+
     fn lost(&self, attachment: u64) {
         let mut state = self.state.lock();
         if state.attachment == attachment {

@@ -1,7 +1,7 @@
 //! Shards that come from another node and go to one.
 
 use super::*;
-use crate::{event::Sender, placement::owners::Owners, store::Store as _};
+use crate::{event::Sender, placement::owners::Owners, session::tests::outlet::Seen, store::Store as _};
 
 const SHARD: ShardId = ShardId(0);
 
@@ -16,10 +16,38 @@ async fn newcomer() -> Running {
 
 impl Running {
     async fn take(&self, waiting: Vec<UserId>) {
+        self.unseal(Unsealing { shards: vec![(SHARD, 1)], waiting: Some(waiting), marks: Vec::new() }).await;
+    }
+
+    async fn unseal(&self, unsealing: Unsealing) {
         let (done, taken) = oneshot::channel();
-        let unsealing = Unsealing { shards: vec![SHARD], waiting: Some(waiting) };
         self.shard.cast(Msg::Unseal(unsealing, done)).unwrap();
         taken.await.unwrap();
+    }
+
+    /// Takes the shard under that epoch, from whoever had it; these nodes have connections.
+    async fn take_from(&self, epoch: Epoch, nodes: &[Incarnation]) {
+        let waiting = Some(Vec::new());
+        self.unseal(Unsealing { shards: vec![(SHARD, epoch)], waiting, marks: nodes.to_vec() }).await;
+    }
+
+    async fn marked(&self, node: Incarnation, epoch: Epoch) {
+        self.shard.cast(Msg::Marked(node, vec![(SHARD, epoch)])).unwrap();
+        settled().await;
+    }
+
+    /// A connection that comes back to a user who has no numbers yet.
+    fn comes_back(&self) -> Arc<FakeOutlet> {
+        let outlet = FakeOutlet::new();
+        let from = user::Origin::Connection { passed: 0, acknowledged: 0 };
+        self.shard.cast(Msg::Attach(Box::new(Attach { from, ..*attach("101", &outlet) }))).unwrap();
+        outlet
+    }
+
+    fn send_one_of_each(&self, first: i64) {
+        let to = fakes::user();
+        self.send(first, transient(&to, "transient"), true);
+        self.send(first + 1, durable(&to, "durable"), false);
     }
 
     fn give(&self) -> oneshot::Receiver<()> {
@@ -116,4 +144,76 @@ async fn who_has_something_waiting_is_served_as_soon_as_the_shard_is_taken() {
     shard.take(vec![fakes::user()]).await;
     settled().await;
     assert_eq!(shard.store.made(Call::Backlog), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn until_every_node_has_sent_its_connections_what_would_miss_one_waits() {
+    let shard = newcomer().await;
+    let nodes = [Incarnation::random(), Incarnation::random()];
+    shard.take_from(7, &nodes).await;
+    let early = shard.comes_back();
+    shard.marked(nodes[0], 7).await;
+    let new = FakeOutlet::new();
+    shard.shard.cast(Msg::Attach(attach("101", &new))).unwrap();
+    shard.send_one_of_each(0);
+    settled().await;
+    assert_eq!(shard.reports.take(), [(1, Outcome::Settled)], "what is stored does not wait");
+    assert_eq!((early.seen(), new.seen()), (vec![Seen::Numbered(1)], vec![]));
+    let late = shard.comes_back();
+    // Of the time before it was given away: it says nothing.
+    shard.marked(nodes[1], 6).await;
+    assert_eq!((shard.reports.take(), new.is_attached()), (vec![], false));
+    shard.marked(nodes[1], 7).await;
+    assert_eq!(shard.reports.take(), [(0, Outcome::Settled)]);
+    for outlet in [early, late] {
+        assert_eq!(outlet.seen(), [Seen::Numbered(1), Seen::Transient("transient".into())]);
+    }
+    assert!(new.is_attached());
+    shard.send(2, transient(&fakes::user(), "next"), true);
+    settled().await;
+    assert_eq!(shard.reports.take(), [(2, Outcome::Settled)], "nothing waits any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_says_nothing_is_not_waited_for_longer_than_two_seconds() {
+    let shard = newcomer().await;
+    shard.take_from(7, &[Incarnation::random()]).await;
+    let (outlet, new) = (shard.comes_back(), FakeOutlet::new());
+    shard.shard.cast(Msg::Attach(attach("101", &new))).unwrap();
+    shard.send_one_of_each(0);
+    tokio::time::sleep(Duration::from_millis(1900)).await;
+    assert_eq!((outlet.seen(), new.is_attached()), (vec![Seen::Numbered(1)], false));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(outlet.seen(), [Seen::Numbered(1), Seen::Transient("transient".into())]);
+    assert!(new.is_attached());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_connections_goes_back_when_the_shard_goes_on_to_another_node() {
+    let shard = newcomer().await;
+    shard.take_from(7, &[Incarnation::random()]).await;
+    let new = FakeOutlet::new();
+    shard.shard.cast(Msg::Attach(attach("101", &new))).unwrap();
+    shard.send_one_of_each(0);
+    settled().await;
+    shard.give().await.unwrap();
+    assert_eq!(shard.reports.take(), [(1, Outcome::Settled), (0, Outcome::Refused)]);
+    assert_eq!(new.lost_count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_has_waited_does_not_begin_for_what_was_lost_meanwhile() {
+    let shard = newcomer().await;
+    let node = Incarnation::random();
+    shard.take_from(7, &[node]).await;
+    let to = fakes::user();
+    shard.send(0, transient(&to, "transient"), true);
+    shard.send(1, faulty(&to), false);
+    settled().await;
+    assert_eq!(shard.reports.take(), [(1, Outcome::Crashed)]);
+    shard.marked(node, 7).await;
+    shard.send(2, durable(&to, "2"), false);
+    settled().await;
+    let refused = [(0, Outcome::Refused), (2, Outcome::Refused)];
+    assert_eq!(shard.reports.take(), refused, "its sender sends all three again, the crashed one before the last");
 }

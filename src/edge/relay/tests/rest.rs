@@ -69,12 +69,12 @@ async fn who_is_lost_at_rest_is_attached_again_and_who_has_ended_is_not() {
     let (pair, _heard) = served().await;
     assert_eq!(pair.relay.rest(1, 0), Some(2));
     pair.relay.lost(2);
-    assert!(!pair.relay.rests(2) && pair.relay.todo().unwrap().attach);
+    assert!(!pair.relay.rests(2) && pair.relay.todo().unwrap().lost.is_some());
     let (pair, _heard) = served().await;
     assert_eq!(pair.relay.rest(1, 0), Some(2));
     pair.relay.end();
     assert!(!pair.relay.rests(2));
     pair.relay.lost(2);
     let todo = pair.relay.todo().unwrap();
-    assert!(!todo.attach && todo.ended && pair.relay.ended_at_rest());
+    assert!(!todo.lost.is_some() && todo.ended && pair.relay.ended_at_rest());
 }
