@@ -36,6 +36,7 @@ struct Missing {
 /// What has waited, in order.
 #[derive(Default)]
 pub(super) struct Held {
+    #[expect(clippy::vec_box, reason = "they come in boxes, and go on in them")]
     pub(super) attaches: Vec<Box<Attach>>,
     pub(super) events: Vec<InFlight>,
 }

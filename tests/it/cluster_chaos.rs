@@ -5,12 +5,17 @@
 
 use std::{
     env,
+    num::NonZero,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use tokio::runtime::Builder;
 
-use crate::harness::{Store, cluster::Cluster, node::Builder, process::Process, traffic::Traffic};
+use crate::harness::{Store, cluster::Cluster, node, process::Process, traffic::Traffic};
 
 const NODES: usize = 3;
 const USERS: usize = 24;
@@ -117,7 +122,7 @@ async fn strike(cluster: &mut Cluster, traffic: &Traffic, (fault, node): (Fault,
 }
 
 /// Faults, one after the other, for so long or until all have been there.
-async fn damage(seed: u64, time: Duration, configure: impl Fn(Builder) -> Builder) -> (Cluster, Traffic) {
+async fn damage(seed: u64, time: Duration, configure: impl Fn(node::Builder) -> node::Builder) -> (Cluster, Traffic) {
     let mut schedule = Schedule::new(seed);
     let mut cluster = Cluster::start_with(NODES, 6, Store::postgres().await, |_, builder| configure(builder)).await;
     cluster.store.watch_writers().await;
@@ -128,7 +133,7 @@ async fn damage(seed: u64, time: Duration, configure: impl Fn(Builder) -> Builde
         if began.elapsed() > time {
             break;
         }
-        println!("{:5.1} s: {next:?}", began.elapsed().as_secs_f64());
+        println!("{seed}: {:5.1} s: {next:?}", began.elapsed().as_secs_f64());
         strike(&mut cluster, &traffic, next).await;
     }
     traffic.flow(Duration::from_secs(1)).await;
@@ -171,12 +176,32 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
     first..first + number("NOTIFIER_CHAOS_SEEDS").unwrap_or(default)
 }
 
-#[tokio::test]
+/// Goes through schedules, a few at a time: each of them mostly waits.
+fn each<T: Send>(default: u64, run: impl AsyncFn(u64) -> T + Sync) -> Vec<(u64, thread::Result<T>)> {
+    let seeds = Mutex::new(seeds(default));
+    let next = || seeds.lock().next();
+    let one = |seed| {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(run(seed))
+    };
+    let work = || {
+        let seeds = std::iter::from_fn(next);
+        seeds.map(|seed| (seed, catch_unwind(AssertUnwindSafe(|| one(seed))))).collect::<Vec<_>>()
+    };
+    let at_once = 2 * thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("panics are caught")).collect()
+    })
+}
+
+#[test]
 #[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules, NOTIFIER_CHAOS_SEED which one alone"]
-async fn cluster_chaos() {
-    for seed in seeds(5) {
-        run(seed, Duration::MAX).await;
-    }
+fn cluster_chaos() {
+    let runs = each(5, async |seed| run(seed, Duration::MAX).await);
+    println!("{} schedules", runs.len());
+    let failed: Vec<u64> = runs.into_iter().filter(|(_, run)| run.is_err()).map(|(seed, _)| seed).collect();
+    assert!(failed.is_empty(), "something was found with the seeds {failed:?}");
 }
 
 #[cfg(feature = "mutants")]
@@ -190,10 +215,10 @@ async fn found(seed: u64, mutant: &str) -> Vec<crate::harness::history::Fault> {
 
 /// Each schedule finds the mistake. Nodes with it have to be built: `tests/run --long` does.
 #[cfg(feature = "mutants")]
-async fn always_found(mutant: &str) {
+fn always_found(mutant: &str) {
     let mut missed = Vec::new();
-    for seed in seeds(10) {
-        let found = found(seed, mutant).await;
+    for (seed, found) in each(10, async |seed| found(seed, mutant).await) {
+        let found = found.expect("a schedule ends");
         println!("{mutant}, seed {seed}: {} promises are broken, first {:?}", found.len(), found.first());
         if found.is_empty() {
             missed.push(seed);
@@ -203,22 +228,22 @@ async fn always_found(mutant: &str) {
 }
 
 #[cfg(feature = "mutants")]
-#[tokio::test]
+#[test]
 #[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
-async fn mutant_that_settles_before_the_commit_is_found() {
-    always_found("settles-early").await;
+fn mutant_that_settles_before_the_commit_is_found() {
+    always_found("settles-early");
 }
 
 #[cfg(feature = "mutants")]
-#[tokio::test]
+#[test]
 #[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
-async fn mutant_without_a_fence_is_found() {
-    always_found("unfenced").await;
+fn mutant_without_a_fence_is_found() {
+    always_found("unfenced");
 }
 
 #[cfg(feature = "mutants")]
-#[tokio::test]
+#[test]
 #[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
-async fn mutant_that_takes_later_events_after_a_loss_is_found() {
-    always_found("takes-later").await;
+fn mutant_that_takes_later_events_after_a_loss_is_found() {
+    always_found("takes-later");
 }
