@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use futures_util::FutureExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
 use ractor::ActorRef;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
@@ -169,7 +170,7 @@ impl Node {
                 let (topic, owners) = (config.kafka.topic.clone(), shards.owners().clone());
                 let connections = edge.connections();
                 let attach_again = Box::new(move |of: &HashSet<ShardId>| {
-                    connections.attach_again(|user| of.contains(&owners.shard(user)));
+                    connections.attach_again(|user| of.contains(&owners.shard(user))).boxed()
                 });
                 let parts = member::Parts {
                     links: newcomer.table(),

@@ -72,6 +72,8 @@ pub enum Msg {
     CheckDeadlines,
     /// Answer whether there is nothing to do: with [`What::Rests`] or [`What::Busy`], after all that was said before.
     Rest,
+    /// Somebody else serves the connection next: stop, after all that was said before.
+    Leave,
     /// End the connection and stop.
     Close(Close),
     /// The connection is gone.
@@ -238,6 +240,10 @@ impl Actor for Session {
             Msg::Drained => state.drained(&myself),
             Msg::CheckDeadlines => state.check_deadlines(&myself),
             Msg::Rest => state.rest(),
+            Msg::Leave => {
+                state.rests = true;
+                myself.stop(None);
+            }
             Msg::Close(close) => state.close(&myself, close),
             Msg::Disconnected => myself.stop(None),
         }

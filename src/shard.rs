@@ -63,6 +63,8 @@ pub enum Msg {
     Unseal(Unsealing, oneshot::Sender<()>),
     /// All connections that a node has of users of these shards have come, if they are held under these epochs.
     Marked(Incarnation, Vec<(ShardId, Epoch)>),
+    /// A node has left or died.
+    NodeGone(Incarnation),
     /// Some nodes may have been waited for long enough.
     MarksOverdue,
     /// Nothing comes from this sender any more.
@@ -195,6 +197,7 @@ impl Actor for Shard {
                 let _ = done.send(());
             }
             Msg::Marked(node, shards) => state.marked(&myself, node, &shards).await?,
+            Msg::NodeGone(node) => state.node_gone(&myself, node).await?,
             Msg::MarksOverdue => state.marks_overdue(&myself).await?,
             Msg::Gone(sender) => state.refusing.gone(sender),
             Msg::User(user::Outcome::Idle { user, handled, limiter }) => state.idle(user, handled, limiter),

@@ -445,7 +445,7 @@ impl State {
         self.last_activity = Instant::now();
         // What it said at last may not have been read yet.
         self.disturbed(myself);
-        if self.sessions.is_empty() {
+        if self.sessions.is_empty() && !self.leaving {
             self.release_all(myself);
         }
     }

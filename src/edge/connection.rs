@@ -11,7 +11,7 @@ use std::{
 use super::{
     Shared,
     protocol::Protocol,
-    relay::{Relay, Todo},
+    relay::{Relay, Standing, Todo},
     websocket::{Incoming, WebSocket},
 };
 use crate::{
@@ -35,6 +35,11 @@ const SERVED: Duration = Duration::from_secs(10);
 const LOST_MAX: u32 = 8;
 /// The same where users move between nodes: whoever serves them next may not know it yet.
 const LOST_MAX_MOVING: u32 = 40;
+
+/// How long the last frames of a former owner may take, which has said that it serves a connection no longer.
+const LAST_FRAMES: Duration = Duration::from_millis(500);
+/// How often to look whether they are there.
+const LAST_FRAMES_LOOK: Duration = Duration::from_millis(5);
 
 /// Runs a connection until it ends, and cleans up after it; `held` is dropped last.
 ///
@@ -283,12 +288,42 @@ fn attach(shared: &Shared, relay: &Arc<Relay>, number: u64, from: Origin) {
     }));
 }
 
-/// Has a connection that has had a session ask for one again at once, whoever served it. One that has not asks by
-/// itself.
-pub(super) fn attach_served(shared: &Shared, relay: &Arc<Relay>) {
-    if let Some((number, passed, acknowledged)) = relay.next_if_served() {
-        attach(shared, relay, number, Origin::Connection { passed, acknowledged });
+/// Has connections ask for their sessions again, without the pause after a loss: somebody else serves their users from
+/// here on. Those ask at once that nobody serves any more. The others do when they have got what the former owner had
+/// still sent, or have waited for it long enough; the future ends with the last of them. Connections that nobody has
+/// served yet ask by themselves.
+pub(super) fn attach_again(shared: Arc<Shared>, relays: Vec<Arc<Relay>>) -> impl Future<Output = ()> + Send + 'static {
+    let standing = |relay: Arc<Relay>| match relay.standing() {
+        Standing::Served(attachment) => Some((relay, attachment)),
+        Standing::Lost => {
+            attach_where_it_was(&shared, &relay);
+            None
+        }
+        Standing::Apart => None,
+    };
+    let mut served: Vec<(Arc<Relay>, u64)> = relays.into_iter().filter_map(standing).collect();
+    let until = tokio::time::Instant::now() + LAST_FRAMES;
+    async move {
+        while !served.is_empty() {
+            tokio::time::sleep(LAST_FRAMES_LOOK).await;
+            let is_over = tokio::time::Instant::now() >= until;
+            served.retain(|(relay, attachment)| match relay.standing() {
+                // Whatever it was attached by since then is the new owner's.
+                Standing::Served(now) if now != *attachment => false,
+                Standing::Served(_) if !is_over => true,
+                Standing::Served(_) | Standing::Lost => {
+                    attach_where_it_was(&shared, relay);
+                    false
+                }
+                Standing::Apart => false,
+            });
+        }
     }
+}
+
+fn attach_where_it_was(shared: &Shared, relay: &Arc<Relay>) {
+    let (number, passed, acknowledged) = relay.next_attachment();
+    attach(shared, relay, number, Origin::Connection { passed, acknowledged });
 }
 
 /// What a turn of reading came to.

@@ -96,11 +96,10 @@ impl Connections {
         self.0.registry.count()
     }
 
-    /// Has those of these users ask for their sessions again: somebody else serves them from here on. It never waits.
-    pub fn attach_again(&self, is_theirs: impl Fn(&UserId) -> bool) {
-        for relay in self.0.registry.of_users(is_theirs) {
-            connection::attach_served(&self.0, &relay);
-        }
+    /// Has those of these users ask for their sessions again: somebody else serves them from here on. All that nobody
+    /// serves any more have done so when this returns, and all others when the future ends.
+    pub fn attach_again(&self, is_theirs: impl Fn(&UserId) -> bool) -> impl Future<Output = ()> + Send + 'static {
+        connection::attach_again(self.0.clone(), self.0.registry.of_users(is_theirs))
     }
 
     /// The answer of this node alone. It never waits.

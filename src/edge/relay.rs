@@ -29,6 +29,8 @@ use crate::{
 
 mod outlet;
 
+pub(super) use self::outlet::Standing;
+
 /// So many chunks go into one write.
 const SLICES_MAX: usize = 16;
 /// A queue of so many chunks is written at once.

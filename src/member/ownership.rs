@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
+
 use super::Member;
 use crate::{
     cluster::view::{self, View},
@@ -44,6 +46,8 @@ pub struct Ownership {
     topic: String,
     health: Health,
     attach_again: AttachAgain,
+    /// Alive when the map was last drawn.
+    alive: Vec<Incarnation>,
     /// Served here.
     held: HashSet<ShardId>,
     assigned: u64,
@@ -69,8 +73,8 @@ pub struct Parts {
     pub attach_again: AttachAgain,
 }
 
-/// Has all connections of users of these shards ask for their sessions again.
-pub type AttachAgain = Box<dyn Fn(&HashSet<ShardId>) + Send + Sync>;
+/// Has all connections of users of these shards ask for their sessions again, and ends when all have done so.
+pub type AttachAgain = Box<dyn Fn(&HashSet<ShardId>) -> BoxFuture<'static, ()> + Send + Sync>;
 
 impl Ownership {
     /// Nothing is owned yet.
@@ -79,8 +83,8 @@ impl Ownership {
         metric::describe();
         let Parts { links, shards, store, writer, ingest, topic, health, attach_again } = parts;
         health.not_ready(HEALTH_PART, "joining");
-        let (held, assigned) = (HashSet::new(), 0);
-        Self { member, links, shards, store, writer, ingest, topic, health, attach_again, held, assigned }
+        let (alive, held, assigned) = (Vec::new(), HashSet::new(), 0);
+        Self { member, links, shards, store, writer, ingest, topic, health, attach_again, alive, held, assigned }
     }
 
     /// Moves towards what should be, for ever.
@@ -107,6 +111,7 @@ impl Ownership {
         let wanted = std::mem::take(&mut *self.member.wanted.lock());
         let claims = self.member.common.claims.shards().await?;
         self.draw(&view, &claims);
+        self.forget_gone(&view);
         self.list(wanted);
         self.links.map_changed(&self.shards);
         let target = target(&view, self.shards.owners().shards());
@@ -133,14 +138,31 @@ impl Ownership {
         }
     }
 
+    /// Nobody waits for the connections of those that are gone.
+    fn forget_gone(&mut self, view: &View) {
+        let alive = view.living().map(|member| member.node.incarnation).collect();
+        for node in std::mem::replace(&mut self.alive, alive) {
+            if view.alive(node).is_none() {
+                self.shards.node_gone(node);
+            }
+        }
+    }
+
     /// Sends the connections that owners want, each owner's with a mark behind them.
     fn list(&self, wanted: Vec<(Incarnation, Vec<Held>)>) {
         let map = Arc::clone(&self.shards.owners().now());
         for (owner, mut shards) in wanted {
             shards.retain(|(shard, _)| map.of(*shard) == Owner::There(owner));
-            (self.attach_again)(&shards.iter().map(|(shard, _)| *shard).collect());
-            self.links.listed(owner, shards);
+            let (attached, links) = (self.attach_again_of(&shards), self.links.clone());
+            tokio::spawn(async move {
+                attached.await;
+                links.listed(owner, shards);
+            });
         }
+    }
+
+    fn attach_again_of(&self, shards: &[Held]) -> BoxFuture<'static, ()> {
+        (self.attach_again)(&shards.iter().map(|(shard, _)| *shard).collect())
     }
 
     /// Gives away some of what others should have.
@@ -213,8 +235,11 @@ impl Ownership {
         self.held.extend(&shards);
         self.shards.owners().change(&shards, Owner::Here);
         self.links.ask_for(&taken);
-        (self.attach_again)(&shards.iter().copied().collect());
-        self.shards.marked(me, &taken);
+        let (attached, marked) = (self.attach_again_of(&taken), self.shards.clone());
+        tokio::spawn(async move {
+            attached.await;
+            marked.marked(me, &taken);
+        });
         self.links.map_changed(&self.shards);
         metric::moved(shards.len());
         tracing::info!(shards = shards.len(), "shards taken");

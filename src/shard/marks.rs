@@ -119,6 +119,17 @@ impl Marks {
         held
     }
 
+    /// A node is gone, and its connections with it: what has waited for no other one.
+    pub(super) fn gone(&mut self, node: Incarnation) -> Held {
+        let complete = self.shards.extract_if(|_, missing| {
+            missing.nodes.retain(|one| *one != node);
+            missing.nodes.is_empty()
+        });
+        let mut held = Held::default();
+        held.extend(complete.map(|(_, missing)| missing.held));
+        held
+    }
+
     /// What nobody waits for any more, and how many shards that were.
     pub(super) fn overdue(&mut self, now: Instant) -> (usize, Held) {
         let overdue: Vec<_> = self.shards.extract_if(|_, missing| missing.until <= now).collect();

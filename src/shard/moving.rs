@@ -146,6 +146,12 @@ impl State {
         self.go_on(myself, held).await
     }
 
+    /// Nobody's connections come from a node that is gone.
+    pub(super) async fn node_gone(&mut self, myself: &ShardRef, node: Incarnation) -> Result<(), ActorProcessingErr> {
+        let held = self.marks.gone(node);
+        self.go_on(myself, held).await
+    }
+
     /// Whoever has not said so is not waited for any longer.
     pub(super) async fn marks_overdue(&mut self, myself: &ShardRef) -> Result<(), ActorProcessingErr> {
         let (shards, held) = self.marks.overdue(Instant::now());

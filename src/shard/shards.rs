@@ -184,8 +184,17 @@ impl Shards {
 
     /// Says that nothing comes from this sender any more.
     pub fn gone(&self, sender: Sender) {
+        self.tell_all(|| Msg::Gone(sender));
+    }
+
+    /// Says that a node has left or died.
+    pub fn node_gone(&self, node: Incarnation) {
+        self.tell_all(|| Msg::NodeGone(node));
+    }
+
+    fn tell_all(&self, msg: impl Fn() -> Msg) {
         for index in 0..self.actors() {
-            let _ = self.get(index).0.cast(Msg::Gone(sender));
+            let _ = self.get(index).0.cast(msg());
         }
     }
 

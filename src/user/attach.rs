@@ -61,6 +61,8 @@ pub(super) struct Attached {
     pub(super) serving: Serving,
     /// Whether it has to answer whether it rests.
     pub(super) asked: bool,
+    /// Whether it was told to leave.
+    pub(super) leaves: bool,
 }
 
 /// Who serves a connection.
@@ -78,7 +80,7 @@ impl Serving {
 
 impl Attached {
     pub(super) fn new(id: SessionId, began: Instant, serving: Serving) -> Self {
-        Self { id, began, serving, asked: false }
+        Self { id, began, serving, asked: false, leaves: false }
     }
 
     /// Tells its actor something. While it has none, everything that is for sessions is held before.

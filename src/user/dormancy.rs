@@ -85,7 +85,7 @@ impl State {
     pub(super) fn watch_idleness(&mut self, myself: &UserRef) {
         if self.leaving {
             if self.pending == 0 {
-                myself.stop(None);
+                self.leave(myself);
             }
             return;
         }
@@ -93,6 +93,20 @@ impl State {
             self.timer_armed = true;
             let at = self.last_activity + self.config.idle_after;
             drop(myself.send_after(at.saturating_duration_since(Instant::now()), || Msg::CheckIdle));
+        }
+    }
+
+    /// Stops behind its sessions, which pass on what they were given.
+    fn leave(&mut self, myself: &UserRef) {
+        let mut is_last = true;
+        for attached in self.sessions.iter_mut().filter(|attached| matches!(attached.serving, Serving::Awake(_))) {
+            is_last = false;
+            if !std::mem::replace(&mut attached.leaves, true) {
+                attached.cast(session::Msg::Leave);
+            }
+        }
+        if is_last {
+            myself.stop(None);
         }
     }
 
@@ -206,7 +220,7 @@ impl State {
         // Their connections may not have said so yet.
         self.forget_ended();
         let mut slept = false;
-        for Attached { id, began, serving, asked } in std::mem::take(&mut self.sessions) {
+        for Attached { id, began, serving, asked, leaves } in std::mem::take(&mut self.sessions) {
             let actor = match serving {
                 Serving::Awake(actor) => actor,
                 Serving::Asleep(dormant) => {
@@ -214,7 +228,7 @@ impl State {
                     self.wake(myself, *dormant).await?
                 }
             };
-            self.sessions.push(Attached { id, began, serving: Serving::Awake(actor), asked });
+            self.sessions.push(Attached { id, began, serving: Serving::Awake(actor), asked, leaves });
         }
         if slept {
             metric::woken();

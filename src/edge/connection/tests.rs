@@ -123,26 +123,54 @@ async fn a_connection_that_is_wanted_again_asks_once_and_only_if_it_was_ever_ser
     let (shared, session, asked) = scene().await;
     let relay = start(&shared, session, None);
     settled().await;
+    let wanted = || attach_again(shared.clone(), vec![relay.clone()]);
     let first = request(&asked);
-    attach_served(&shared, &relay);
+    wanted().await;
     assert!(asked.lock().is_empty(), "it has asked, and nobody has answered yet");
     let (actor, _) = Collector::<session::Msg>::spawn().await;
     assert!(relay.attached(1, actor.into(), 9));
-    // Lost, it waits a little before it asks again.
+    // Lost, it waits a little before it asks by itself.
     drop(first);
     for _ in 0..10 {
         // The clock stands still.
         tokio::task::yield_now().await;
     }
-    attach_served(&shared, &relay);
+    wanted().await;
     tokio::time::sleep(SERVED).await;
-    let wanted = request(&asked);
-    assert!(matches!(wanted.from, Origin::Connection { passed: 9, acknowledged: 0 }));
-    assert!(wanted.attachment.is_latest());
+    let again = request(&asked);
+    assert!(matches!(again.from, Origin::Connection { passed: 9, acknowledged: 0 }));
+    assert!(again.attachment.is_latest());
     Relay::close(&relay, Close::new(CloseCode::Replaced, "ended by the API"));
-    attach_served(&shared, &relay);
-    settled().await;
+    wanted().await;
     assert!(asked.lock().is_empty(), "it ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_wanted_by_another_gets_what_its_former_owner_has_sent() {
+    let (shared, session, asked) = scene().await;
+    let relay = start(&shared, session, None);
+    settled().await;
+    let first = request(&asked);
+    let (actor, _) = Collector::<session::Msg>::spawn().await;
+    assert!(relay.attached(1, actor.clone().into(), 9));
+    let wanted = tokio::spawn(attach_again(shared.clone(), vec![relay.clone()]));
+    tokio::time::sleep(LAST_FRAMES / 2).await;
+    let event = durable(&user(), "last");
+    let frame = Frame::notification(&Notification { seq: Some(10), event: event.clone() });
+    let pushed = relay.push(1, &Outgoing { frame: &frame, kind: Kind::Notification(Some(10), &event) });
+    assert_eq!((pushed, asked.lock().len()), (Pushed::Taken, 0));
+    drop(first);
+    wanted.await.unwrap();
+    settled().await;
+    let second = request(&asked);
+    assert!(matches!(second.from, Origin::Connection { passed: 10, .. }));
+    // One that says nothing is not waited for for ever.
+    assert!(relay.attached(2, actor.into(), 10));
+    let began = tokio::time::Instant::now();
+    attach_again(shared.clone(), vec![relay.clone()]).await;
+    assert!(began.elapsed() >= LAST_FRAMES && began.elapsed() < 2 * LAST_FRAMES, "{:?}", began.elapsed());
+    settled().await;
+    assert!(!second.attachment.is_latest() && request(&asked).attachment.is_latest());
 }
 
 /// Ends, or says something, while its session is at rest.

@@ -113,6 +113,17 @@ impl Outlet for Arc<Relay> {
     }
 }
 
+/// Who serves a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::edge) enum Standing {
+    /// Somebody, by this attachment.
+    Served(u64),
+    /// Nobody any more.
+    Lost,
+    /// Nobody has ever served it, or it ends.
+    Apart,
+}
+
 impl Relay {
     /// Begins another attachment; earlier ones do not count any more. The number, and the last numbers passed
     /// on and acknowledged.
@@ -126,13 +137,13 @@ impl Relay {
         (state.attachment, state.passed, state.acknowledged)
     }
 
-    /// The same for a connection that has had a session and does not end. `None`: it is another one.
-    pub(in crate::edge) fn next_if_served(&self) -> Option<(u64, Sequence, Sequence)> {
+    /// Who serves the connection, or did.
+    pub(in crate::edge) fn standing(&self) -> Standing {
         let state = self.state.lock();
-        let is_ending = state.ended || state.closing.is_some() || state.close.is_some();
-        let is_served = state.greeted && !is_ending;
-        drop(state);
-        is_served.then(|| self.next_attachment())
+        if !state.greeted || state.ended || state.closing.is_some() || state.close.is_some() {
+            return Standing::Apart;
+        }
+        if state.session.is_some() || state.rests { Standing::Served(state.attachment) } else { Standing::Lost }
     }
 
     /// The last number passed on.

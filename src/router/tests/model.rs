@@ -129,6 +129,7 @@ impl Actor for ModelShard {
             | Msg::Seal(..)
             | Msg::Unseal(..)
             | Msg::Marked(..)
+            | Msg::NodeGone(_)
             | Msg::MarksOverdue => {
                 unreachable!("a router only brings events")
             }

@@ -217,3 +217,35 @@ async fn an_event_that_has_waited_does_not_begin_for_what_was_lost_meanwhile() {
     let refused = [(0, Outcome::Refused), (2, Outcome::Refused)];
     assert_eq!(shard.reports.take(), refused, "its sender sends all three again, the crashed one before the last");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_gone_is_not_waited_for() {
+    let shard = newcomer().await;
+    let nodes = [Incarnation::random(), Incarnation::random()];
+    shard.take_from(7, &nodes).await;
+    let outlet = shard.comes_back();
+    shard.send_one_of_each(0);
+    shard.marked(nodes[0], 7).await;
+    assert_eq!(outlet.seen(), [Seen::Numbered(1)]);
+    shard.shard.cast(Msg::NodeGone(nodes[1])).unwrap();
+    settled().await;
+    assert_eq!(outlet.seen(), [Seen::Numbered(1), Seen::Transient("transient".into())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_handed_to_sessions_reaches_their_clients_before_the_shard_goes() {
+    let shard = newcomer().await;
+    shard.take(Vec::new()).await;
+    let outlets = [FakeOutlet::new(), FakeOutlet::new()];
+    for outlet in &outlets {
+        shard.shard.cast(Msg::Attach(attach("101", outlet))).unwrap();
+    }
+    settled().await;
+    for number in 0..50 {
+        shard.send(number, transient(&fakes::user(), &number.to_string()), number == 0);
+    }
+    shard.give().await.unwrap();
+    for outlet in outlets {
+        assert_eq!((outlet.ids().len(), outlet.lost_count()), (50, 1));
+    }
+}
