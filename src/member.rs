@@ -85,6 +85,13 @@ async fn insist(common: &Common, make: impl Fn(&View) -> Result<Change, Refused>
     }
 }
 
+/// Shards whose connections their owner wants.
+struct Wanted {
+    owner: Incarnation,
+    shards: Vec<Held>,
+    since: Instant,
+}
+
 /// This node's membership.
 pub struct Member {
     common: Common,
@@ -97,7 +104,7 @@ pub struct Member {
     solitude: Mutex<Solitude>,
     look: Notify,
     /// Who wants which connections.
-    wanted: Mutex<Vec<(Incarnation, Vec<Held>)>>,
+    wanted: Mutex<Vec<Wanted>>,
     is_leaving: AtomicBool,
 }
 
@@ -321,7 +328,7 @@ impl Watched for Member {
     }
 
     fn wants(&self, owner: Incarnation, shards: Vec<Held>) {
-        self.wanted.lock().push((owner, shards));
+        self.wanted.lock().push(Wanted { owner, shards, since: Instant::now() });
         self.look.notify_one();
     }
 

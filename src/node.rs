@@ -169,8 +169,8 @@ impl Node {
                 let (store, writer, ingest) = (kept.clone(), writer.clone(), ingest.clone());
                 let (topic, owners) = (config.kafka.topic.clone(), shards.owners().clone());
                 let connections = edge.connections();
-                let attach_again = Box::new(move |of: &HashSet<ShardId>| {
-                    connections.attach_again(|user| of.contains(&owners.shard(user))).boxed()
+                let attach_again = Box::new(move |of: &HashSet<ShardId>, owner| {
+                    connections.attach_again(|user| of.contains(&owners.shard(user)), owner).boxed()
                 });
                 let parts = member::Parts {
                     links: newcomer.table(),

@@ -30,6 +30,7 @@ mod shards;
 use self::{marks::Marks, moving::Leaving, refusing::Refusing};
 pub use self::{
     moving::{Sealed, Unsealing},
+    refusing::IN_FLIGHT_MAX,
     shards::{Elsewhere, Shards, actor_of},
 };
 
@@ -199,7 +200,10 @@ impl Actor for Shard {
             Msg::Marked(node, shards) => state.marked(&myself, node, &shards).await?,
             Msg::NodeGone(node) => state.node_gone(&myself, node).await?,
             Msg::MarksOverdue => state.marks_overdue(&myself).await?,
-            Msg::Gone(sender) => state.refusing.gone(sender),
+            Msg::Gone(sender) => {
+                state.refusing.gone(sender);
+                state.marks.sender_gone(sender);
+            }
             Msg::User(user::Outcome::Idle { user, handled, limiter }) => state.idle(user, handled, limiter),
             Msg::User(user::Outcome::Recovered) => state.recover_next(&myself).await?,
         }
@@ -242,8 +246,9 @@ impl State {
                 in_flight.permit.refuse();
                 continue;
             }
+            let sender = in_flight.sender;
             let mut run: SmallVec<[InFlight; 1]> = smallvec![in_flight];
-            while let Some(next) = events.next_if(|next| next.event.user == user) {
+            while let Some(next) = events.next_if(|next| next.event.user == user && next.sender == sender) {
                 run.push(next);
             }
             let run = self.marks.hold_events(&user, run);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{Config, auth::Jwt, error::Error, secret::StoreUrl};
-use crate::event::Priority;
+use crate::{event::Priority, shard::IN_FLIGHT_MAX};
 
 /// HS256 is as strong as its secret: RFC 7518, section 3.2 asks for at least the hash's size.
 const HS256_SECRET_BYTES_MIN: usize = 32;
@@ -204,6 +204,10 @@ impl Config {
         let Self { kafka, log, sessions, limits, .. } = self;
         if kafka.in_flight_events < PARTITION_SHARE {
             let reason = format!("expected at least {PARTITION_SHARE}, one for each partition's share");
+            return Err(self.wrong("kafka.in_flight_events", reason));
+        }
+        if kafka.in_flight_events > IN_FLIGHT_MAX {
+            let reason = format!("expected at most {IN_FLIGHT_MAX}");
             return Err(self.wrong("kafka.in_flight_events", reason));
         }
         let payload = limits.payload_bytes_max;

@@ -32,7 +32,7 @@ pub struct Kafka {
     #[serde(with = "duration")]
     #[schemars(with = "DurationText")]
     pub partition_refresh: Duration,
-    /// How many events a node has read and not settled, at most; a quarter of them of one partition.
+    /// How many events a node has read and not settled, at most; a quarter of them of one partition. 4 to 524288.
     pub in_flight_events: usize,
     /// The same in bytes. A quarter of it must hold an event of `limits.payload_bytes_max`.
     #[serde(with = "size")]

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    ids::Since,
-    session::{self, Attachment},
+    ids::{Incarnation, Since},
+    session::Attachment,
     user::{Attach, Origin},
     wire::{Close, CloseCode},
 };
@@ -220,11 +220,8 @@ impl Connection {
             return self.relay.close(Close::come_back(CloseCode::TryAgainLater, "the session cannot be served", wait));
         };
         tokio::time::sleep(wait).await;
-        if !session::Outlet::is_latest(&self.relay, lost) {
-            // Whoever serves the user by now has asked for it.
-            return;
-        }
-        let (number, passed, acknowledged) = self.relay.next_attachment();
+        // Whoever serves the user by now may have asked for it meanwhile.
+        let Some((number, passed, acknowledged)) = self.relay.next_attachment_after(lost) else { return };
         // A connection that was never served has no numbers yet: it starts as it first did, and is greeted.
         let from = if self.relay.is_greeted() { Origin::Connection { passed, acknowledged } } else { self.origin() };
         attach(&self.shared, &self.relay, number, from);
@@ -288,18 +285,22 @@ fn attach(shared: &Shared, relay: &Arc<Relay>, number: u64, from: Origin) {
     }));
 }
 
-/// Has connections ask for their sessions again, without the pause after a loss: somebody else serves their users from
-/// here on. Those ask at once that nobody serves any more. The others do when they have got what the former owner had
-/// still sent, or have waited for it long enough; the future ends with the last of them. Connections that nobody has
-/// served yet ask by themselves.
-pub(super) fn attach_again(shared: Arc<Shared>, relays: Vec<Arc<Relay>>) -> impl Future<Output = ()> + Send + 'static {
+/// Has connections ask for their sessions again, without the pause after a loss: this owner serves their users from here
+/// on (`None`: this node). Those ask at once that nobody serves any more. The others do when they have got what the
+/// former owner had still sent, or have waited for it long enough; the future ends with the last of them. Connections
+/// that nobody has served yet ask by themselves.
+pub(super) fn attach_again(
+    shared: Arc<Shared>,
+    relays: Vec<Arc<Relay>>,
+    owner: Option<Incarnation>,
+) -> impl Future<Output = ()> + Send + 'static {
     let standing = |relay: Arc<Relay>| match relay.standing() {
-        Standing::Served(attachment) => Some((relay, attachment)),
-        Standing::Lost => {
-            attach_where_it_was(&shared, &relay);
+        Standing::Served(attachment, by) if by != owner => Some((relay, attachment)),
+        Standing::Lost(attachment) => {
+            attach_where_it_was(&shared, &relay, attachment);
             None
         }
-        Standing::Apart => None,
+        Standing::Served(..) | Standing::Apart => None,
     };
     let mut served: Vec<(Arc<Relay>, u64)> = relays.into_iter().filter_map(standing).collect();
     let until = tokio::time::Instant::now() + LAST_FRAMES;
@@ -308,22 +309,22 @@ pub(super) fn attach_again(shared: Arc<Shared>, relays: Vec<Arc<Relay>>) -> impl
             tokio::time::sleep(LAST_FRAMES_LOOK).await;
             let is_over = tokio::time::Instant::now() >= until;
             served.retain(|(relay, attachment)| match relay.standing() {
-                // Whatever it was attached by since then is the new owner's.
-                Standing::Served(now) if now != *attachment => false,
-                Standing::Served(_) if !is_over => true,
-                Standing::Served(_) | Standing::Lost => {
-                    attach_where_it_was(&shared, relay);
+                Standing::Served(now, _) if now == *attachment && !is_over => true,
+                Standing::Served(now, _) | Standing::Lost(now) if now == *attachment => {
+                    attach_where_it_was(&shared, relay, now);
                     false
                 }
-                Standing::Apart => false,
+                // Whatever came after it is the new owner's.
+                Standing::Served(..) | Standing::Lost(_) | Standing::Apart => false,
             });
         }
     }
 }
 
-fn attach_where_it_was(shared: &Shared, relay: &Arc<Relay>) {
-    let (number, passed, acknowledged) = relay.next_attachment();
-    attach(shared, relay, number, Origin::Connection { passed, acknowledged });
+fn attach_where_it_was(shared: &Shared, relay: &Arc<Relay>, attachment: u64) {
+    if let Some((number, passed, acknowledged)) = relay.next_attachment_after(attachment) {
+        attach(shared, relay, number, Origin::Connection { passed, acknowledged });
+    }
 }
 
 /// What a turn of reading came to.

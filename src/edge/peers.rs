@@ -6,7 +6,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use super::{Shared, connection, protocol::Protocol, relay::Relay};
 use crate::{
     event::UnixMillis,
-    ids::{DeviceId, Sequence, SessionId, UserId},
+    ids::{DeviceId, Incarnation, Sequence, SessionId, UserId},
     wire::{Close, CloseCode},
 };
 
@@ -96,10 +96,14 @@ impl Connections {
         self.0.registry.count()
     }
 
-    /// Has those of these users ask for their sessions again: somebody else serves them from here on. All that nobody
-    /// serves any more have done so when this returns, and all others when the future ends.
-    pub fn attach_again(&self, is_theirs: impl Fn(&UserId) -> bool) -> impl Future<Output = ()> + Send + 'static {
-        connection::attach_again(self.0.clone(), self.0.registry.of_users(is_theirs))
+    /// Has those of these users ask for their sessions again, whom this owner serves from here on; `None`: this node. All
+    /// that nobody serves any more have done so when this returns, and all others when the future ends.
+    pub fn attach_again(
+        &self,
+        is_theirs: impl Fn(&UserId) -> bool,
+        owner: Option<Incarnation>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        connection::attach_again(self.0.clone(), self.0.registry.of_users(is_theirs), owner)
     }
 
     /// The answer of this node alone. It never waits.

@@ -229,7 +229,7 @@ impl Task {
         let (identity, addresses, peer) = (self.identity.clone(), self.addresses.clone(), self.peer);
         let straight = straight(&identity, peer, &addresses);
         tokio::pin!(straight);
-        let mut link = Link::new(self.weak.clone(), self.watched.clone());
+        let mut link = Link::new(self.peer, self.weak.clone(), self.watched.clone());
         self.waiting.drain(..).for_each(|order| link.order(order));
         self.life.fetch_add(1, Ordering::AcqRel);
         metric::opened(through.is_some());
@@ -241,7 +241,7 @@ impl Task {
                 response = responses.next() => match response {
                     Some(Ok(response)) => {
                         self.watched.heard(self.peer);
-                        if let Err(error) = link.take(self.peer, response) {
+                        if let Err(error) = link.take(response) {
                             break Ended::Broken(Broken::Other(error.to_string()));
                         }
                     }

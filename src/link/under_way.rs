@@ -29,6 +29,7 @@ use crate::{
 
 /// What is under way on one link. Dropped, it is lost.
 pub(super) struct Link {
+    peer: Incarnation,
     weak: mpsc::WeakUnboundedSender<Order>,
     watched: Arc<dyn Watched>,
     /// What is to be sent, in order.
@@ -59,8 +60,9 @@ enum What {
 }
 
 impl Link {
-    pub(super) fn new(weak: mpsc::WeakUnboundedSender<Order>, watched: Arc<dyn Watched>) -> Self {
+    pub(super) fn new(peer: Incarnation, weak: mpsc::WeakUnboundedSender<Order>, watched: Arc<dyn Watched>) -> Self {
         Self {
+            peer,
             weak,
             watched,
             out: VecDeque::new(),
@@ -140,7 +142,7 @@ impl Link {
         }
     }
 
-    pub(super) fn take(&mut self, peer: Incarnation, response: OpenResponse) -> Result<(), Unreadable> {
+    pub(super) fn take(&mut self, response: OpenResponse) -> Result<(), Unreadable> {
         let mut taken: HashMap<u64, Passed> = HashMap::new();
         for ToEdge { kind } in response.messages {
             // Of a later release, which knows that this one does not understand it.
@@ -183,7 +185,7 @@ impl Link {
                 }
                 to_edge::Kind::Heard(wire::Heard { poll, about, hears }) => {
                     let about = Incarnation::parse(&about).ok_or(Unreadable("incarnation"))?;
-                    self.watched.told(peer, about, poll, hears);
+                    self.watched.told(self.peer, about, poll, hears);
                 }
                 to_edge::Kind::Cancelled(cancelled) => {
                     if let Some(reply) = self.cancels.remove(&cancelled.number)
@@ -208,7 +210,7 @@ impl Link {
 
     fn attached(&mut self, line: u64, begins_after: u64) {
         let Some(served) = self.lines.get(&line) else { return };
-        let session = Arc::new(ToSession { line, orders: self.weak.clone() });
+        let session = Arc::new(ToSession { peer: self.peer, line, orders: self.weak.clone() });
         if !served.attachment.attached(Line::There(session), begins_after) {
             self.forget(line);
         }
@@ -297,6 +299,7 @@ fn end(mut permit: Permit, outcome: Outcome) {
 
 /// The way of a connection to its session at the peer.
 struct ToSession {
+    peer: Incarnation,
     line: u64,
     orders: mpsc::WeakUnboundedSender<Order>,
 }
@@ -304,5 +307,9 @@ struct ToSession {
 impl FarSession for ToSession {
     fn tell(&self, msg: Msg) -> bool {
         self.orders.upgrade().is_some_and(|orders| orders.send(Order::Line(self.line, msg)).is_ok())
+    }
+
+    fn node(&self) -> Incarnation {
+        self.peer
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 
-use super::Member;
+use super::{Member, Wanted};
 use crate::{
     cluster::view::{self, View},
     health::Health,
@@ -22,6 +22,7 @@ use crate::{
         assignment::{self, Candidate},
         owners::{Map, Owner},
     },
+    router::Links as _,
     shard::{Shards, Unsealing},
     store::{Error, Store, claims::ShardClaim, writer::Writer},
 };
@@ -32,6 +33,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const GIVEN_AT_ONCE: usize = 64;
 /// How often it is said that users of shards that are given away have not stopped.
 const SEAL: Duration = Duration::from_secs(10);
+/// An owner waits so long for the connections that it wants.
+const WANTED: Duration = Duration::from_secs(2);
 /// The health part that says whether this node takes part.
 const HEALTH_PART: &str = "cluster";
 
@@ -73,8 +76,9 @@ pub struct Parts {
     pub attach_again: AttachAgain,
 }
 
-/// Has all connections of users of these shards ask for their sessions again, and ends when all have done so.
-pub type AttachAgain = Box<dyn Fn(&HashSet<ShardId>) -> BoxFuture<'static, ()> + Send + Sync>;
+/// Has all connections of users of these shards ask for their sessions again, which this owner serves from here on
+/// (`None`: this node), and ends when all have done so.
+pub type AttachAgain = Box<dyn Fn(&HashSet<ShardId>, Option<Incarnation>) -> BoxFuture<'static, ()> + Send + Sync>;
 
 impl Ownership {
     /// Nothing is owned yet.
@@ -109,7 +113,13 @@ impl Ownership {
         self.assign_partitions(&view);
         // What is wanted was taken before: the claims say so.
         let wanted = std::mem::take(&mut *self.member.wanted.lock());
-        let claims = self.member.common.claims.shards().await?;
+        let claims = match self.member.common.claims.shards().await {
+            Ok(claims) => claims,
+            Err(error) => {
+                self.member.wanted.lock().extend(wanted);
+                return Err(error);
+            }
+        };
         self.draw(&view, &claims);
         self.forget_gone(&view);
         self.list(wanted);
@@ -148,21 +158,34 @@ impl Ownership {
         }
     }
 
-    /// Sends the connections that owners want, each owner's with a mark behind them.
-    fn list(&self, wanted: Vec<(Incarnation, Vec<Held>)>) {
+    /// Sends the connections that owners want, each owner's with a mark behind them. Who is not known as the owner yet
+    /// is by the next turn, or waits no more.
+    fn list(&self, wanted: Vec<Wanted>) {
         let map = Arc::clone(&self.shards.owners().now());
-        for (owner, mut shards) in wanted {
-            shards.retain(|(shard, _)| map.of(*shard) == Owner::There(owner));
-            let (attached, links) = (self.attach_again_of(&shards), self.links.clone());
+        for Wanted { owner, shards, since } in wanted {
+            let is_known = |(shard, _): &Held| map.of(*shard) == Owner::There(owner);
+            let (known, unknown): (Vec<Held>, Vec<Held>) = shards.into_iter().partition(is_known);
+            if !unknown.is_empty() && since.elapsed() < WANTED {
+                self.member.wanted.lock().push(Wanted { owner, shards: unknown, since });
+            }
+            if known.is_empty() {
+                continue;
+            }
+            let links = self.links.clone();
+            let life = links.life(owner);
+            let attached = self.attach_again_of(&known, Some(owner));
             tokio::spawn(async move {
                 attached.await;
-                links.listed(owner, shards);
+                // What was lost with a link comes after a mark that went over the next one.
+                if life.is_none() || links.life(owner) == life {
+                    links.listed(owner, known);
+                }
             });
         }
     }
 
-    fn attach_again_of(&self, shards: &[Held]) -> BoxFuture<'static, ()> {
-        (self.attach_again)(&shards.iter().map(|(shard, _)| *shard).collect())
+    fn attach_again_of(&self, shards: &[Held], owner: Option<Incarnation>) -> BoxFuture<'static, ()> {
+        (self.attach_again)(&shards.iter().map(|(shard, _)| *shard).collect(), owner)
     }
 
     /// Gives away some of what others should have.
@@ -235,7 +258,7 @@ impl Ownership {
         self.held.extend(&shards);
         self.shards.owners().change(&shards, Owner::Here);
         self.links.ask_for(&taken);
-        let (attached, marked) = (self.attach_again_of(&taken), self.shards.clone());
+        let (attached, marked) = (self.attach_again_of(&taken, None), self.shards.clone());
         tokio::spawn(async move {
             attached.await;
             marked.marked(me, &taken);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Msg, SessionRef};
 use crate::{
     event::Event,
-    ids::Sequence,
+    ids::{Incarnation, Sequence},
     wire::{Close, Frame},
 };
 
@@ -42,6 +42,8 @@ pub trait FarSession: Send + Sync {
     /// Tells it what an outlet has to say: acknowledgements, room, ends. Never blocks, and never calls the outlet.
     /// `false`: the way is gone.
     fn tell(&self, msg: Msg) -> bool;
+    /// The node that runs it.
+    fn node(&self) -> Incarnation;
 }
 
 impl From<SessionRef> for Line {
@@ -51,6 +53,12 @@ impl From<SessionRef> for Line {
 }
 
 impl Line {
+    /// The node that runs it, if that is another one.
+    #[must_use]
+    pub fn node(&self) -> Option<Incarnation> {
+        if let Self::There(session) = self { Some(session.node()) } else { None }
+    }
+
     /// Tells the session something; `false`: it is gone.
     pub fn cast(&self, msg: Msg) -> bool {
         match self {

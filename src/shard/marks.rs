@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    event::InFlight,
+    event::{InFlight, Sender},
     ids::Incarnation,
     placement::{ShardId, shard},
     store::claims::Epoch,
@@ -128,6 +128,13 @@ impl Marks {
         let mut held = Held::default();
         held.extend(complete.map(|(_, missing)| missing.held));
         held
+    }
+
+    /// Nothing comes from that sender any more: what has come from it is lost with the rest, and comes by another way.
+    pub(super) fn sender_gone(&mut self, sender: Sender) {
+        for missing in self.shards.values_mut() {
+            missing.held.events.retain(|in_flight| in_flight.sender != sender);
+        }
     }
 
     /// What nobody waits for any more, and how many shards that were.

@@ -13,8 +13,10 @@ use smallvec::SmallVec;
 
 use crate::{event::Sender, ids::UserId};
 
-/// Twice the credits that a sender may have (`kafka.in_flight_events`, 4096 by default), and far more.
-const HEARD_AFTER: u64 = 1 << 20;
+/// Credits that a sender may have (`kafka.in_flight_events`).
+pub const IN_FLIGHT_MAX: usize = 1 << 19;
+/// Twice that: see above.
+const HEARD_AFTER: u64 = 2 * IN_FLIGHT_MAX as u64;
 /// With so many users, those that do not matter any more are swept out.
 const SWEPT_FROM: usize = 1024;
 

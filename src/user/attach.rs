@@ -98,10 +98,14 @@ impl Attached {
 impl State {
     pub(super) fn attach(&mut self, myself: &UserRef, attach: Box<Attach>) {
         self.last_activity = Instant::now();
-        self.pending += 1;
-        if !attach.from.is_new() {
+        let attach = if attach.from.is_new() {
+            let Some(attach) = self.keep_behind_returning(attach) else { return };
+            attach
+        } else {
             self.returns();
-        }
+            attach
+        };
+        self.pending += 1;
         let (myself, newest) = (myself.clone(), self.newest);
         let opening = Opening { user: attach.user.clone(), device: attach.device.clone() };
         let answer = move |opened| _ = myself.cast(Msg::Opened(attach, opened, newest));

@@ -221,11 +221,12 @@ impl State {
         self.forget_ended();
         let mut slept = false;
         for Attached { id, began, serving, asked, leaves } in std::mem::take(&mut self.sessions) {
-            let actor = match serving {
-                Serving::Awake(actor) => actor,
+            let (actor, leaves) = match serving {
+                Serving::Awake(actor) => (actor, leaves),
                 Serving::Asleep(dormant) => {
                     slept = true;
-                    self.wake(myself, *dormant).await?
+                    // The one that rested did not hear that it was told to leave.
+                    (self.wake(myself, *dormant).await?, false)
                 }
             };
             self.sessions.push(Attached { id, began, serving: Serving::Awake(actor), asked, leaves });

@@ -160,6 +160,20 @@ async fn a_connection_that_comes_back_misses_no_transient_event_while_the_store_
     assert_eq!(user.reports.take(), [(0, Settlement::Settled), (1, Settlement::Settled)]);
 }
 
+/// Of a started session, whose newer connection the store could tell of first.
+#[tokio::test(start_paused = true)]
+async fn a_new_connection_comes_behind_one_that_is_on_its_way_back() {
+    let user = Running::new(8).await;
+    let (back, new, session) = (FakeOutlet::new(), FakeOutlet::new(), SessionId::random());
+    user.store.delay(Call::Open, Duration::from_secs(1));
+    user.attach_as(&back, 1, session, Origin::Connection { passed: 0, acknowledged: 0 });
+    user.attach_as(&new, 1, session, Origin::Cursor);
+    settled().await;
+    assert_eq!(user.store.made(Call::Open), 1, "one after the other");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!((back.closes(), new.closes(), new.is_attached()), (vec![4003], vec![], true));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_transient_event_does_not_wait_for_a_connection_that_has_had_nothing_yet() {
     let user = Running::new(2).await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{
-    Msg, Outcome, State, UserRef,
+    Attach, Msg, Outcome, State, UserRef,
     buffer::{self, Buffer, DIGEST_TYPE, Place},
     limiter::{Limiter, Limits},
     metric,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What one user's limits have let go, and what waits for them.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Traffic {
     limiter: Limiter,
     pub(super) buffer: Buffer,
@@ -35,6 +35,9 @@ pub(super) struct Traffic {
     returning: usize,
     /// Meanwhile: transient events, which they would miss.
     unseen: Vec<InFlight>,
+    /// And new connections, which may be of the same started session, and newer.
+    #[expect(clippy::vec_box, reason = "they come in boxes, and go on in them")]
+    newcomers: Vec<Box<Attach>>,
 }
 
 impl Traffic {
@@ -225,6 +228,15 @@ impl State {
         self.traffic.get_or_insert_default().returning += 1;
     }
 
+    /// Keeps a new connection, if one is on its way back.
+    pub(super) fn keep_behind_returning(&mut self, attach: Box<Attach>) -> Option<Box<Attach>> {
+        match self.traffic.as_mut().filter(|traffic| traffic.returning > 0) {
+            Some(traffic) => traffic.newcomers.push(attach),
+            None => return Some(attach),
+        }
+        None
+    }
+
     /// Keeps a transient event, if a connection would miss it that comes back.
     pub(super) fn keep_for_returning(&mut self, mut in_flight: InFlight) -> Option<InFlight> {
         let Some(traffic) = self.traffic.as_mut().filter(|traffic| traffic.returning > 0) else {
@@ -240,7 +252,8 @@ impl State {
         let Some(traffic) = &mut self.traffic else { return };
         traffic.returning -= 1;
         if traffic.returning == 0 {
-            let unseen = std::mem::take(&mut traffic.unseen);
+            let (newcomers, unseen) = (std::mem::take(&mut traffic.newcomers), std::mem::take(&mut traffic.unseen));
+            newcomers.into_iter().for_each(|attach| self.attach(myself, attach));
             self.events(myself, unseen.into());
         }
     }

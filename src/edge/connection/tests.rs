@@ -123,7 +123,7 @@ async fn a_connection_that_is_wanted_again_asks_once_and_only_if_it_was_ever_ser
     let (shared, session, asked) = scene().await;
     let relay = start(&shared, session, None);
     settled().await;
-    let wanted = || attach_again(shared.clone(), vec![relay.clone()]);
+    let wanted = || attach_again(shared.clone(), vec![relay.clone()], Some(Incarnation::random()));
     let first = request(&asked);
     wanted().await;
     assert!(asked.lock().is_empty(), "it has asked, and nobody has answered yet");
@@ -153,7 +153,7 @@ async fn a_connection_that_is_wanted_by_another_gets_what_its_former_owner_has_s
     let first = request(&asked);
     let (actor, _) = Collector::<session::Msg>::spawn().await;
     assert!(relay.attached(1, actor.clone().into(), 9));
-    let wanted = tokio::spawn(attach_again(shared.clone(), vec![relay.clone()]));
+    let wanted = tokio::spawn(attach_again(shared.clone(), vec![relay.clone()], Some(Incarnation::random())));
     tokio::time::sleep(LAST_FRAMES / 2).await;
     let event = durable(&user(), "last");
     let frame = Frame::notification(&Notification { seq: Some(10), event: event.clone() });
@@ -166,8 +166,10 @@ async fn a_connection_that_is_wanted_by_another_gets_what_its_former_owner_has_s
     assert!(matches!(second.from, Origin::Connection { passed: 10, .. }));
     // One that says nothing is not waited for for ever.
     assert!(relay.attached(2, actor.into(), 10));
+    attach_again(shared.clone(), vec![relay.clone()], None).await;
+    assert!(second.attachment.is_latest(), "this node serves it already");
     let began = tokio::time::Instant::now();
-    attach_again(shared.clone(), vec![relay.clone()]).await;
+    attach_again(shared.clone(), vec![relay.clone()], Some(Incarnation::random())).await;
     assert!(began.elapsed() >= LAST_FRAMES && began.elapsed() < 2 * LAST_FRAMES, "{:?}", began.elapsed());
     settled().await;
     assert!(!second.attachment.is_latest() && request(&asked).attachment.is_latest());

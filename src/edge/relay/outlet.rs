@@ -2,10 +2,10 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{Chunk, FLUSH_AT_ITEMS, Relay};
+use super::{Chunk, FLUSH_AT_ITEMS, Relay, State};
 use crate::{
     edge::metric::{self, Delivery},
-    ids::Sequence,
+    ids::{Incarnation, Sequence},
     session::{self, Kind, Line, Outgoing, Outlet, Pushed},
     wire::Close,
 };
@@ -75,9 +75,8 @@ impl Outlet for Arc<Relay> {
 
     fn rest(&self, attachment: u64, acknowledged: Sequence) -> Option<u64> {
         let mut state = self.state.lock();
-        let is_ending = state.ended || state.closing.is_some() || state.close.is_some();
         let has_news = state.acknowledged > acknowledged || state.refused || !state.queue.is_empty();
-        if state.attachment != attachment || is_ending || has_news {
+        if state.attachment != attachment || state.is_ending() || has_news {
             return None;
         }
         state.queue = VecDeque::new();
@@ -116,34 +115,53 @@ impl Outlet for Arc<Relay> {
 /// Who serves a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::edge) enum Standing {
-    /// Somebody, by this attachment.
-    Served(u64),
-    /// Nobody any more.
-    Lost,
+    /// That node, by this attachment. `None`: this one.
+    Served(u64, Option<Incarnation>),
+    /// Nobody any more, since this attachment.
+    Lost(u64),
     /// Nobody has ever served it, or it ends.
     Apart,
+}
+
+impl State {
+    fn next_attachment(&mut self) -> (u64, Sequence, Sequence) {
+        self.attachment += 1;
+        self.session = None;
+        self.lost = false;
+        self.rests = false;
+        self.refused = false;
+        (self.attachment, self.passed, self.acknowledged)
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ended || self.closing.is_some() || self.close.is_some()
+    }
 }
 
 impl Relay {
     /// Begins another attachment; earlier ones do not count any more. The number, and the last numbers passed
     /// on and acknowledged.
     pub(in crate::edge) fn next_attachment(&self) -> (u64, Sequence, Sequence) {
+        self.state.lock().next_attachment()
+    }
+
+    /// The same, if nothing has come after that attachment. `None`: another has, or the connection ends.
+    pub(in crate::edge) fn next_attachment_after(&self, attachment: u64) -> Option<(u64, Sequence, Sequence)> {
         let mut state = self.state.lock();
-        state.attachment += 1;
-        state.session = None;
-        state.lost = false;
-        state.rests = false;
-        state.refused = false;
-        (state.attachment, state.passed, state.acknowledged)
+        (state.attachment == attachment && !state.is_ending()).then(|| state.next_attachment())
     }
 
     /// Who serves the connection, or did.
     pub(in crate::edge) fn standing(&self) -> Standing {
         let state = self.state.lock();
-        if !state.greeted || state.ended || state.closing.is_some() || state.close.is_some() {
+        if !state.greeted || state.is_ending() {
             return Standing::Apart;
         }
-        if state.session.is_some() || state.rests { Standing::Served(state.attachment) } else { Standing::Lost }
+        let by = state.session.as_ref().map(Line::node);
+        match by.or(state.rests.then_some(None)) {
+            Some(by) => Standing::Served(state.attachment, by),
+            None => Standing::Lost(state.attachment),
+        }
     }
 
     /// The last number passed on.

@@ -45,6 +45,35 @@ async fn a_client_that_leaves_at_any_step_of_falling_asleep_keeps_nobody_awake_a
     }
 }
 
+/// One of its sessions would rest, the other one would not.
+#[tokio::test(start_paused = true)]
+async fn a_user_leaves_at_any_step_of_not_falling_asleep() {
+    for step in 0..144 {
+        as_a_task(async move {
+            let shard = Running::of(|_| ()).await;
+            let (resting, busy) = (shard.connect(), shard.connect());
+            settled().await;
+            shard.durable(0);
+            settled().await;
+            shard.acknowledge(&resting, 1);
+            settled().await;
+            let last = tokio::time::Instant::now();
+            let at = last + IDLE - Duration::from_secs(2) + Duration::from_millis(step / 48) - Duration::from_millis(1);
+            tokio::time::sleep_until(at).await;
+            for _ in 0..step % 48 {
+                turn().await;
+            }
+            let (done, sealed) = oneshot::channel();
+            shard.shard.cast(Msg::Seal(vec![ShardId(0)], done)).unwrap();
+            let sealed = tokio::time::timeout(Duration::from_secs(5), sealed).await;
+            assert!(sealed.is_ok(), "step {step}: it has not left");
+            settled().await;
+            assert_eq!((resting.lost_count(), busy.lost_count()), (1, 1), "step {step}");
+        })
+        .await;
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
