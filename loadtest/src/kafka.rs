@@ -126,9 +126,8 @@ impl Producer {
             self.inner.poll(Duration::from_millis(10));
         }
         self.sent += 1;
-        if self.sent.is_multiple_of(256) {
-            self.inner.poll(Duration::ZERO);
-        }
+        // A record stays in memory until its report is taken, and one look takes those of one batch.
+        self.inner.poll(Duration::ZERO);
         Ok(())
     }
 

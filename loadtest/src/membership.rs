@@ -63,12 +63,17 @@ pub fn look(client: SocketAddr) -> Result<View> {
 }
 
 impl View {
-    /// Everything is shared out among so many nodes, each of which reads something, and no user is on its way.
+    /// Everything is shared out among so many nodes, and no user is on its way.
     pub fn is_settled(&self, nodes: usize, partitions: usize) -> bool {
         let active: Vec<_> = self.active().collect();
         let read: Vec<_> = active.iter().filter_map(|member| Some(member.partitions.as_ref()?.len())).collect();
-        let shared_out = read.iter().sum::<usize>() == partitions && read.iter().all(|&count| count > 0);
+        let shared_out = read.len() == nodes && read.iter().sum::<usize>() == partitions;
         active.len() == nodes && self.unowned == 0 && self.moves.is_empty() && shared_out
+    }
+
+    /// Each reads something. One that has just come does not yet; where partitions are few, one may never.
+    pub fn all_read(&self) -> bool {
+        self.active().all(|member| member.partitions.as_ref().is_some_and(|partitions| !partitions.is_empty()))
     }
 
     /// Who reads what, and how many shards each serves.
@@ -99,7 +104,11 @@ mod tests {
         assert!(!view(&all, quiet).is_settled(3, 4));
         assert!(!view(&all, quiet).is_settled(2, 6), "two partitions are read by nobody");
         let idle = r#"{"id":"n1","state":"active","shards":1,"partitions":[]}"#;
-        assert!(!view(&format!("{one},{idle}"), quiet).is_settled(2, 2), "one has not got its share yet");
+        let without = view(&format!("{one},{idle}"), quiet);
+        assert!(without.is_settled(2, 2) && !without.all_read());
+        assert!(view(&all, quiet).all_read());
+        let silent = r#"{"id":"n1","state":"active","shards":1}"#;
+        assert!(!view(&format!("{one},{silent}"), quiet).is_settled(2, 2), "one did not say what it reads");
         assert!(!view(&all, r#""unowned":1,"moves":[]"#).is_settled(2, 4));
         assert!(!view(&all, r#""unowned":0,"moves":[{"to":"n1","shards":3}]"#).is_settled(2, 4));
         assert_eq!(view(&all, quiet).active().map(|member| member.id.as_str()).collect::<Vec<_>>(), ["n0", "n1"]);

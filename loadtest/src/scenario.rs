@@ -146,6 +146,7 @@ const BUNDLED: &[(&str, &str)] = &[
     ("rate-limited", include_str!("../scenarios/rate-limited.toml")),
     ("growth", include_str!("../scenarios/growth.toml")),
     ("growth-nodes", include_str!("../scenarios/growth-nodes.toml")),
+    ("growth-to-60000", include_str!("../scenarios/growth-to-60000.toml")),
     ("hops", include_str!("../scenarios/hops.toml")),
     ("reconnect-storm", include_str!("../scenarios/reconnect-storm.toml")),
     ("rolling-restart", include_str!("../scenarios/rolling-restart.toml")),

@@ -227,12 +227,14 @@ impl Relay {
 
     /// One heartbeat; ends the connection when the client answered nothing since the last one.
     pub(super) fn beat(&self) {
-        if self.protocol.answers_heartbeats() && !self.heard.swap(false, Ordering::Relaxed) {
+        let is_answered = self.protocol.answers_heartbeats();
+        if is_answered && !self.heard.swap(false, Ordering::Relaxed) {
             tracing::debug!(session = ?self.client.session, "the peer is silent");
             return self.end();
         }
         let mut state = self.state.lock();
-        if state.queue.is_empty() {
+        // What waits shows that we are here, but nobody has to answer it: silence counts only after a ping.
+        if is_answered || state.queue.is_empty() {
             self.enqueue(&mut state, Bytes::from_static(self.protocol.heartbeat()));
         }
     }

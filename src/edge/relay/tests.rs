@@ -373,21 +373,35 @@ async fn nothing_is_read_from_a_flooding_client_until_its_pongs_are_written() {
 }
 
 #[tokio::test]
-async fn heartbeats_do_not_pile_up_and_a_silent_peer_is_gone_at_the_second() {
+async fn a_silent_peer_is_gone_at_the_second_heartbeat() {
     let mut pair = Pair::new(Protocol::WebSocket(Form::Json)).await;
     pair.fill(1, 20_000);
-    let queued = pair.relay.state.lock().queue.len();
     pair.relay.beat();
-    assert_eq!(pair.relay.state.lock().queue.len(), queued, "what waits already shows that we are here");
     pair.relay.heard();
     pair.relay.beat();
     assert!(!pair.relay.todo().unwrap().ended);
     pair.relay.beat();
     assert!(pair.relay.todo().unwrap().ended);
+}
 
-    // Who cannot answer is not expected to.
-    let quiet = Pair::new(PLAIN).await;
+#[tokio::test]
+async fn who_has_to_answer_a_heartbeat_gets_one_behind_what_waits() {
+    let mut pair = Pair::new(Protocol::WebSocket(Form::Json)).await;
+    // Nothing else of a client that acknowledges nothing is ever heard.
+    assert_eq!(pair.push(1, None, 1), Pushed::Taken);
+    pair.relay.beat();
+    let expected = [&pair.taken[..], pair.relay.protocol.heartbeat()].concat();
+    assert!(pair.read(expected.len()).await == expected);
+}
+
+#[tokio::test]
+async fn heartbeats_that_nobody_answers_do_not_pile_up() {
+    let mut quiet = Pair::new(PLAIN).await;
+    quiet.fill(1, 20_000);
+    let queued = quiet.relay.state.lock().queue.len();
     (0..3).for_each(|_| quiet.relay.beat());
+    assert_eq!(quiet.relay.state.lock().queue.len(), queued, "what waits already shows that we are here");
+    // Who cannot answer is not expected to.
     assert!(!quiet.relay.todo().unwrap().ended);
 }
 
