@@ -56,10 +56,7 @@ async fn a_user_leaves_at_any_step_of_not_falling_asleep() {
             shard.durable(0);
             settled().await;
             shard.acknowledge(&resting, 1);
-            settled().await;
-            let last = tokio::time::Instant::now();
-            let at = last + IDLE - Duration::from_secs(2) + Duration::from_millis(step / 48) - Duration::from_millis(1);
-            tokio::time::sleep_until(at).await;
+            tokio::time::sleep(IDLE + Duration::from_millis(step / 48) - Duration::from_millis(1)).await;
             for _ in 0..step % 48 {
                 turn().await;
             }
