@@ -9,6 +9,8 @@ pub enum Mutant {
     SettlesEarly,
     /// Whoever believes to own a shard may write.
     Unfenced,
+    /// A connection that comes back goes on one number too late.
+    SkipsOne,
     /// After a loss, later events of a user are taken before the lost ones.
     TakesLater,
 }
@@ -20,6 +22,7 @@ pub fn is(mutant: Mutant) -> bool {
     let chosen = CHOSEN.get_or_init(|| match std::env::var("NOTIFIER_MUTANT").ok()?.as_str() {
         "settles-early" => Some(Mutant::SettlesEarly),
         "unfenced" => Some(Mutant::Unfenced),
+        "skips-one" => Some(Mutant::SkipsOne),
         "takes-later" => Some(Mutant::TakesLater),
         other => panic!("NOTIFIER_MUTANT: there is no mutant {other}"),
     });

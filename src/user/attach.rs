@@ -214,7 +214,8 @@ impl State {
                 if *acknowledged > cursor {
                     self.acknowledged(attach.session, attach.device.clone(), *acknowledged, None, None);
                 }
-                Start { after: *passed, window: window(*acknowledged, *passed), hello: None, gap: None, head }
+                let after = skipped(*passed);
+                Start { after, window: window(*acknowledged, after), hello: None, gap: None, head }
             }
             Origin::Cursor => {
                 Start { after: cursor, window: window(cursor, cursor), hello: hello(cursor), gap: None, head }
@@ -236,4 +237,13 @@ impl State {
             }
         }
     }
+}
+
+/// Where a connection goes on that was there.
+fn skipped(passed: Sequence) -> Sequence {
+    #[cfg(feature = "mutants")]
+    if crate::mutant::is(crate::mutant::Mutant::SkipsOne) {
+        return passed + 1;
+    }
+    passed
 }

@@ -25,6 +25,8 @@ const DRAIN: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(20);
 /// So long that the others take what the frozen one had.
 const TAKEN: Duration = Duration::from_secs(6);
+/// Users whose actors crash, one after the other.
+const CRASHES: usize = 4;
 /// How long one schedule may take with everything around it.
 const RUN_MAX: Duration = Duration::from_secs(300);
 
@@ -42,7 +44,7 @@ enum Fault {
     Restart,
     /// All connections to the store end.
     CutStore,
-    /// A user's actor crashes, twice in a burst of its events.
+    /// Actors of a few users crash, each twice in a burst of its events.
     Crash,
 }
 
@@ -83,7 +85,7 @@ async fn strike(cluster: &mut Cluster, traffic: &Traffic, (fault, node): (Fault,
     match fault {
         Fault::CutStore => store.cut().await,
         Fault::Freeze => hit.process().freeze(Duration::from_secs(1)).await,
-        Fault::Crash => traffic.crash(),
+        Fault::Crash => (0..CRASHES).for_each(|_| traffic.crash()),
         Fault::FreezeLong => {
             traffic.hurt(node);
             hit.process().freeze(TAKEN).await;
@@ -239,6 +241,13 @@ fn mutant_that_settles_before_the_commit_is_found() {
 #[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
 fn mutant_without_a_fence_is_found() {
     always_found("unfenced");
+}
+
+#[cfg(feature = "mutants")]
+#[test]
+#[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
+fn mutant_that_skips_a_number_when_a_connection_comes_back_is_found() {
+    always_found("skips-one");
 }
 
 #[cfg(feature = "mutants")]
