@@ -147,7 +147,7 @@ async fn only_the_latest_attachment_counts() {
     Outlet::close(&pair.relay, 1, Close::new(CloseCode::GoingAway, "old"));
     Outlet::lost(&pair.relay, 1);
     let todo = pair.relay.todo().unwrap();
-    assert!(!todo.lost.is_some() && todo.close.is_none(), "{todo:?}");
+    assert!(todo.lost.is_none() && todo.close.is_none(), "{todo:?}");
     assert_eq!(pair.push(2, Some(2), 1), Pushed::Taken);
     let length = pair.taken.len();
     let got = pair.read(length).await;
@@ -246,7 +246,7 @@ async fn the_first_close_counts_and_nothing_is_taken_after_it() {
     Outlet::lost(&pair.relay, 1);
     let todo = pair.relay.todo().unwrap();
     assert_eq!(todo.close.map(|close| close.code), Some(CloseCode::Replaced));
-    assert!(!todo.lost.is_some(), "a connection that is being closed does not attach again");
+    assert!(todo.lost.is_none(), "a connection that is being closed does not attach again");
     tokio::task::yield_now().await;
     let ends = heard.lock().iter().filter(|msg| matches!(msg, session::Msg::Disconnected)).count();
     assert_eq!(ends, 1, "its session is told once");
@@ -298,7 +298,7 @@ async fn a_lost_attachment_is_attached_again_once() {
     Outlet::lost(&pair.relay, 1);
     within(pair.relay.ready()).await.unwrap();
     assert!(pair.relay.todo().unwrap().lost.is_some());
-    assert!(!pair.relay.todo().unwrap().lost.is_some());
+    assert!(pair.relay.todo().unwrap().lost.is_none());
 }
 
 #[tokio::test]
@@ -307,7 +307,7 @@ async fn a_connection_that_is_lost_and_then_closed_or_ended_is_not_attached_agai
     [&closed, &ended].iter().for_each(|pair| Outlet::lost(&pair.relay, 1));
     Relay::close(&closed.relay, Close::new(CloseCode::GoingAway, "draining"));
     ended.relay.end();
-    assert!(!closed.relay.todo().unwrap().lost.is_some() && !ended.relay.todo().unwrap().lost.is_some());
+    assert!(closed.relay.todo().unwrap().lost.is_none() && ended.relay.todo().unwrap().lost.is_none());
 }
 
 #[tokio::test]
@@ -426,7 +426,7 @@ async fn an_ended_relay_keeps_nothing() {
     assert_eq!(pair.push(1, Some(next), 1), Pushed::Gone);
     pair.relay.write_start(Duration::from_secs(1));
     let todo = pair.relay.todo().unwrap();
-    assert!(todo.ended && !todo.lost.is_some() && pair.relay.is_flushed());
+    assert!(todo.ended && todo.lost.is_none() && pair.relay.is_flushed());
     assert_eq!(pair.relay.state.lock().queued_bytes, 0);
     tokio::task::yield_now().await;
     assert!(matches!(heard.lock().last(), Some(session::Msg::Disconnected)));

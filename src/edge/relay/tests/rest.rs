@@ -76,5 +76,5 @@ async fn who_is_lost_at_rest_is_attached_again_and_who_has_ended_is_not() {
     assert!(!pair.relay.rests(2));
     pair.relay.lost(2);
     let todo = pair.relay.todo().unwrap();
-    assert!(!todo.lost.is_some() && todo.ended && pair.relay.ended_at_rest());
+    assert!(todo.lost.is_none() && todo.ended && pair.relay.ended_at_rest());
 }
