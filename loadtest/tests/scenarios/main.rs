@@ -5,10 +5,10 @@
 
 mod nodes;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -193,6 +193,8 @@ fn capacity_climbs_until_an_objective_breaks() {
 /// A `notifier dev` that ends with this.
 struct Dev {
     child: Child,
+    /// Nobody reads on, and it ends when what it prints goes nowhere.
+    _output: BufReader<ChildStdout>,
     _directory: tempfile::TempDir,
     base: u16,
     secret: String,
@@ -290,8 +292,8 @@ fn started() -> Dev {
         .stderr(Stdio::null())
         .spawn()
         .expect("the node starts");
-    let output = child.stdout.take().expect("a pipe");
-    let told = BufReader::new(output).lines().map_while(Result::ok).any(|line| line.contains("notifier send"));
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+    let told = output.by_ref().lines().map_while(Result::ok).any(|line| line.contains("notifier send"));
     let config = std::fs::read_to_string(data.join("notifier.toml")).unwrap_or_default();
     let config: toml::Table = config.parse().expect("the configuration that it runs with");
     let jwt = &config["auth"]["jwt"];
@@ -302,7 +304,7 @@ fn started() -> Dev {
             std::fs::read_to_string(data.join(file)).or_else(|_| std::fs::read_to_string(file)).expect("a secret")
         }
     };
-    let node = Dev { child, _directory: directory, base, secret: secret.trim().to_owned() };
+    let node = Dev { child, _output: output, _directory: directory, base, secret: secret.trim().to_owned() };
     assert!(told, "the node did not start");
     node
 }

@@ -177,7 +177,26 @@ impl History {
 
     /// Whether every client has had the first so many events.
     pub fn is_complete_up_to(&self, written: usize) -> bool {
-        self.missing(&self.written[..written]).is_empty()
+        let written = &self.written[..written];
+        // The first costs next to nothing, however much there is.
+        self.has_last(written) && self.missing(written).is_empty()
+    }
+
+    /// Whether every client has had the last one of its user's durable events among these.
+    fn has_last(&self, written: &[Written]) -> bool {
+        let mut newest: BTreeMap<usize, (&str, u64)> = BTreeMap::new();
+        for connection in &self.connections {
+            let (_, newest) = newest.entry(connection.client).or_insert((&connection.user, 0));
+            let durable = |(_, saw): &(Instant, Saw)| match saw {
+                Saw::Notification { seq: Some(_), n, .. } => Some(*n),
+                _ => None,
+            };
+            *newest = connection.saw.iter().rev().find_map(durable).unwrap_or_default().max(*newest);
+        }
+        newest.into_values().all(|(user, newest)| {
+            let last = written.iter().rev().find(|event| event.durable && event.user == user);
+            last.is_none_or(|last| newest >= last.n)
+        })
     }
 
     /// Prints what the client of a fault met around it.
