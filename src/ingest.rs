@@ -174,7 +174,7 @@ impl Ingest {
         if consumer {
             kafka::fail(rdkafka::consumer::Consumer::client(&*self.clients.0));
         } else {
-            kafka::fail(rdkafka::producer::Producer::client(&self.clients.1));
+            kafka::fail(self.clients.1.client());
         }
     }
 

@@ -8,10 +8,13 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::ConsumerContext,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    producer::{FutureProducer, future_producer::DeliveryFuture},
 };
 
 use crate::config;
+
+mod producer;
+
+pub use producer::{Delivery, Producer, Record};
 
 /// Logs what librdkafka says, as far as it is news: that a broker cannot be reached is said once, by whoever
 /// needs it, and not at each of its attempts.
@@ -41,13 +44,10 @@ pub fn fatal_error<C: ClientContext>(client: &Client<C>) -> Option<String> {
     Some(format!("kafka client failed: {reason} ({code})"))
 }
 
-/// A producer whose answers can be awaited.
-pub type Producer = FutureProducer<Log>;
-
 /// Resolves, with the reason, when the producer is of no use any more; it looks once a second. Cancel safe.
 pub async fn failure(producer: &Producer) -> String {
     loop {
-        if let Some(failure) = fatal_error(rdkafka::producer::Producer::client(producer)) {
+        if let Some(failure) = fatal_error(producer.client()) {
             return failure;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -67,12 +67,8 @@ pub async fn work(producer: &Producer, fatal: &Fatal, work: impl Future<Output =
 ///
 /// # Errors
 /// When the record was not taken, or is not in its topic as far as is known.
-pub async fn confirmed(attempt: KafkaResult<DeliveryFuture>) -> KafkaResult<()> {
-    match attempt?.await {
-        Ok(report) => report.map(drop).map_err(|(error, _)| error),
-        // The producer is gone.
-        Err(_) => Err(KafkaError::Canceled),
-    }
+pub async fn confirmed(attempt: KafkaResult<Delivery>) -> KafkaResult<()> {
+    attempt?.await
 }
 
 /// Whether the topic does not take that record, or the batch that it was in, now and later.

@@ -4,12 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use rdkafka::{
-    error::KafkaError,
+    error::{KafkaError, KafkaResult},
     message::{Header, OwnedHeaders},
-    producer::{
-        FutureRecord,
-        future_producer::{DeliveryFuture, OwnedDeliveryResult},
-    },
 };
 use serde::Serialize;
 use tokio::{
@@ -21,7 +17,7 @@ use utoipa::ToSchema;
 use super::{Config, batch::Item, metric, trace_context::TraceContext};
 use crate::{
     ids::NotificationId,
-    kafka::{self, Log, Producer},
+    kafka::{self, Delivery, Producer, Record},
 };
 
 /// What became of one event of a request.
@@ -91,7 +87,7 @@ impl Publisher {
             .set("message.timeout.ms", config.publish_deadline.as_millis().to_string())
             // What is too large for the topic is the topic's decision.
             .set("message.max.bytes", "100000000");
-        let producer = properties.create_with_context(Log)?;
+        let producer = Producer::new(&properties)?;
         Ok(Self { producer, topic: config.topic.clone(), deadline: config.publish_deadline })
     }
 
@@ -113,8 +109,8 @@ impl Publisher {
         for item in &items {
             // Behind one that was not taken nothing is handed over, or a user's later event would come before it.
             let attempt = (!is_refused).then(|| {
-                let record = FutureRecord::to(&self.topic).key(&*item.user).payload(&item.value);
-                self.producer.send_result(record.headers(headers.clone())).map_err(|(error, _)| error)
+                let record = Record::to(&self.topic).key(&*item.user).payload(&item.value);
+                self.producer.send(record.headers(headers.clone()))
             });
             is_refused |= !matches!(attempt, Some(Ok(_)));
             attempts.push(attempt);
@@ -144,7 +140,7 @@ impl Publisher {
 }
 
 /// Events that librdkafka still holds, or whose report is late.
-pub(super) struct Pending(Vec<DeliveryFuture>);
+pub(super) struct Pending(Vec<Delivery>);
 
 impl Pending {
     /// Resolves when it has let go of all.
@@ -155,15 +151,13 @@ impl Pending {
     }
 }
 
-fn reported<E>(report: Result<OwnedDeliveryResult, E>) -> Outcome {
+fn reported(report: KafkaResult<()>) -> Outcome {
     match report {
-        Ok(Ok(_)) => Outcome::Written,
-        Ok(Err((error, _))) => {
+        Ok(()) => Outcome::Written,
+        Err(error) => {
             tracing::debug!(%error, "an event was not confirmed");
             if kafka::is_refused(&error) { Outcome::TooLarge } else { Outcome::Unconfirmed }
         }
-        // The producer is gone.
-        Err(_) => Outcome::Unconfirmed,
     }
 }
 

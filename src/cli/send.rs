@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use futures_util::{StreamExt as _, stream::FuturesOrdered};
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
-    producer::{FutureRecord, Producer as _},
+    producer::{FutureProducer, FutureRecord, Producer as _},
 };
 use serde::Serialize;
 use tokio::time::{Instant as TokioInstant, sleep_until};
@@ -22,7 +22,7 @@ use crate::{
     config::{self, Config},
     event::unix_millis_now,
     ids,
-    kafka::{self, Log, Producer},
+    kafka::{self, Log},
     proto,
 };
 
@@ -134,7 +134,7 @@ pub async fn run(args: Args, config: &Config) -> anyhow::Result<()> {
     if client.get("message.timeout.ms").is_none() {
         client.set("message.timeout.ms", KAFKA_DEADLINE.as_millis().to_string());
     }
-    let producer: Producer = client.create_with_context(Log).context("cannot start the Kafka client")?;
+    let producer: FutureProducer<Log> = client.create_with_context(Log).context("cannot start the Kafka client")?;
     check_topic(&producer, kafka).await?;
 
     let began = Instant::now();
@@ -192,7 +192,7 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 /// Asks for the topic before anything is written: "message timed out" would not say what is wrong.
-async fn check_topic(producer: &Producer, kafka: &config::Kafka) -> anyhow::Result<()> {
+async fn check_topic(producer: &FutureProducer<Log>, kafka: &config::Kafka) -> anyhow::Result<()> {
     let (asking, topic) = (producer.clone(), kafka.topic.clone());
     let metadata =
         tokio::task::spawn_blocking(move || asking.client().fetch_metadata(Some(&topic), KAFKA_DEADLINE)).await?;
@@ -245,7 +245,7 @@ async fn until(due: Option<TokioInstant>) {
 
 /// Hands one event to the client, when it has room.
 async fn enqueue(
-    producer: &Producer,
+    producer: &FutureProducer<Log>,
     topic: &str,
     user: &str,
     encoded: &Encoded,

@@ -8,7 +8,6 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::KafkaResult,
     message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
-    producer::{FutureRecord, future_producer::DeliveryFuture},
 };
 use tokio::sync::mpsc;
 
@@ -20,7 +19,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    kafka::{self, Fatal, Log, Producer},
+    kafka::{self, Delivery, Fatal, Log, Producer, Record},
     settlement::{Permit, RecordRef},
 };
 
@@ -85,7 +84,7 @@ pub(super) fn producer(config: &Config) -> KafkaResult<Producer> {
     let mut properties = config.producer.clone();
     // A record that was small enough for its own topic must not fail here first; the topic decides.
     properties.set("message.max.bytes", "100000000");
-    properties.create_with_context(Log)
+    Producer::new(&properties)
 }
 
 /// Starts the task that writes dead letters; it ends with the last sender.
@@ -96,8 +95,7 @@ pub(super) fn start(topic: &str, producer: Producer, fatal: Fatal) -> DeadLetter
         let delivering = async {
             while let Some(letter) = letters.recv().await {
                 // Handed over here, so that letters keep their order unless one fails.
-                let attempt = producer.send_result(letter.record(&topic, &letter.headers(false), true));
-                let attempt = attempt.map_err(|(error, _)| error);
+                let attempt = producer.send(letter.record(&topic, &letter.headers(false), true));
                 let (producer, topic) = (producer.clone(), topic.clone());
                 tokio::spawn(async move {
                     letter.deliver(&producer, &topic, attempt).await;
@@ -110,15 +108,15 @@ pub(super) fn start(topic: &str, producer: Producer, fatal: Fatal) -> DeadLetter
 }
 
 impl DeadLetter {
-    fn record<'a>(&'a self, topic: &'a str, headers: &OwnedHeaders, with_value: bool) -> FutureRecord<'a, [u8], [u8]> {
-        let mut record = FutureRecord::to(topic).headers(headers.clone());
+    fn record<'a>(&'a self, topic: &'a str, headers: &OwnedHeaders, with_value: bool) -> Record<'a, [u8], [u8]> {
+        let mut record = Record::to(topic).headers(headers.clone());
         record.key = self.message.key();
         record.payload = self.message.payload().filter(|_| with_value);
         record
     }
 
     /// Waits for Kafka's word on the first attempt, and makes others until it is yes.
-    async fn deliver(self, producer: &Producer, topic: &str, first: KafkaResult<DeliveryFuture>) {
+    async fn deliver(self, producer: &Producer, topic: &str, first: KafkaResult<Delivery>) {
         let (partition, offset) = (self.message.partition(), self.message.offset());
         tracing::warn!(partition, offset, reason = self.reason.as_str(), detail = self.detail, "dead letter");
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
@@ -141,7 +139,7 @@ impl DeadLetter {
                 }
             }
             let record = self.record(topic, &self.headers(!with_value), with_value);
-            attempt = producer.send_result(record).map_err(|(error, _)| error);
+            attempt = producer.send(record);
         }
         metric::dead_letter(self.reason);
         self.permit.settle();

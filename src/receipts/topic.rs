@@ -9,13 +9,12 @@ use prost::Message as _;
 use rdkafka::{
     ClientConfig,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    producer::FutureRecord,
 };
 
 use super::{Config, Outcome, metric};
 use crate::{
     backoff::Backoff,
-    kafka::{self, Log, Producer},
+    kafka::{self, Producer, Record},
     proto::{NotificationDelivered, NotificationState},
     receipt::Receipt,
     state::State,
@@ -34,7 +33,7 @@ pub(super) struct Topic {
 
 impl Topic {
     pub(super) fn new(config: &Config) -> KafkaResult<Self> {
-        let producer = properties(&config.producer).create_with_context(Log)?;
+        let producer = Producer::new(&properties(&config.producer))?;
         Ok(Self { producer, name: config.topic.clone(), is_troubled: AtomicBool::new(false) })
     }
 
@@ -102,8 +101,8 @@ impl Topic {
         let mut attempts = Vec::with_capacity(receipts.len());
         for receipt in receipts {
             let value = message(receipt).encode_to_vec();
-            let record = FutureRecord::<str, [u8]>::to(&self.name).key(&receipt.user).payload(&value);
-            let attempt = self.producer.send_result(record).map_err(|(error, _)| error);
+            let record = Record::<str, [u8]>::to(&self.name).key(&receipt.user).payload(&value);
+            let attempt = self.producer.send(record);
             let is_taken = attempt.is_ok();
             attempts.push(attempt);
             if !is_taken {
