@@ -23,6 +23,8 @@ use crate::harness::{
 
 /// Between two pieces of one attacker.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Between two of many connections of one attacker: at once they would be work of the kernel's, whoever asked for it.
+const APART: Duration = Duration::from_millis(2);
 
 /// What makes a request a WebSocket's handshake, besides the two headers that say so.
 const VERSION: (&str, &str) = ("Sec-WebSocket-Version", "13");
@@ -46,12 +48,13 @@ async fn a_thousand_half_open_connections() {
     let turn = async |attacker: &mut Attacker| {
         attacker.strike().await;
         let addr = attacker.addr;
-        let silent = async || {
+        let silent = async |n| {
+            tokio::time::sleep(APART * n).await;
             if let Ok(socket) = TcpStream::connect(addr).await {
                 converse(socket, b"").await;
             }
         };
-        join_all((0..250).map(|_| silent())).await;
+        join_all((0..250).map(silent)).await;
     };
     let attack = Attack::by(4).set("limits.handshake_deadline", "1s").set("limits.handshakes_max", 4000);
     attack.set("limits.handshakes_per_address", 1000).harms_nobody(turn).await;
