@@ -11,10 +11,13 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{client::EventConsumer, consumer::list};
-use crate::store::{
-    Error,
-    positions::{Known, LogName, Positions},
-    writer::Lost,
+use crate::{
+    ids::Incarnation,
+    store::{
+        Error,
+        positions::{Known, LogName, Positions},
+        writer::Lost,
+    },
 };
 
 /// How long to wait for a store that did not take positions.
@@ -91,6 +94,11 @@ impl Keeper {
     /// Blocks. What the store knows of these partitions, which are this process's from here on.
     pub(super) fn take(&self, partitions: &[i32]) -> Result<Vec<(i32, Known)>, Error> {
         self.wait(self.positions.take(self.log(), partitions))
+    }
+
+    /// Blocks. Who has which partition, as far as others can have any.
+    pub(super) fn owners(&self) -> Result<Vec<(i32, Option<Incarnation>)>, Error> {
+        self.wait(self.positions.owners(self.log()))
     }
 
     /// Blocks. Where taken partitions begin. What was noted before was of an earlier assignment.
