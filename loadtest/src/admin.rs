@@ -71,11 +71,6 @@ impl Page {
         });
         values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
     }
-
-    /// The value of one series, named as it stands on the page.
-    pub fn series(&self, series: &str) -> Option<f64> {
-        value_of(&self.0, series)
-    }
 }
 
 fn is_ok(answer: &str) -> bool {

@@ -8,7 +8,7 @@ use crate::admin::Admin;
 use crate::process::Process;
 
 /// Events that this node has passed to others.
-const FORWARDED: &str = "notifier_link_events_total{direction=\"sent\"}";
+const FORWARDED: (&str, &str) = ("notifier_link_events_total", "direction=\"sent\"");
 /// Sessions that this node has closed because they read or acknowledged too slowly.
 const SLOW: &str = "notifier_slow_consumers_total";
 /// Notifications that it has dropped because too much waited for their socket.
@@ -143,7 +143,7 @@ impl Gauge {
                 if let Some(Ok(page)) = page {
                     reading.lag = page.sum("notifier_ingest_lag_records");
                     reading.unsettled = page.sum("notifier_unsettled_events");
-                    reading.forwarded = page.series(FORWARDED);
+                    reading.forwarded = page.sum_with(FORWARDED.0, FORWARDED.1);
                     (reading.slow, reading.dropped) = (page.sum(SLOW), page.sum_with(DROPPED.0, DROPPED.1));
                     connections = page.sum("notifier_connections");
                 }

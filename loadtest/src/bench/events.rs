@@ -21,6 +21,7 @@ use crate::workload::{Generator, Users, micros, micros_of, new_run};
 
 /// Time for everybody to be ready before the first event is due.
 const LEAD: Duration = Duration::from_millis(500);
+
 /// Readings at the marks of a run, of those that it has come to.
 #[derive(Default)]
 struct Marks {

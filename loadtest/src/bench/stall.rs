@@ -22,16 +22,15 @@ pub fn figures(report: &mut Report, (before, after): (&Moment, &Moment), stalled
     report.value("stalled_unread_events", unread as f64);
     report.value("stalled_unread_kib_per_session", (unread * bytes as u64) as f64 / 1024.0 / stalled as f64);
     let (before, after) = (&before.server, &after.server);
-    for (name, difference) in [
+    for (name, less, more) in [
         // Who reads is not closed, or the run has a fault.
-        (
-            "stalled_sessions_closed",
-            before.connections().zip(after.connections()).map(|(before, after)| before - after),
-        ),
-        ("slow_consumers_closed", before.slow.zip(after.slow).map(|(before, after)| after - before)),
-        ("dropped_events", before.dropped.zip(after.dropped).map(|(before, after)| after - before)),
+        ("stalled_sessions_closed", after.connections(), before.connections()),
+        ("slow_consumers_closed", before.slow, after.slow),
+        ("dropped_events", before.dropped, after.dropped),
     ] {
-        difference.into_iter().for_each(|difference| report.value(name, difference));
+        if let (Some(less), Some(more)) = (less, more) {
+            report.value(name, more - less);
+        }
     }
 }
 
