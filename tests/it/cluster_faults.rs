@@ -7,7 +7,7 @@ mod services;
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Store, cluster::Cluster, node::Builder, traffic::Traffic};
+use crate::harness::{Feed, Store, cluster::Cluster, node::Builder, traffic::Traffic};
 
 const USERS: usize = 24;
 const PARTITIONS: i32 = 6;
@@ -24,7 +24,14 @@ async fn three() -> Cluster {
 }
 
 async fn three_with(store: Store, configure: impl Fn(usize, Builder) -> Builder) -> Cluster {
-    Cluster::start_with(3, PARTITIONS, store, configure).await
+    three_on(Feed::new(PARTITIONS).await, store, configure).await
+}
+
+/// At its end each script looks whether only owners have written.
+async fn three_on(feed: Feed, store: Store, configure: impl Fn(usize, Builder) -> Builder) -> Cluster {
+    let cluster = Cluster::start_on(feed, 3, store, configure).await;
+    cluster.store.watch_writers().await;
+    cluster
 }
 
 async fn traffic(cluster: &Cluster) -> Traffic {

@@ -224,6 +224,7 @@ impl Store {
         let writes = "select at, user_id, seq, replace(writer, 'notifier ', '') from watched_writes";
         let writes: Vec<(i64, String, i64, String)> =
             sqlx::query_as(writes).fetch_all(&mut session).await.expect("writes");
+        assert!(!writes.is_empty(), "nobody was seen to write");
         let writes = writes.into_iter().map(|(at, user, seq, writer)| (at, user, seq.unsigned_abs(), writer)).collect();
         Writers { takes, writes }
     }
