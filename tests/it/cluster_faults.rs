@@ -1,13 +1,14 @@
 //! What may happen to a cluster, one thing at a time, under light traffic: nothing that was accepted is lost, nothing
 //! comes twice or out of order on a connection, and whoever is connected to a good node stays connected.
 
+mod crashes;
 mod links;
 mod overload;
 mod services;
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Feed, Store, cluster::Cluster, node::Builder, traffic::Traffic};
+use crate::harness::{Feed, Store, cluster::Cluster, history::History, node::Builder, traffic::Traffic};
 
 const USERS: usize = 24;
 const PARTITIONS: i32 = 6;
@@ -32,6 +33,12 @@ async fn three_on(feed: Feed, store: Store, configure: impl Fn(usize, Builder) -
     let cluster = Cluster::start_on(feed, 3, store, configure).await;
     cluster.store.watch_writers().await;
     cluster
+}
+
+/// The same for a script whose traffic is its own.
+async fn only_owners_wrote(cluster: &Cluster) {
+    let history = History { writers: cluster.store.writers().await, ..History::default() };
+    assert_eq!(history.faults(), []);
 }
 
 async fn traffic(cluster: &Cluster) -> Traffic {
