@@ -5,6 +5,7 @@ mod crashes;
 mod links;
 mod overload;
 mod services;
+mod strangers;
 
 use std::time::{Duration, Instant};
 
