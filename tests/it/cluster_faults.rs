@@ -9,7 +9,9 @@ mod strangers;
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Feed, Store, cluster::Cluster, history::History, node::Builder, traffic::Traffic};
+use crate::harness::{
+    Feed, Store, cluster::Cluster, history::History, node::Builder, postgres::execute, traffic::Traffic,
+};
 
 const USERS: usize = 24;
 const PARTITIONS: i32 = 6;
@@ -189,6 +191,31 @@ async fn one_joins_while_another_leaves() {
     let left = cluster.nodes[0].take().finish(Duration::from_secs(60)).await;
     assert_eq!(left.code(), 0, "{left:?}");
     goes_on(&traffic).await;
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}
+
+/// It waits for the claims of a node that has died, and another node takes all of them before it.
+#[tokio::test]
+async fn one_joins_and_waits_for_claims_that_another_takes() {
+    let mut cluster = three().await;
+    let traffic = traffic(&cluster).await;
+    let mut locked = cluster.store.lock("shard_claims").await;
+    traffic.hurt(2);
+    cluster.nodes[2].kill();
+    let newcomer = cluster.builder().start_unready();
+    cluster.nodes.push(newcomer);
+    cluster.store.waits_to_take("n3").await;
+    // What a take of the other one would do, had it come first.
+    let take = "update shard_claims set epoch = epoch + 1, \
+                owner = (select incarnation from members where node_id = 'n1' and state = 1) \
+                where owner = (select incarnation from members where node_id = 'n2'); commit";
+    execute(&mut locked, take).await;
+    cluster.nodes[3].ready().await;
+    goes_on(&traffic).await;
+    for node in [0, 1, 3] {
+        assert!(cluster.nodes[node].is_running(), "{}", cluster.nodes[node].log());
+    }
     cluster.settled().await;
     traffic.check(&cluster).await;
 }
