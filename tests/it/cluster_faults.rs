@@ -1,13 +1,18 @@
 //! What may happen to a cluster, one thing at a time, under light traffic: nothing that was accepted is lost, nothing
 //! comes twice or out of order on a connection, and whoever is connected to a good node stays connected.
 
+mod crashes;
+mod drains;
 mod links;
 mod overload;
 mod services;
+mod strangers;
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Store, cluster::Cluster, node::Builder, traffic::Traffic};
+use crate::harness::{
+    Feed, Store, cluster::Cluster, history::History, node::Builder, postgres::execute, traffic::Traffic,
+};
 
 const USERS: usize = 24;
 const PARTITIONS: i32 = 6;
@@ -24,7 +29,20 @@ async fn three() -> Cluster {
 }
 
 async fn three_with(store: Store, configure: impl Fn(usize, Builder) -> Builder) -> Cluster {
-    Cluster::start_with(3, PARTITIONS, store, configure).await
+    three_on(Feed::new(PARTITIONS).await, store, configure).await
+}
+
+/// At its end each script looks whether only owners have written.
+async fn three_on(feed: Feed, store: Store, configure: impl Fn(usize, Builder) -> Builder) -> Cluster {
+    let cluster = Cluster::start_on(feed, 3, store, configure).await;
+    cluster.store.watch_writers().await;
+    cluster
+}
+
+/// The same for a script whose traffic is its own.
+async fn only_owners_wrote(cluster: &Cluster) {
+    let history = History { writers: cluster.store.writers().await, ..History::default() };
+    assert_eq!(history.faults(), []);
 }
 
 async fn traffic(cluster: &Cluster) -> Traffic {
@@ -174,6 +192,31 @@ async fn one_joins_while_another_leaves() {
     let left = cluster.nodes[0].take().finish(Duration::from_secs(60)).await;
     assert_eq!(left.code(), 0, "{left:?}");
     goes_on(&traffic).await;
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}
+
+/// It waits for the claims of a node that has died, and another node takes all of them before it.
+#[tokio::test]
+async fn one_joins_and_waits_for_claims_that_another_takes() {
+    let mut cluster = three().await;
+    let traffic = traffic(&cluster).await;
+    let mut locked = cluster.store.lock("shard_claims").await;
+    traffic.hurt(2);
+    cluster.nodes[2].kill();
+    let newcomer = cluster.builder().start_unready();
+    cluster.nodes.push(newcomer);
+    cluster.store.waits_to_take("n3").await;
+    // What a take of the other one would do, had it come first.
+    let take = "update shard_claims set epoch = epoch + 1, \
+                owner = (select incarnation from members where node_id = 'n1' and state = 1) \
+                where owner = (select incarnation from members where node_id = 'n2'); commit";
+    execute(&mut locked, take).await;
+    cluster.nodes[3].ready().await;
+    goes_on(&traffic).await;
+    for node in [0, 1, 3] {
+        assert!(cluster.nodes[node].is_running(), "{}", cluster.nodes[node].log());
+    }
     cluster.settled().await;
     traffic.check(&cluster).await;
 }

@@ -110,7 +110,6 @@ async fn two_that_do_not_reach_each_other_go_on_through_the_third() {
 #[tokio::test]
 async fn a_way_that_changes_again_and_again_under_load_reorders_nothing() {
     let (mut cluster, proxies) = with_proxies_between().await;
-    cluster.store.watch_writers().await;
     let traffic = Traffic::start_busy(&cluster, USERS).await;
     let caller = cluster.nodes[0].process().id();
     for _ in 0..3 {

@@ -4,7 +4,6 @@ use std::{future::Future, net::SocketAddr};
 
 use super::*;
 use crate::harness::{
-    Feed,
     broker::Broker,
     node::free_ports,
     postgres::{PrivatePostgres, Stop},
@@ -106,7 +105,6 @@ async fn the_store_fails_over_to_a_synchronous_standby() {
     let proxy = Proxy::to(SocketAddr::from(([127, 0, 0, 1], primary.port()))).await;
     let server = primary.url().replace(&primary.port().to_string(), &proxy.addr().port().to_string());
     let mut cluster = three_with(Store::on(server).await, |_, builder| builder).await;
-    cluster.store.watch_writers().await;
     let traffic = traffic(&cluster).await;
     primary.stop(Stop::Immediate).await;
     let failed = Instant::now();
@@ -154,7 +152,7 @@ async fn with_its_own_way_to_kafka() -> (Cluster, Broker, Proxy) {
     let configure = |node, builder: Builder| {
         if node == 2 { builder.set("kafka.brokers", detoured.to_string()) } else { builder }
     };
-    (Cluster::start_on(feed, 3, Store::postgres().await, configure).await, broker, proxy)
+    (three_on(feed, Store::postgres().await, configure).await, broker, proxy)
 }
 
 /// Its partitions wait, and it says so; its users and clients are served as before.

@@ -162,6 +162,19 @@ impl Store {
         .await;
     }
 
+    /// Waits until a take of that node's waits for shards that another session has locked.
+    pub async fn waits_to_take(&self, node: &str) {
+        let waiting = "select count(*) from pg_stat_activity a \
+                       join members m on a.application_name = 'notifier ' || m.incarnation \
+                       where m.node_id = $1 and a.wait_event_type = 'Lock' and a.query like '%update shard_claims%'";
+        let mut connection = self.session().await;
+        super::eventually("a take that waits", async || {
+            let waiting = sqlx::query_scalar::<_, i64>(waiting).bind(node).fetch_one(&mut connection);
+            (waiting.await.expect("an answer") > 0).then_some(())
+        })
+        .await;
+    }
+
     /// How many rows a table has.
     pub async fn count(&self, table: &str) -> i64 {
         let count = AssertSqlSafe(format!("select count(*) from {table}"));
@@ -224,6 +237,7 @@ impl Store {
         let writes = "select at, user_id, seq, replace(writer, 'notifier ', '') from watched_writes";
         let writes: Vec<(i64, String, i64, String)> =
             sqlx::query_as(writes).fetch_all(&mut session).await.expect("writes");
+        assert!(!writes.is_empty(), "nobody was seen to write");
         let writes = writes.into_iter().map(|(at, user, seq, writer)| (at, user, seq.unsigned_abs(), writer)).collect();
         Writers { takes, writes }
     }
