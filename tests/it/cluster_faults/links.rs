@@ -3,20 +3,40 @@
 use std::net::SocketAddr;
 
 use super::*;
-use crate::harness::{Node, node::free_ports, proxy::Proxy, wait::eventually};
+use crate::harness::{
+    Node,
+    node::free_ports,
+    proxy::{Proxy, Way},
+    wait::eventually,
+};
+
+/// Proxies over which three nodes reach each other, one before each.
+struct Between {
+    ports: [u16; 3],
+    proxies: Vec<Proxy>,
+}
+
+impl Between {
+    async fn new() -> Self {
+        let ports = free_ports::<3>();
+        let mut proxies = Vec::new();
+        for port in ports {
+            proxies.push(Proxy::to(SocketAddr::from(([127, 0, 0, 1], port))).await);
+        }
+        Self { ports, proxies }
+    }
+
+    fn configure(&self, node: usize, builder: Builder) -> Builder {
+        let builder = builder.set("cluster.listen", format!("127.0.0.1:{}", self.ports[node]));
+        builder.set("cluster.advertise", self.proxies[node].addr().to_string())
+    }
+}
 
 /// A cluster whose nodes reach each other over proxies, one before each.
 async fn with_proxies_between() -> (Cluster, Vec<Proxy>) {
-    let ports = free_ports::<3>();
-    let mut proxies = Vec::new();
-    for port in ports {
-        proxies.push(Proxy::to(SocketAddr::from(([127, 0, 0, 1], port))).await);
-    }
-    let configure = |node: usize, builder: Builder| {
-        let builder = builder.set("cluster.listen", format!("127.0.0.1:{}", ports[node]));
-        builder.set("cluster.advertise", proxies[node].addr().to_string())
-    };
-    (three_with(Store::postgres().await, configure).await, proxies)
+    let between = Between::new().await;
+    let cluster = three_with(Store::postgres().await, |node, builder| between.configure(node, builder)).await;
+    (cluster, between.proxies)
 }
 
 #[tokio::test]
@@ -144,4 +164,58 @@ async fn a_third_that_dies_is_missed_until_the_two_reach_each_other() {
     goes_on(&traffic).await;
     cluster.settled().await;
     traffic.check(&cluster).await;
+}
+
+/// How late the frames of a former owner come.
+const LATE: Duration = Duration::from_secs(3);
+
+/// Notifications in what one node has said to another: their users and numbers.
+fn notifications(bytes: &[u8]) -> Vec<(String, u64)> {
+    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
+    let text = String::from_utf8_lossy(bytes);
+    let mut pieces = text.split("{\"n\":");
+    let mut before = pieces.next().unwrap_or_default();
+    let mut found = Vec::new();
+    for behind in pieces {
+        // One that is cut in two has its user elsewhere.
+        if let (Some(user), Ok(n)) = (before.split("user-").nth(1), digits(behind).parse()) {
+            found.push((format!("user-{}", digits(user)), n));
+        }
+        before = behind;
+    }
+    found
+}
+
+/// The last node leaves, and what it says to the middle one comes late: clients there are served by another one for long
+/// when its last frames come.
+#[tokio::test]
+async fn frames_of_a_former_owner_that_come_3_s_late_reach_nobody() {
+    let between = Between::new().await;
+    // Nobody listens to who has left: its own clients' goodbyes take longer than its last frames.
+    let configure = |node, builder| {
+        between.configure(node, builder).set("drain.goodbyes_per_second", if node == 2 { 4 } else { 500 })
+    };
+    let mut cluster = three_with(Store::postgres().await, configure).await;
+    cluster.store.watch_writers().await;
+    let traffic = Traffic::start_busy(&cluster, 2 * USERS).await;
+    let middle = cluster.nodes[1].process().id();
+    between.proxies[2].delay_for(middle, Way::Back, LATE);
+    traffic.flow(LATE + CALM).await;
+    traffic.hurt(2);
+    let leaving = cluster.nodes[2].take();
+    leaving.signal("TERM");
+    let left = leaving.finish(Duration::from_secs(60)).await;
+    assert_eq!(left.code(), 0, "{left:?}");
+    goes_on(&traffic).await;
+    cluster.settled().await;
+    let checked = traffic.check(&cluster).await;
+    let (mut all, mut needless) = (0, 0);
+    for late in between.proxies[2].came_late() {
+        for (user, n) in notifications(&late.bytes) {
+            all += 1;
+            needless += usize::from(checked.had(&user, n).is_some_and(|had| had < late.came));
+        }
+    }
+    println!("{all} notifications came late, {needless} of them when their clients had them from somebody else");
+    assert!(needless > 0, "of {all} notifications that came late, none came too late");
 }

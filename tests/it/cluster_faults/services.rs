@@ -172,3 +172,29 @@ async fn one_node_does_not_reach_kafka_for_a_while() {
     cluster.all_run("who does not reach Kafka lives");
     traffic.check(&cluster).await;
 }
+
+/// Whenever one of three is away, the two others lead its partitions.
+#[tokio::test]
+async fn each_of_three_brokers_is_restarted() {
+    let mut brokers = Broker::three().await;
+    let feed = Feed::on(&brokers[0].kafka(), PARTITIONS).await;
+    let mut cluster = Cluster::start_on(feed, 3, Store::postgres().await, |_, builder| builder).await;
+    let traffic = Traffic::start_busy(&cluster, USERS).await;
+    traffic.flow(CALM).await;
+    for (at, broker) in brokers.iter_mut().enumerate() {
+        let away = Instant::now();
+        // In good order, or not.
+        if at == 1 {
+            broker.stop().await;
+        } else {
+            broker.kill();
+        }
+        traffic.flows().await;
+        println!("without broker {}: everything came, within {:?}", at + 1, away.elapsed());
+        broker.start().await;
+    }
+    goes_on(&traffic).await;
+    cluster.all_run("a broker that is away ends nobody");
+    cluster.settled().await;
+    traffic.check(&cluster).await;
+}

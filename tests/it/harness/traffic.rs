@@ -243,6 +243,18 @@ impl Checked {
         println!("{what}: everybody has had something {silence:?} later");
         silence
     }
+
+    /// Since when all clients of a user have had an event. `None`: one has not.
+    pub fn had(&self, user: &str, n: u64) -> Option<Instant> {
+        let mut had: HashMap<usize, Option<Instant>> = HashMap::new();
+        for connection in self.0.connections.iter().filter(|connection| connection.user == user) {
+            let is_it = |saw: &Saw| matches!(saw, Saw::Notification { n: seen, .. } if *seen == n);
+            let first = connection.saw.iter().find(|(_, saw)| is_it(saw)).map(|(at, _)| *at);
+            let had = had.entry(connection.client).or_default();
+            *had = had.or(first);
+        }
+        had.into_values().collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
 }
 
 fn name(user: usize) -> String {
