@@ -41,6 +41,8 @@ pub struct Connection {
     pub user: String,
     /// `since`, or else the cursor that the node named.
     pub begins_after: u64,
+    /// What the node named.
+    pub cursor: u64,
     pub since: Instant,
     pub saw: Vec<(Instant, Saw)>,
 }
@@ -94,6 +96,8 @@ pub enum Fault {
     OutOfOrder { client: usize, user: String, seq: u64, after: u64 },
     /// A number came that the connection began after, or that was acknowledged on it.
     Acknowledged { client: usize, user: String, seq: u64, up_to: u64 },
+    /// A node named a lower cursor to a client than one had before.
+    CursorFell { client: usize, user: String, cursor: u64, named: u64 },
     /// Numbers were left out, and no gap said so.
     Skipped { client: usize, user: String, from: u64, to: u64 },
     /// A node that nothing happened to has ended a connection.
@@ -135,6 +139,7 @@ impl History {
                 }
             }
         }
+        self.check_cursors(&mut faults);
         let missing = self.missing(&self.written).into_iter();
         faults.extend(missing.map(|(client, user, n)| Fault::Lost { client, user, n }));
         self.check_rows(&durable, &mut faults);
@@ -208,6 +213,7 @@ impl History {
             | Fault::Acknowledged { client, seq, .. }
             | Fault::NotAsStored { client, seq, .. } => (*client, *seq),
             Fault::Skipped { client, from, .. } => (*client, *from),
+            Fault::CursorFell { client, cursor, .. } => (*client, *cursor),
             Fault::Closed { client, .. } => (*client, u64::MAX),
             _ => return,
         };
@@ -219,7 +225,21 @@ impl History {
             };
             let saw: Vec<_> =
                 connection.saw.iter().filter(near).map(|(at, saw)| (*at - connection.since, saw)).collect();
-            eprintln!("    connection after {}: {saw:?}", connection.begins_after);
+            let Connection { begins_after, cursor, .. } = connection;
+            eprintln!("    connection after {begins_after}, cursor {cursor}: {saw:?}");
+        }
+    }
+
+    /// A cursor is named once it is stored, so no later connection of the client may hear of a lower one, whoever owns
+    /// the user then. (What a client has acknowledged counts once it is stored: the node that had heard it may die before.)
+    fn check_cursors(&self, faults: &mut Vec<Fault>) {
+        let mut highest: HashMap<usize, u64> = HashMap::new();
+        for Connection { client, user, cursor, .. } in &self.connections {
+            let named = highest.entry(*client).or_default();
+            if cursor < named {
+                faults.push(Fault::CursorFell { client: *client, user: user.clone(), cursor: *cursor, named: *named });
+            }
+            *named = (*named).max(*cursor);
         }
     }
 

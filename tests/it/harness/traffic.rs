@@ -338,6 +338,7 @@ impl Client {
                 client: self.me,
                 user: self.user.clone(),
                 begins_after: since.unwrap_or(cursor),
+                cursor,
                 since: Instant::now(),
                 saw: Vec::new(),
             });

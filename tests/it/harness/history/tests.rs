@@ -18,6 +18,7 @@ fn good() -> History {
         client,
         user: USER.into(),
         begins_after,
+        cursor: begins_after,
         since: at,
         saw: saw.into_iter().map(|saw| (at, saw)).collect(),
     };
@@ -118,6 +119,22 @@ fn nothing_comes_again_that_the_connection_began_after_or_that_was_acknowledged_
         history.connections[0].saw.insert(2, (Instant::now(), Saw::Acknowledged(3)));
     });
     assert_eq!(early, [again(3)]);
+}
+
+#[test]
+fn no_later_connection_of_a_client_may_hear_of_a_lower_cursor() {
+    // Whatever it says that it has seen.
+    let fell = |cursor, named| Fault::CursorFell { client: 0, user: user(), cursor, named };
+    let found = faults(|history| (history.connections[0].cursor, history.connections[1].cursor) = (2, 1));
+    assert_eq!(found, [fell(1, 2)]);
+    let found = faults(|history| {
+        let ended = Connection { cursor: 3, saw: Vec::new(), ..history.connections[1].clone() };
+        let next = Connection { cursor: 1, saw: Vec::new(), ..history.connections[1].clone() };
+        history.connections.extend([ended, next]);
+    });
+    assert_eq!(found, [fell(1, 3)]);
+    let other = faults(|history| (history.connections[1].cursor, history.connections[2].cursor) = (3, 0));
+    assert_eq!(other, [], "another client has a cursor of its own");
 }
 
 #[test]
