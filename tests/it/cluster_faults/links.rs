@@ -1,22 +1,13 @@
 //! Nodes that do not reach each other.
 
-use std::net::SocketAddr;
-
 use super::*;
-use crate::harness::{Node, node::free_ports, proxy::Proxy, wait::eventually};
+use crate::harness::{Node, proxy::Proxy, wait::eventually, ways::Links};
 
 /// A cluster whose nodes reach each other over proxies, one before each.
 async fn with_proxies_between() -> (Cluster, Vec<Proxy>) {
-    let ports = free_ports::<3>();
-    let mut proxies = Vec::new();
-    for port in ports {
-        proxies.push(Proxy::to(SocketAddr::from(([127, 0, 0, 1], port))).await);
-    }
-    let configure = |node: usize, builder: Builder| {
-        let builder = builder.set("cluster.listen", format!("127.0.0.1:{}", ports[node]));
-        builder.set("cluster.advertise", proxies[node].addr().to_string())
-    };
-    (three_with(Store::postgres().await, configure).await, proxies)
+    let links = Links::of(3).await;
+    let cluster = three_with(Store::postgres().await, |node, builder| links.before(node, builder)).await;
+    (cluster, links.to)
 }
 
 #[tokio::test]
@@ -70,7 +61,7 @@ async fn a_node_that_nobody_reaches_and_that_reaches_others_is_replaced_and_ends
     let traffic = traffic(&cluster).await;
     traffic.hurt(2);
     proxies[2].freeze(true);
-    is_replaced(&mut cluster, traffic, "nobody reached a node").await;
+    is_replaced(&mut cluster, traffic, LONG_SILENCE, "nobody reached a node").await;
 }
 
 /// How many of a node's links go through a third one.
@@ -102,8 +93,8 @@ async fn two_that_do_not_reach_each_other_go_on_through_the_third() {
         through_others(&cluster.nodes[node], 0.0).await;
     }
     goes_on(&traffic).await;
-    let silence = traffic.check(&cluster).await.silence_after("two nodes did not reach each other", cut);
-    assert!(silence < SILENCE);
+    let what = "two nodes did not reach each other";
+    traffic.check(&cluster).await.is_silent_for_less_than(LONG_SILENCE, what, cut);
 }
 
 /// Each change of the way finds events and frames on it.

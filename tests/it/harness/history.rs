@@ -85,6 +85,23 @@ pub struct Row {
     pub n: u64,
 }
 
+/// What a durable event took to a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Delay {
+    pub client: usize,
+    pub n: u64,
+    pub written: Instant,
+    pub seen: Instant,
+    /// When the connection ended.
+    pub closed: Option<Instant>,
+}
+
+impl Delay {
+    pub fn took(&self) -> Duration {
+        self.seen.saturating_duration_since(self.written)
+    }
+}
+
 /// What was promised and is not so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -292,6 +309,24 @@ impl History {
     }
 }
 
+impl History {
+    /// Of each durable event, what it took to each connection that was there when it was written.
+    pub fn delays(&self) -> Vec<Delay> {
+        let written = self.written.iter().filter(|event| event.durable);
+        let written: HashMap<_, _> = written.map(|event| ((event.user.as_str(), event.n), event.at)).collect();
+        let mut delays = Vec::new();
+        for connection in &self.connections {
+            let (client, closed) = (connection.client, connection.closed());
+            for (seen, saw) in &connection.saw {
+                let Saw::Notification { seq: Some(_), n, .. } = saw else { continue };
+                let written = written.get(&(connection.user.as_str(), *n)).filter(|at| **at > connection.since);
+                delays.extend(written.map(|written| Delay { client, n: *n, written: *written, seen: *seen, closed }));
+            }
+        }
+        delays
+    }
+}
+
 impl Writers {
     fn check(&self, faults: &mut Vec<Fault>) {
         let mut owners: BTreeMap<i32, BTreeMap<i64, Option<&String>>> = BTreeMap::new();
@@ -312,8 +347,11 @@ impl Writers {
 
 impl Connection {
     fn spans(&self, moment: Instant) -> bool {
-        let closed = self.saw.iter().any(|(_, saw)| matches!(saw, Saw::Closed { .. }));
-        self.since < moment && !closed
+        self.since < moment && self.closed().is_none()
+    }
+
+    fn closed(&self) -> Option<Instant> {
+        self.saw.iter().find(|(_, saw)| matches!(saw, Saw::Closed { .. })).map(|(at, _)| *at)
     }
 
     fn check(&self, rows: &HashMap<(&str, u64), &Row>, faults: &mut Vec<Fault>) {

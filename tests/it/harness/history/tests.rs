@@ -192,6 +192,21 @@ fn who_writes_and_is_not_the_owner_is_found() {
 }
 
 #[test]
+fn a_delay_is_what_an_event_took_to_a_connection_that_was_there() {
+    let mut history = good();
+    let at = history.connections[0].since + Duration::from_secs(1);
+    history.written.push(Written { user: user(), n: 4, durable: true, at });
+    let seen = at + Duration::from_millis(700);
+    let saw = (seen, Saw::Notification { seq: Some(4), n: 4, id: "id4".into() });
+    // One came back later.
+    history.connections[1].since = at + Duration::from_millis(1);
+    history.connections[1].saw.push(saw.clone());
+    history.connections[2].saw.push(saw);
+    let [delay] = history.delays()[..] else { panic!("{:?}", history.delays()) };
+    assert_eq!((delay.client, delay.n, delay.took(), delay.closed), (1, 4, Duration::from_millis(700), None));
+}
+
+#[test]
 fn silence_is_measured_where_the_connection_has_stayed() {
     let mut history = good();
     let fault = history.connections[0].since + Duration::from_secs(1);
