@@ -21,7 +21,8 @@ const SILENCE: Duration = Duration::from_secs(2).saturating_add(MARGIN);
 /// 5 s are promised where a node does not answer, and to the one that is left of several whose hosts say that nothing
 /// listens there.
 const LONG_SILENCE: Duration = Duration::from_secs(5).saturating_add(MARGIN);
-/// 15 s are promised when whoever takes over has only the store's word for it.
+/// 15 s are promised when whoever takes over has only the store's word for it. The same where no number is promised: for
+/// another way to a node that cannot be reached, and while the store fails over.
 const LONGEST_SILENCE: Duration = Duration::from_secs(15);
 /// A node that finds itself dead ends within 3 s; the rest is for a busy machine.
 const END: Duration = Duration::from_secs(5);

@@ -94,7 +94,7 @@ async fn two_that_do_not_reach_each_other_go_on_through_the_third() {
     }
     goes_on(&traffic).await;
     let what = "two nodes did not reach each other";
-    traffic.check(&cluster).await.is_silent_for_less_than(LONG_SILENCE, what, cut);
+    traffic.check(&cluster).await.is_silent_for_less_than(LONGEST_SILENCE, what, cut);
 }
 
 /// Each change of the way finds events and frames on it.

@@ -376,7 +376,8 @@ impl Client {
         };
         let shared = self.shared.clone();
         let note = |saw| shared.history.lock().connections[index].saw.push((Instant::now(), saw));
-        let mut acknowledged = 0;
+        // Only what has come on this connection: what it had before may be on its way again.
+        let (mut seen_here, mut acknowledged) = (0, 0);
         let is_socket = matches!(self.carrier, Carrier::WebSocketJson | Carrier::WebSocketProtobuf);
         let every = if is_socket { ACKNOWLEDGED } else { ACKNOWLEDGED_BY_REQUEST };
         loop {
@@ -392,6 +393,7 @@ impl Client {
                     if let Some(seq) = seq {
                         let seen = self.last.as_ref().map_or(0, |(_, seen)| *seen);
                         self.last = Some((epoch.clone(), seen.max(seq)));
+                        seen_here = seen_here.max(seq);
                         if seq % every == 0 {
                             note(Saw::Acknowledged(seq));
                             socket.ack_unheard(seq).await;
@@ -405,10 +407,10 @@ impl Client {
                     return note(Saw::Closed { code, excused });
                 }
                 Step::Nothing => {
-                    if let Some(seq) = self.last.as_ref().map(|(_, seq)| *seq).filter(|seq| *seq > acknowledged) {
-                        note(Saw::Acknowledged(seq));
-                        socket.ack_unheard(seq).await;
-                        acknowledged = seq;
+                    if seen_here > acknowledged {
+                        note(Saw::Acknowledged(seen_here));
+                        socket.ack_unheard(seen_here).await;
+                        acknowledged = seen_here;
                     }
                 }
             }
