@@ -19,8 +19,16 @@ const PARTITIONS: i32 = 6;
 
 /// Before anything happens, and before the traffic ends.
 const CALM: Duration = Duration::from_secs(1);
-/// How long a killed node's users may hear nothing, on a machine that does something else.
-const SILENCE: Duration = Duration::from_secs(15);
+/// For a machine that runs random schedules beside this, and since a user gets something three times a second only.
+const MARGIN: Duration = Duration::from_secs(6);
+/// How long users of a killed node may hear nothing: 2 s are promised where most of the others see it.
+const SILENCE: Duration = Duration::from_secs(2).saturating_add(MARGIN);
+/// 5 s are promised where a node does not answer, and to the one that is left of several whose hosts say that nothing
+/// listens there.
+const LONG_SILENCE: Duration = Duration::from_secs(5).saturating_add(MARGIN);
+/// 15 s are promised when whoever takes over has only the store's word for it. The same where no number is promised: for
+/// another way to a node that cannot be reached, and while the store fails over.
+const LONGEST_SILENCE: Duration = Duration::from_secs(15);
 /// A node that finds itself dead ends within 3 s; the rest is for a busy machine.
 const END: Duration = Duration::from_secs(5);
 
@@ -58,15 +66,14 @@ async fn goes_on(traffic: &Traffic) {
 }
 
 /// The last node, which was cut off just now, ends, and the others go on in its place.
-async fn is_replaced(cluster: &mut Cluster, traffic: Traffic, what: &str) {
+async fn is_replaced(cluster: &mut Cluster, traffic: Traffic, bound: Duration, what: &str) {
     let cut = Instant::now();
     let ended = cluster.nodes[2].take().finish(Duration::from_secs(45)).await;
     println!("it ended {:?} after the cut", cut.elapsed());
     assert_eq!(ended.code(), 3, "{ended:?}");
     goes_on(&traffic).await;
     cluster.settled().await;
-    let silence = traffic.check(cluster).await.silence_after(what, cut);
-    assert!(silence < SILENCE);
+    traffic.check(cluster).await.is_silent_for_less_than(bound, what, cut);
 }
 
 #[tokio::test]
@@ -78,8 +85,7 @@ async fn a_node_is_killed() {
     cluster.nodes[2].kill();
     goes_on(&traffic).await;
     cluster.settled().await;
-    let silence = traffic.check(&cluster).await.silence_after("a node was killed", killed);
-    assert!(silence < SILENCE);
+    traffic.check(&cluster).await.is_silent_for_less_than(SILENCE, "a node was killed", killed);
 }
 
 /// What it had read was not stored, and what it had begun to write comes late or not at all.
@@ -110,8 +116,7 @@ async fn two_of_three_are_killed_at_once() {
     }
     goes_on(&traffic).await;
     cluster.settled().await;
-    let silence = traffic.check(&cluster).await.silence_after("two nodes were killed", killed);
-    assert!(silence < SILENCE);
+    traffic.check(&cluster).await.is_silent_for_less_than(LONG_SILENCE, "two nodes were killed", killed);
 }
 
 #[tokio::test]
@@ -137,8 +142,7 @@ async fn a_node_that_stands_still_for_half_a_minute_ends_and_has_written_nothing
     let ended = cluster.nodes[2].take().finish(END * 4).await;
     let lasted = thawed.elapsed();
     goes_on(&traffic).await;
-    let silence = traffic.check(&cluster).await.silence_after("a node stood still", frozen);
-    assert!(silence < SILENCE);
+    traffic.check(&cluster).await.is_silent_for_less_than(LONG_SILENCE, "a node stood still", frozen);
     assert_eq!(ended.code(), 3, "{ended:?}");
     assert!(lasted < END, "it ended {lasted:?} after it ran again: {ended:?}");
 }
@@ -150,10 +154,11 @@ async fn a_node_is_killed_while_it_drains() {
     traffic.hurt(1);
     cluster.nodes[1].process().signal("TERM");
     traffic.flow(Duration::from_millis(100)).await;
+    let killed = Instant::now();
     cluster.nodes[1].kill();
     goes_on(&traffic).await;
     cluster.settled().await;
-    traffic.check(&cluster).await;
+    traffic.check(&cluster).await.is_silent_for_less_than(SILENCE, "a node was killed while it drained", killed);
 }
 
 #[tokio::test]
@@ -161,13 +166,14 @@ async fn a_node_that_is_killed_comes_back_at_once_under_its_name() {
     let mut cluster = three().await;
     let traffic = traffic(&cluster).await;
     traffic.hurt(1);
+    let killed = Instant::now();
     cluster.nodes[1].kill();
     cluster.nodes[1].start_again();
     cluster.nodes[1].ready().await;
     traffic.well(1);
     goes_on(&traffic).await;
     cluster.settled().await;
-    traffic.check(&cluster).await;
+    traffic.check(&cluster).await.is_silent_for_less_than(SILENCE, "a node was killed and came back", killed);
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ type NewDevices<'a> = BTreeMap<(&'a UserId, &'a DeviceId), i64>;
 /// Where a device of a user starts.
 type Start = (String, String, i64);
 
+/// A claim that was found, or a device that is kept now: its user, itself, its cursor, and whether its user has too many.
+type Seen = (Option<i32>, Option<String>, Option<String>, Option<i64>, Option<bool>);
+
 impl PostgresStore {
     pub(super) async fn open_logs(&self, opening: &[Opening]) -> Result<Vec<Opened>, Error> {
         let users: Vec<&str> = opening.iter().map(|one| &*one.user).collect();
@@ -51,20 +54,19 @@ impl PostgresStore {
             return Ok(Vec::new());
         }
         let fence = self.fence_held(new.keys().map(|(user, _)| *user)).await?;
-        let seen: Vec<(Option<i32>, Option<String>, Option<String>, Option<i64>, Option<bool>)> =
-            ask!(self.reads, |connection| {
-                sqlx::query_as(queries::NEW_DEVICES)
-                    .bind(fence.shards())
-                    .bind(&fence.epochs)
-                    .bind(&self.owner)
-                    .bind(fence.shard_of())
-                    .bind(new.keys().map(|(user, _)| &***user).collect::<Vec<_>>())
-                    .bind(new.keys().map(|(_, device)| &***device).collect::<Vec<_>>())
-                    .bind(new.values().copied().collect::<Vec<_>>())
-                    .bind(unix_millis_now())
-                    .bind(DEVICES_PER_USER_MAX)
-                    .fetch_all(connection)
-            })?;
+        let seen: Vec<Seen> = ask!(self.reads, |connection| {
+            sqlx::query_as(queries::NEW_DEVICES)
+                .bind(fence.shards())
+                .bind(&fence.epochs)
+                .bind(&self.owner)
+                .bind(fence.shard_of())
+                .bind(new.keys().map(|(user, _)| &***user).collect::<Vec<_>>())
+                .bind(new.keys().map(|(_, device)| &***device).collect::<Vec<_>>())
+                .bind(new.values().copied().collect::<Vec<_>>())
+                .bind(unix_millis_now())
+                .bind(DEVICES_PER_USER_MAX)
+                .fetch_all(connection)
+        })?;
         self.check_fence(&fence, seen.iter().filter_map(|row| row.0)).await?;
         let (mut starts, mut have_many) = (Vec::with_capacity(new.len()), BTreeSet::new());
         for (_, user, device, cursor, has_many) in seen {

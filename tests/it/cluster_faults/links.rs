@@ -1,42 +1,18 @@
 //! Nodes that do not reach each other.
 
-use std::net::SocketAddr;
-
 use super::*;
 use crate::harness::{
     Node,
-    node::free_ports,
     proxy::{Proxy, Way},
     wait::eventually,
+    ways::Links,
 };
-
-/// Proxies over which three nodes reach each other, one before each.
-struct Between {
-    ports: [u16; 3],
-    proxies: Vec<Proxy>,
-}
-
-impl Between {
-    async fn new() -> Self {
-        let ports = free_ports::<3>();
-        let mut proxies = Vec::new();
-        for port in ports {
-            proxies.push(Proxy::to(SocketAddr::from(([127, 0, 0, 1], port))).await);
-        }
-        Self { ports, proxies }
-    }
-
-    fn configure(&self, node: usize, builder: Builder) -> Builder {
-        let builder = builder.set("cluster.listen", format!("127.0.0.1:{}", self.ports[node]));
-        builder.set("cluster.advertise", self.proxies[node].addr().to_string())
-    }
-}
 
 /// A cluster whose nodes reach each other over proxies, one before each.
 async fn with_proxies_between() -> (Cluster, Vec<Proxy>) {
-    let between = Between::new().await;
-    let cluster = three_with(Store::postgres().await, |node, builder| between.configure(node, builder)).await;
-    (cluster, between.proxies)
+    let links = Links::of(3).await;
+    let cluster = three_with(Store::postgres().await, |node, builder| links.before(node, builder)).await;
+    (cluster, links.to)
 }
 
 #[tokio::test]
@@ -90,7 +66,7 @@ async fn a_node_that_nobody_reaches_and_that_reaches_others_is_replaced_and_ends
     let traffic = traffic(&cluster).await;
     traffic.hurt(2);
     proxies[2].freeze(true);
-    is_replaced(&mut cluster, traffic, "nobody reached a node").await;
+    is_replaced(&mut cluster, traffic, LONG_SILENCE, "nobody reached a node").await;
 }
 
 /// How many of a node's links go through a third one.
@@ -122,8 +98,8 @@ async fn two_that_do_not_reach_each_other_go_on_through_the_third() {
         through_others(&cluster.nodes[node], 0.0).await;
     }
     goes_on(&traffic).await;
-    let silence = traffic.check(&cluster).await.silence_after("two nodes did not reach each other", cut);
-    assert!(silence < SILENCE);
+    let what = "two nodes did not reach each other";
+    traffic.check(&cluster).await.is_silent_for_less_than(LONGEST_SILENCE, what, cut);
 }
 
 /// Each change of the way finds events and frames on it.
@@ -190,16 +166,14 @@ fn notifications(bytes: &[u8]) -> Vec<(String, u64)> {
 /// when its last frames come.
 #[tokio::test]
 async fn frames_of_a_former_owner_that_come_3_s_late_reach_nobody() {
-    let between = Between::new().await;
+    let links = Links::of(3).await;
     // Nobody listens to who has left: its own clients' goodbyes take longer than its last frames.
-    let configure = |node, builder| {
-        between.configure(node, builder).set("drain.goodbyes_per_second", if node == 2 { 4 } else { 500 })
-    };
+    let configure =
+        |node, builder| links.before(node, builder).set("drain.goodbyes_per_second", if node == 2 { 4 } else { 500 });
     let mut cluster = three_with(Store::postgres().await, configure).await;
-    cluster.store.watch_writers().await;
     let traffic = Traffic::start_busy(&cluster, 2 * USERS).await;
     let middle = cluster.nodes[1].process().id();
-    between.proxies[2].delay_for(middle, Way::Back, LATE);
+    links.to[2].delay_for(middle, Way::Back, LATE);
     traffic.flow(LATE + CALM).await;
     traffic.hurt(2);
     let leaving = cluster.nodes[2].take();
@@ -210,7 +184,7 @@ async fn frames_of_a_former_owner_that_come_3_s_late_reach_nobody() {
     cluster.settled().await;
     let checked = traffic.check(&cluster).await;
     let (mut all, mut needless) = (0, 0);
-    for late in between.proxies[2].came_late() {
+    for late in links.to[2].came_late() {
         for (user, n) in notifications(&late.bytes) {
             all += 1;
             needless += usize::from(checked.had(&user, n).is_some_and(|had| had < late.came));
