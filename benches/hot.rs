@@ -4,6 +4,7 @@
 //! `cargo bench --bench hot` measures; `cargo test --release --bench hot` only looks that everything works.
 
 use std::hint::black_box;
+use std::num::NonZeroU8;
 use std::sync::Arc;
 
 use divan::{Bencher, counter::ItemsCount};
@@ -13,7 +14,10 @@ use notifier::ingest::decode::{CLOUDEVENTS_EVENT_TYPE, Decoder, Record};
 use notifier::ingest::ledger::{Credits, Ledger};
 use notifier::session::window::{self, Window};
 use notifier::user::limiter::{Limit, Limiter, Limits};
-use notifier::{placement, proto, wire};
+use notifier::{
+    placement::{self, assignment},
+    proto, wire,
+};
 use prost::Message as _;
 use tokio::time::Instant;
 
@@ -164,4 +168,14 @@ fn ledger_read_and_settle(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn placement_of_a_user(bencher: Bencher<'_, '_>) {
     bencher.bench(|| placement::shard(black_box("user-4711"), 1024));
+}
+
+/// Who should own each of the 1,024 shards: what every node computes whenever the members change.
+#[divan::bench(args = [3, 20])]
+fn placement_of_all_shards(bencher: Bencher<'_, '_>, nodes: usize) {
+    let names: Vec<String> = (0..nodes).map(|number| format!("node-{number}")).collect();
+    let candidate = |id| assignment::Candidate { id, weight: NonZeroU8::MIN };
+    let candidates: Vec<_> = names.iter().map(|name| candidate(name.as_str())).collect();
+    assert_eq!(assignment::shards(&candidates, 1024).len(), 1024);
+    bencher.bench(|| assignment::shards(black_box(&candidates), 1024));
 }

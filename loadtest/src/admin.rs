@@ -60,16 +60,16 @@ pub struct Page(String);
 impl Page {
     /// The values of all series of this name together; `None` when there is none.
     pub fn sum(&self, name: &str) -> Option<f64> {
+        self.sum_with(name, "")
+    }
+
+    /// The same of those series only that have this label, as it stands on the page.
+    pub fn sum_with(&self, name: &str, label: &str) -> Option<f64> {
         let values = self.0.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']))?;
+            let rest = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']) && rest.contains(label))?;
             rest.rsplit(' ').next()?.parse::<f64>().ok()
         });
         values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
-    }
-
-    /// The value of one series, named as it stands on the page.
-    pub fn series(&self, series: &str) -> Option<f64> {
-        value_of(&self.0, series)
     }
 }
 
@@ -94,6 +94,7 @@ mod tests {
         assert_eq!(value_of(page, "events"), None);
         assert_eq!(value_of(page, "users"), None);
         let page = Page(page.to_owned());
+        assert_eq!(page.sum_with("events", "outcome=\"away\""), Some(5.0));
         assert_eq!((page.sum("events"), page.sum("users_active"), page.sum("users")), (Some(17.0), Some(3.0), None));
     }
 

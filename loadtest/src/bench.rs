@@ -5,9 +5,11 @@
 
 mod away;
 mod connect;
+mod costs;
 mod events;
 mod fault;
 mod sampler;
+mod stall;
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,7 @@ use crate::report::Report;
 use crate::results::{Phase, Point, Run};
 use crate::scenario::{Layout, Scenario};
 use crate::target::{self, Args, Kind, Target};
-use crate::workers::Workers;
+use crate::workers::{Outcome, Workers};
 use sampler::Sampler;
 
 /// How long one look at the clients takes.
@@ -145,6 +147,15 @@ impl Bench<'_> {
         let why = format!("{error:#}");
         report.fault(format!("ended early, so these figures are partial: {why}"));
         self.broken = Some(why);
+    }
+
+    /// What the clients saw, as far as they can still say it.
+    fn outcome(&mut self, report: &mut Report) -> Result<Outcome> {
+        let mut outcome = self.workers.finish(self.broken.is_none())?;
+        if let Some(error) = outcome.incomplete.take().filter(|_| self.broken.is_none()) {
+            self.breaks(&error, report);
+        }
+        Ok(outcome)
     }
 
     fn note_failures(&self, report: &mut Report) {

@@ -104,7 +104,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (layout, _) = scenario.layouts().pop().context("no way to start it")?;
     let kind = args.target.target[0];
     args.target.check(&scenario, kind)?;
-    process::Process::current().check_descriptors("the server", scenario.sessions.count.most())?;
+    if args.target.starts_servers() {
+        fits(args, scenario.sessions.count.most(), process::Process::current().sockets_max()?)?;
+    }
     let mut target = args.target.start(&scenario, kind, layout)?;
     let mut run = Run::new(&scenario, kind.name(), 1);
     let mut found = Found { held: None, broke: None };
@@ -125,6 +127,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })?;
     println!("{}", answer(args, level, &report, found.broke.as_ref()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the highest level fits into the files that the server may open.
+fn fits(args: &Args, most: usize, sockets_max: usize) -> Result<()> {
+    let needed = most + process::SPARE_DESCRIPTORS as usize;
+    let option = if args.grow == Grow::Sessions { "--to" } else { "--sessions" };
+    ensure!(
+        most <= sockets_max,
+        "the highest level is {most} sessions, for which the server has to open {needed} files: {option} {sockets_max} is the \
+         most that fits, or raise the limit (`ulimit -n {needed}`) before"
+    );
+    Ok(())
 }
 
 fn climb(

@@ -30,7 +30,7 @@ struct CommonArgs {
     #[arg(long, value_name = "BIN")]
     notifier: PathBuf,
     /// Kafka's bootstrap servers
-    #[arg(long)]
+    #[arg(long, env = "NOTIFIER_LOADTEST_BROKERS")]
     brokers: String,
     /// How often each is measured
     #[arg(long, default_value_t = 3)]

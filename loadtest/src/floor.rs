@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long)]
     listen: SocketAddr,
     /// Kafka's bootstrap servers
-    #[arg(long)]
+    #[arg(long, env = "NOTIFIER_LOADTEST_BROKERS")]
     brokers: String,
     /// Events topic; all its partitions are consumed from their beginning
     #[arg(long)]

@@ -1,9 +1,11 @@
 //! Kafka as the generator needs it: a producer that counts its delivery reports, and fresh topics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
+use hdrhistogram::Histogram;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -13,6 +15,9 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext
 use rdkafka::{ClientContext, util::Timeout};
 use rustc_hash::FxBuildHasher;
 use std::hash::BuildHasher as _;
+
+use crate::latency::histogram;
+use crate::workload::micros;
 
 /// How long an administrative request or the last delivery reports may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,12 +38,20 @@ pub struct Producer {
     topic: String,
     partitions: Vec<i32>,
     sent: u64,
+    /// When the broker was given something to confirm, having confirmed all before; as all times here, on the clock of
+    /// `workload::micros`.
+    waits_since: u64,
 }
 
-#[derive(Default)]
 struct Reports {
     confirmed: AtomicU64,
     failed: AtomicU64,
+    /// When the last confirmation was seen.
+    last: AtomicU64,
+    /// The longest that one took so far.
+    slowest: AtomicU64,
+    /// From when each record was handed over until its confirmation was seen, in microseconds.
+    times: Mutex<Histogram<u64>>,
 }
 
 impl Topic {
@@ -85,7 +98,7 @@ impl Topic {
             .set("queue.buffering.max.messages", "1000000")
             .set("queue.buffering.max.kbytes", "1048576")
             .set("message.timeout.ms", PATIENCE.as_millis().to_string())
-            .create_with_context(Reports::default())?;
+            .create_with_context(Reports::new()?)?;
         let metadata = inner
             .client()
             .fetch_metadata(Some(&self.name), PATIENCE)
@@ -96,7 +109,7 @@ impl Topic {
             "topic {} is not there: create it first",
             self.name
         );
-        Ok(Producer { inner, topic: self.name.clone(), partitions: self.partitions.clone(), sent: 0 })
+        Ok(Producer { inner, topic: self.name.clone(), partitions: self.partitions.clone(), sent: 0, waits_since: 0 })
     }
 
     fn client(&self) -> ClientConfig {
@@ -110,7 +123,9 @@ impl Producer {
     /// Hands a record over, with the present time as its timestamp; waits while the queue is full.
     pub fn send(&mut self, key: &str, value: &[u8]) -> Result<()> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is before 1970")?;
-        let mut record = BaseRecord::to(&self.topic).key(key).payload(value).timestamp(now.as_millis() as i64);
+        let handed = micros();
+        let record = BaseRecord::with_opaque_to(&self.topic, handed as usize);
+        let mut record = record.key(key).payload(value).timestamp(now.as_millis() as i64);
         if !self.partitions.is_empty() {
             // All of a key in one, as Kafka's own choice would be.
             let hash = FxBuildHasher.hash_one(key);
@@ -125,10 +140,39 @@ impl Producer {
             record = back;
             self.inner.poll(Duration::from_millis(10));
         }
+        if self.unconfirmed() == 0 {
+            self.waits_since = handed;
+        }
         self.sent += 1;
         // A record stays in memory until its report is taken, and one look takes those of one batch.
         self.inner.poll(Duration::ZERO);
         Ok(())
+    }
+
+    /// Takes in confirmations for that long.
+    pub fn wait(&self, length: Duration) {
+        self.inner.poll(length);
+    }
+
+    /// Records that were handed over and are not confirmed.
+    pub fn unconfirmed(&self) -> u64 {
+        self.sent.saturating_sub(self.inner.context().confirmed.load(Ordering::Relaxed))
+    }
+
+    /// How long the broker keeps records waiting: the longest that a confirmation has taken, or the time since the last
+    /// one while some are due.
+    pub fn held_up(&self) -> Duration {
+        let reports = self.inner.context();
+        let silence = match self.unconfirmed() {
+            0 => 0,
+            _ => micros().saturating_sub(reports.last.load(Ordering::Relaxed).max(self.waits_since)),
+        };
+        Duration::from_micros(silence.max(reports.slowest.load(Ordering::Relaxed)))
+    }
+
+    /// From when each record was handed over until the broker had confirmed it, in microseconds.
+    pub fn confirmation_times(&self) -> Histogram<u64> {
+        self.inner.context().times.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until the broker has confirmed every record.
@@ -136,7 +180,7 @@ impl Producer {
     /// # Errors
     ///
     /// When some are not confirmed in time: then nothing measured with them can be trusted.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(&self) -> Result<()> {
         self.inner.flush(PATIENCE).context("records not flushed")?;
         let reports = self.inner.context();
         let confirmed = reports.confirmed.load(Ordering::Relaxed);
@@ -148,16 +192,29 @@ impl Producer {
     }
 }
 
+impl Reports {
+    fn new() -> Result<Self> {
+        let [confirmed, failed, last, slowest] = [0; 4].map(AtomicU64::new);
+        Ok(Self { confirmed, failed, last, slowest, times: Mutex::new(histogram()?) })
+    }
+}
+
 impl ClientContext for Reports {}
 
 impl ProducerContext for Reports {
-    type DeliveryOpaque = ();
+    /// When the record was handed over.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
-        let counter = match result {
-            Ok(_) => &self.confirmed,
-            Err(_) => &self.failed,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+    fn delivery(&self, result: &DeliveryResult<'_>, handed: usize) {
+        if result.is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let now = micros();
+        let time = now.saturating_sub(handed as u64);
+        self.confirmed.fetch_add(1, Ordering::Relaxed);
+        self.last.store(now, Ordering::Relaxed);
+        self.slowest.fetch_max(time, Ordering::Relaxed);
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(time);
     }
 }

@@ -8,7 +8,11 @@ use crate::admin::Admin;
 use crate::process::Process;
 
 /// Events that this node has passed to others.
-const FORWARDED: &str = "notifier_link_events_total{direction=\"sent\"}";
+const FORWARDED: (&str, &str) = ("notifier_link_events_total", "direction=\"sent\"");
+/// Sessions that this node has closed because they read or acknowledged too slowly.
+const SLOW: &str = "notifier_slow_consumers_total";
+/// Notifications that it has dropped because too much waited for their socket.
+const DROPPED: (&str, &str) = ("notifier_deliveries_total", "outcome=\"dropped\"");
 
 /// All servers of a run, and what each is read by.
 #[derive(Debug, Clone)]
@@ -42,6 +46,10 @@ pub struct Reading {
     pub unsettled: Option<f64>,
     /// Events that they have passed to each other.
     pub forwarded: Option<f64>,
+    /// Sessions that they have closed as slow.
+    pub slow: Option<f64>,
+    /// Notifications that they have dropped for want of room.
+    pub dropped: Option<f64>,
     pub each: Vec<Each>,
 }
 
@@ -135,7 +143,8 @@ impl Gauge {
                 if let Some(Ok(page)) = page {
                     reading.lag = page.sum("notifier_ingest_lag_records");
                     reading.unsettled = page.sum("notifier_unsettled_events");
-                    reading.forwarded = page.series(FORWARDED);
+                    reading.forwarded = page.sum_with(FORWARDED.0, FORWARDED.1);
+                    (reading.slow, reading.dropped) = (page.sum(SLOW), page.sum_with(DROPPED.0, DROPPED.1));
                     connections = page.sum("notifier_connections");
                 }
             }
@@ -146,6 +155,8 @@ impl Gauge {
                 reading.rss = of("process_resident_memory_bytes")? as u64;
                 reading.lag = page.sum("notifier_ingest_lag_records");
                 reading.unsettled = page.sum("notifier_unsettled_events");
+                (reading.slow, reading.dropped) = (page.sum(SLOW), page.sum_with(DROPPED.0, DROPPED.1));
+                connections = page.sum("notifier_connections");
             }
         }
         reading.each = vec![Each { cpu: reading.cpu, rss: reading.rss, connections }];
@@ -154,6 +165,11 @@ impl Gauge {
 }
 
 impl Reading {
+    /// Clients that are connected to them, of those that say so.
+    pub fn connections(&self) -> Option<f64> {
+        self.each.iter().filter_map(|each| each.connections).reduce(|a, b| a + b)
+    }
+
     fn add(&mut self, other: Self) {
         let sum = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).reduce(|a, b| a + b);
         self.cpu += other.cpu;
@@ -162,6 +178,8 @@ impl Reading {
         self.lag = sum(self.lag, other.lag);
         self.unsettled = sum(self.unsettled, other.unsettled);
         self.forwarded = sum(self.forwarded, other.forwarded);
+        self.slow = sum(self.slow, other.slow);
+        self.dropped = sum(self.dropped, other.dropped);
         self.each.extend(other.each);
     }
 }

@@ -26,6 +26,8 @@ pub struct Verdict {
     pub duplicates: u64,
     /// Events that arrived after a later one of the same user.
     pub reordered: u64,
+    /// Events that were sent to who reads nothing any more, and did not arrive.
+    pub unread: u64,
 }
 
 impl Verdict {
@@ -35,6 +37,7 @@ impl Verdict {
         self.lost += other.lost;
         self.duplicates += other.duplicates;
         self.reordered += other.reordered;
+        self.unread += other.unread;
     }
 }
 
@@ -73,15 +76,14 @@ impl Checker {
 
     /// Compares with how many events each user was sent. Only users who `read` can lose any.
     pub fn verdict(&self, sent: &[u32], read: impl Fn(usize) -> bool) -> Verdict {
-        let holes: usize = self.holes.iter().filter(|(user, _)| read(**user)).map(|(_, holes)| holes.len()).sum();
-        let never = sent.iter().zip(&self.next).enumerate().filter(|(user, _)| read(*user));
-        let never: u64 = never.map(|(_, (&sent, &next))| u64::from(sent.saturating_sub(next))).sum();
-        Verdict {
-            received: self.received,
-            lost: never + holes as u64,
-            duplicates: self.duplicates,
-            reordered: self.reordered,
+        let (mut lost, mut unread) = (0, 0);
+        let mut missing = |user, count| if read(user) { lost += count } else { unread += count };
+        self.holes.iter().for_each(|(user, holes)| missing(*user, holes.len() as u64));
+        for (user, (&sent, &next)) in sent.iter().zip(&self.next).enumerate() {
+            missing(user, u64::from(sent.saturating_sub(next)));
         }
+        let Self { received, duplicates, reordered, .. } = *self;
+        Verdict { received, lost, duplicates, reordered, unread }
     }
 }
 
@@ -99,7 +101,7 @@ mod tests {
 
     #[test]
     fn in_order_and_complete_is_clean() {
-        let expected = Verdict { received: 3, lost: 0, duplicates: 0, reordered: 0 };
+        let expected = Verdict { received: 3, ..Verdict::default() };
         assert_eq!(check(&[0, 1, 2], 3), expected);
     }
 
@@ -128,8 +130,9 @@ mod tests {
     fn who_does_not_read_loses_nothing() {
         let mut checker = Checker::new(2);
         checker.arrived(1, 1);
-        assert_eq!(checker.verdict(&[0, 5], |_| true).lost, 4);
-        assert_eq!(checker.verdict(&[0, 5], |user| user != 1).lost, 0);
+        let missing = |verdict: Verdict| (verdict.lost, verdict.unread);
+        assert_eq!(missing(checker.verdict(&[0, 5], |_| true)), (4, 0));
+        assert_eq!(missing(checker.verdict(&[0, 5], |user| user != 1)), (0, 4));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, se
 use crate::interrupt::Undo;
 
 /// Descriptors a process needs besides its sockets: libraries, logs, Kafka's connections.
-const SPARE_DESCRIPTORS: u64 = 200;
+pub const SPARE_DESCRIPTORS: u64 = 200;
 
 /// One process, by its id. Nothing is held: it may end at any time, and then every reading fails.
 #[derive(Debug, Clone, Copy)]

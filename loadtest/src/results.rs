@@ -1,9 +1,11 @@
 //! What runs came to: kept as JSON, compared, judged and shown.
 
 pub mod comparison;
+mod figures;
 pub mod page;
 pub mod ratios;
 pub mod slo;
+pub mod table;
 
 use std::fs;
 use std::path::Path;

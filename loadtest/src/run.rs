@@ -1,5 +1,6 @@
 //! `notifier-loadtest run`: scenarios on servers, in turns, and what became of them.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,7 +39,8 @@ pub struct Args {
     /// Of a backlog, and of events for users who are away: how many, instead of the scenario's
     #[arg(long)]
     events: Option<u64>,
-    /// How late the generator itself may be at its 99th percentile, instead of the scenario's
+    /// How late the generator itself may be at its 99th percentile, instead of the scenario's (and Kafka's confirmations,
+    /// if that is more than the scenario allows them)
     #[arg(long, value_parser = humantime::parse_duration)]
     lateness_max: Option<Duration>,
     /// Sessions of each process of clients
@@ -108,8 +110,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         for kind in &args.target.target {
             args.target.check(scenario, *kind)?;
         }
-        // The servers that are started inherit this process's limit.
-        process::Process::current().check_descriptors("the server", scenario.sessions_of_a_node())?;
+        // The servers that are started inherit this process's limit; one that runs has its own.
+        if args.target.starts_servers() {
+            process::Process::current().check_descriptors("the server", scenario.sessions_of_a_node())?;
+        }
     }
     let mut runs = Vec::new();
     for scenario in &scenarios {
@@ -170,7 +174,8 @@ fn save(args: &Args, runs: &[Run]) -> Result<()> {
         results.write(path)?;
     }
     if let Some(path) = &args.html {
-        fs::write(path, page::html(&results)?).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(path, page::html(&[(None, &results)])?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
@@ -185,13 +190,22 @@ pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
 
 /// Makes a page of files.
 pub fn page(args: &PageArgs) -> Result<ExitCode> {
-    let mut files = args.json.iter().map(|path| Results::read(path));
-    let mut all = files.next().context("no file")??;
-    for results in files {
-        all.runs.extend(results?.runs);
-    }
-    fs::write(&args.output, page::html(&all)?).with_context(|| format!("cannot write {}", args.output.display()))?;
+    let results: Vec<_> = args.json.iter().map(|path| Results::read(path)).collect::<Result<_>>()?;
+    let names = names(&args.json)?;
+    let files: Vec<_> = names.iter().map(|name| (names.len() > 1).then_some(name.as_str())).zip(&results).collect();
+    fs::write(&args.output, page::html(&files)?).with_context(|| format!("cannot write {}", args.output.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the files are called on a page: their names without the ending, or, where two would be the same, whole paths.
+fn names(paths: &[PathBuf]) -> Result<Vec<String>> {
+    let distinct = |names: Vec<String>| {
+        let different: HashSet<_> = names.iter().collect();
+        (different.len() == names.len()).then_some(names)
+    };
+    let stems = paths.iter().map(|path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+    let whole = || distinct(paths.iter().map(|path| path.display().to_string()).collect());
+    distinct(stems.collect()).or_else(whole).context("a file was given twice")
 }
 
 /// Lists the scenarios that come with the tool.
@@ -200,4 +214,17 @@ pub fn list() -> Result<ExitCode> {
         println!("{name:20}{}", Scenario::parse(name, text)?.question);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_told_apart_by_as_little_as_possible() {
+        let names = |paths: &[&str]| names(&paths.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(names(&["x/before.json", "y/after.json"]).unwrap(), ["before", "after"]);
+        assert_eq!(names(&["x/a.json", "y/a.json"]).unwrap(), ["x/a.json", "y/a.json"]);
+        assert!(names(&["a.json", "a.json"]).unwrap_err().to_string().contains("twice"));
+    }
 }

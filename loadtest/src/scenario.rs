@@ -89,6 +89,9 @@ pub struct Events {
     /// Later than this at the 99th percentile, the generator has not made the rate, and the run does not count.
     #[serde(default = "ten_milliseconds")]
     pub lateness_max: Length,
+    /// Confirmed by the broker later than this after that, at the 99th percentile, the rate was not made either.
+    #[serde(default = "second")]
+    pub confirmation_max: Length,
     /// How long the producer collects a batch.
     #[serde(default = "five_milliseconds")]
     pub linger: Length,
@@ -107,6 +110,8 @@ pub struct Disturbance {
     pub hot_user_per_second: Option<Rate>,
     /// This share of the clients stops reading.
     pub stalled_share: Option<Share>,
+    /// Those get this many events more, all together and from the start, so that what they do not read adds up.
+    pub stalled_per_second: Option<Rate>,
 }
 
 /// The node that is started for it.
@@ -221,6 +226,13 @@ impl Scenario {
                 disturbance.hot_user_per_second.is_some() || disturbance.stalled_share.is_some(),
                 "disturbance: needs hot_user_per_second or stalled_share"
             );
+            if disturbance.stalled_per_second.is_some() {
+                ensure!(disturbance.stalled_share.is_some(), "disturbance.stalled_per_second: needs stalled_share");
+                ensure!(
+                    disturbance.hot_user_per_second.is_none(),
+                    "disturbance.stalled_per_second: not together with hot_user_per_second"
+                );
+            }
             ensure!(self.sessions.count.most() > 1, "disturbance: needs more than one session");
         }
         Ok(())
@@ -231,10 +243,13 @@ impl Scenario {
         self.sessions.settle.0 > Duration::ZERO
     }
 
-    /// How late the generator may be, instead of what the file says.
+    /// How late the generator may be, instead of what the file says; the broker too, when that is longer.
     pub fn allow_lateness(&mut self, max: Duration) {
         self.sessions.lateness_max = Length(max);
-        self.events.iter_mut().for_each(|events| events.lateness_max = Length(max));
+        if let Some(events) = &mut self.events {
+            events.lateness_max = Length(max);
+            events.confirmation_max.0 = events.confirmation_max.0.max(max);
+        }
     }
 
     /// The same with other numbers: small ones for a first look, greater ones for a greater machine.
@@ -267,8 +282,9 @@ impl Scenario {
                 }
                 if let Some(disturbance) = &mut self.disturbance {
                     disturbance.after.0 = disturbance.after.0.mul_f64(factor);
-                    if let (Some(hot), Some(rate)) = (&mut disturbance.hot_user_per_second, rate) {
-                        hot.0 *= rate / old.peak();
+                    let more = [&mut disturbance.hot_user_per_second, &mut disturbance.stalled_per_second];
+                    for more in more.into_iter().flatten() {
+                        more.0 *= rate.map_or(1.0, |rate| rate / old.peak());
                     }
                 }
             }

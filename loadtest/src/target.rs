@@ -97,6 +97,11 @@ impl Kind {
 }
 
 impl Args {
+    /// Whether any server is started by this process, and so may open as many files as this one.
+    pub fn starts_servers(&self) -> bool {
+        self.target.iter().any(|kind| *kind != Kind::Running)
+    }
+
     /// What is wrong is known before anything is started.
     pub fn check(&self, scenario: &Scenario, kind: Kind) -> Result<()> {
         ensure!(

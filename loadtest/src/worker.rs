@@ -63,8 +63,8 @@ pub enum Command {
     Sent(Vec<u32>),
     /// Say at once how far you are.
     Report,
-    /// Say what came.
-    Finish,
+    /// Say what came. `is_whole`: all that was sent has had its time to come, so that what is missing is lost.
+    Finish { is_whole: bool },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -234,10 +234,10 @@ impl Worker<'_> {
                 let status = self.status()?;
                 say(&Answer::Fresh(status))?;
             }
-            Command::Finish => {
+            Command::Finish { is_whole } => {
                 self.busy = false;
                 let receiver = &self.clients.receiver;
-                let (verdict, odd) = (receiver.verdict(&self.sent), receiver.odd());
+                let (verdict, odd) = (receiver.verdict(if is_whole { &self.sent } else { &[] }), receiver.odd());
                 let latencies = receiver.latencies.pack()?;
                 let away = self.clients.returns.as_ref().map(Returns::report).transpose()?;
                 let status = self.status()?;

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use hdrhistogram::Histogram;
 
 use crate::client::Endpoint;
@@ -19,6 +19,8 @@ use crate::worker::{Answer, Command, Status, Summary};
 
 /// How long an answer that costs nothing may take, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a process that says nothing more may take to end.
+const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// All of them. They end with this.
 pub struct Workers {
@@ -28,9 +30,10 @@ pub struct Workers {
     recent: Histogram<u64>,
     /// Sessions that were asked for so far.
     sessions: usize,
-    /// Answers other than a status that have come and were not asked for yet.
-    pending: Vec<Answer>,
+    /// Answers other than a status that have come and were not asked for yet, with whose they are.
+    pending: Vec<(usize, Answer)>,
     fresh: usize,
+    expected: Expected,
 }
 
 struct Worker {
@@ -38,7 +41,10 @@ struct Worker {
     process: Process,
     input: ChildStdin,
     status: Status,
-    _undo: Undo,
+    /// Latencies of this run that it has told of: what there is when it ends midway.
+    told: Histogram<u64>,
+    /// `None`: it has ended.
+    undo: Option<Undo>,
 }
 
 /// What all connects of one step came to.
@@ -57,6 +63,8 @@ pub struct Outcome {
     /// What became of the sessions that ended, and how long they were away, in microseconds.
     pub away: Summary,
     pub outages: Histogram<u64>,
+    /// Why some is missing.
+    pub incomplete: Option<Error>,
 }
 
 impl Workers {
@@ -84,20 +92,22 @@ impl Workers {
                 let _ = sender.send((number, None));
             });
             let process = Process::new(child.id())?;
-            Ok(Worker { child, process, input, status: Status::default(), _undo: process.kill_on_interrupt() })
+            let (status, undo) = (Status::default(), Some(process.kill_on_interrupt()));
+            Ok(Worker { child, process, input, status, told: histogram()?, undo })
         });
         let workers = workers.collect::<Result<Vec<_>>>()?;
-        Ok(Self { workers, answers, recent: histogram()?, sessions: 0, pending: Vec::new(), fresh: 0 })
+        let (recent, pending, expected) = (histogram()?, Vec::new(), Expected::default());
+        Ok(Self { workers, answers, recent, sessions: 0, pending, fresh: 0, expected })
     }
 
     /// CPU of all so far.
     pub fn cpu(&self) -> Result<Duration> {
-        self.workers.iter().map(|worker| worker.process.cpu()).sum()
+        self.alive().map(|worker| worker.process.cpu()).sum()
     }
 
-    /// Their memory now, in bytes.
-    pub fn rss(&self) -> Result<u64> {
-        self.workers.iter().map(|worker| worker.process.rss()).sum()
+    /// Their memory now, in bytes. One that has just ended has none.
+    pub fn rss(&self) -> u64 {
+        self.alive().filter_map(|worker| worker.process.rss().ok()).sum()
     }
 
     /// Sessions that were asked for so far.
@@ -159,12 +169,12 @@ impl Workers {
 
     /// What the connects came to; `None` while some are under way.
     pub fn connected(&mut self) -> Result<Option<Connected>> {
-        let opened = |answer: &mut Answer| matches!(answer, Answer::Opened(_));
-        if self.pending.iter_mut().filter(|answer| matches!(answer, Answer::Opened(_))).count() < self.workers.len() {
+        let is_opened = |answer: &Answer| matches!(answer, Answer::Opened(_));
+        if !self.have_all_said(is_opened) {
             return Ok(None);
         }
         let mut connected = Connected { latency: histogram()?, lateness: histogram()? };
-        for answer in self.pending.extract_if(.., opened) {
+        for (_, answer) in self.pending.extract_if(.., |(_, answer)| is_opened(answer)) {
             if let Answer::Opened(opened) = answer {
                 opened.latency.add_to(&mut connected.latency)?;
                 opened.lateness.add_to(&mut connected.lateness)?;
@@ -174,6 +184,11 @@ impl Workers {
     }
 
     pub fn expect(&mut self, expected: Expected, busy: bool) -> Result<()> {
+        self.expected = expected;
+        for worker in &mut self.workers {
+            worker.told.reset();
+            worker.status.received = 0;
+        }
         self.tell(|_| Command::Expect { expected, busy })
     }
 
@@ -192,21 +207,29 @@ impl Workers {
         self.fresh = 0;
         self.tell(|_| Command::Report)?;
         let deadline = Instant::now() + PATIENCE;
-        while self.fresh < self.workers.len() {
+        while self.fresh < self.alive().count() {
             ensure!(Instant::now() < deadline, "the clients do not answer");
             self.listen(Duration::from_millis(100))?;
         }
         Ok(())
     }
 
-    /// What came of the run.
-    pub fn finish(&mut self) -> Result<Outcome> {
-        self.tell(|_| Command::Finish)?;
+    /// What came of the run. `is_whole`: all that was sent has had its time to come, so that what is missing is lost. Of a
+    /// process that has ended it is what that had told until then.
+    pub fn finish(&mut self, is_whole: bool) -> Result<Outcome> {
+        // Who cannot be told any more is missed below.
+        let _ = self.tell(|_| Command::Finish { is_whole });
         let deadline = Instant::now() + PATIENCE;
-        let finished = |answer: &Answer| matches!(answer, Answer::Finished(_));
-        while self.pending.iter().filter(|answer| finished(answer)).count() < self.workers.len() {
-            ensure!(Instant::now() < deadline, "the clients do not answer");
-            self.listen(Duration::from_millis(100))?;
+        let is_finished = |answer: &Answer| matches!(answer, Answer::Finished(_));
+        let mut incomplete = None;
+        while !self.have_all_said(is_finished) {
+            if Instant::now() >= deadline {
+                incomplete.get_or_insert(anyhow!("the clients do not answer"));
+                break;
+            }
+            if let Err(error) = self.listen(Duration::from_millis(100)) {
+                incomplete.get_or_insert(error);
+            }
         }
         let mut outcome = Outcome {
             verdict: Verdict::default(),
@@ -214,15 +237,25 @@ impl Workers {
             latencies: Latencies::new()?,
             away: Summary::default(),
             outages: histogram()?,
+            incomplete,
         };
-        for answer in self.pending.extract_if(.., |answer| finished(answer)) {
+        let mut has_finished = vec![false; self.workers.len()];
+        for (number, answer) in self.pending.extract_if(.., |(_, answer)| is_finished(answer)) {
             let Answer::Finished(finished) = answer else { continue };
+            has_finished[number] = true;
             outcome.verdict.add(finished.verdict);
             outcome.odd.add(finished.odd);
             outcome.latencies.add(&finished.latencies)?;
             if let Some(away) = &finished.away {
                 outcome.away.add(away.summary);
                 away.outages.add_to(&mut outcome.outages)?;
+            }
+        }
+        for (worker, _) in self.workers.iter().zip(has_finished).filter(|(_, has_finished)| !has_finished) {
+            outcome.verdict.received += worker.status.received;
+            // Of a disturbed run nobody knows any more which were the calm ones.
+            if self.expected.disturbed_from.is_none() {
+                outcome.latencies.from_due.add(&worker.told).context("histograms")?;
             }
         }
         Ok(outcome)
@@ -232,7 +265,7 @@ impl Workers {
     ///
     /// # Errors
     ///
-    /// When one has ended.
+    /// When one has ended, once for each; the others can be listened to further.
     pub fn listen(&mut self, length: Duration) -> Result<()> {
         let end = Instant::now() + length;
         loop {
@@ -242,7 +275,7 @@ impl Workers {
                 Err(RecvTimeoutError::Disconnected) => bail!("all processes of clients have ended"),
             };
             let status = match answer {
-                None => bail!("a process of clients ended; what it said stands above"),
+                None => return Err(self.ended(number)),
                 Some(Answer::Status(status)) => status,
                 Some(Answer::Fresh(status)) => {
                     self.fresh += 1;
@@ -250,33 +283,63 @@ impl Workers {
                 }
                 Some(Answer::Opened(opened)) => {
                     let status = opened.status.clone();
-                    self.pending.push(Answer::Opened(opened));
+                    self.pending.push((number, Answer::Opened(opened)));
                     status
                 }
                 Some(Answer::Finished(finished)) => {
                     let status = finished.status.clone();
-                    self.pending.push(Answer::Finished(finished));
+                    self.pending.push((number, Answer::Finished(finished)));
                     status
                 }
             };
+            let worker = &mut self.workers[number];
             if let Some(recent) = &status.recent {
                 recent.add_to(&mut self.recent)?;
+                recent.add_to(&mut worker.told)?;
             }
-            self.workers[number].status = status;
+            worker.status = status;
         }
+    }
+
+    /// Expects nothing more of one, and says why.
+    fn ended(&mut self, number: usize) -> Error {
+        let of = self.workers.len();
+        let Worker { child, status, undo, .. } = &mut self.workers[number];
+        (status.open, *undo) = (0, None);
+        let deadline = Instant::now() + END_LIMIT;
+        let how = loop {
+            match child.try_wait() {
+                Ok(Some(how)) => break how.to_string(),
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+                _ => break "it says nothing more".to_owned(),
+            }
+        };
+        anyhow!("process {} of {of} of the clients ended ({how}); if it said why, that stands above", number + 1)
+    }
+
+    fn alive(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.iter().filter(|worker| worker.undo.is_some())
+    }
+
+    /// Whether all that have not ended have given such an answer.
+    fn have_all_said(&self, is_such: impl Fn(&Answer) -> bool) -> bool {
+        let has_said = |number| self.pending.iter().any(|(whose, answer)| *whose == number && is_such(answer));
+        self.workers.iter().enumerate().all(|(number, worker)| worker.undo.is_none() || has_said(number))
     }
 
     fn statuses(&self) -> impl Iterator<Item = &Status> {
         self.workers.iter().map(|worker| &worker.status)
     }
 
+    /// Tells all that have not ended, also behind one that cannot be told.
     fn tell(&mut self, command: impl Fn(usize) -> Command) -> Result<()> {
-        for (number, worker) in self.workers.iter_mut().enumerate() {
+        let mut told = Ok(());
+        for (number, worker) in self.workers.iter_mut().enumerate().filter(|(_, worker)| worker.undo.is_some()) {
             let mut line = serde_json::to_string(&command(number)).context("a command")?;
             line.push('\n');
-            worker.input.write_all(line.as_bytes()).context("a process of clients has ended")?;
+            told = told.and(worker.input.write_all(line.as_bytes()).context("a process of clients has ended"));
         }
-        Ok(())
+        told
     }
 }
 

@@ -51,13 +51,18 @@ impl ProducerContext for Log {
 }
 
 impl Producer {
+    /// Starts a client, and the thread that hands out its answers.
+    ///
     /// # Errors
     /// When the properties are not the client's.
+    ///
+    /// # Panics
+    /// When the system starts no thread.
     pub fn new(properties: &ClientConfig) -> KafkaResult<Self> {
         let producer = Arc::new(properties.create_with_context(Log)?);
         let answers = Arc::downgrade(&producer);
         let thread = thread::Builder::new().name("kafka-producer".into());
-        thread.spawn(move || hand_out(&answers)).map_err(|_| KafkaError::Canceled)?;
+        thread.spawn(move || hand_out(&answers)).expect("the system starts threads");
         Ok(Self(producer))
     }
 
@@ -92,5 +97,21 @@ impl Future for Delivery {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         // Without an answer only when the client is gone.
         Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(KafkaError::Canceled)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn with_the_last_producer_its_client_ends_and_what_it_still_holds_is_answered() {
+        let mut properties = ClientConfig::new();
+        // Nobody listens there.
+        let producer = Producer::new(properties.set("bootstrap.servers", "127.0.0.1:1")).unwrap();
+        let delivery = producer.clone().send(Record::to("topic").key("key").payload("value")).unwrap();
+        drop(producer);
+        let answer = tokio::time::timeout(Duration::from_secs(20), delivery).await;
+        assert!(answer.expect("the client has ended").is_err());
     }
 }

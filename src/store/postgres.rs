@@ -8,8 +8,10 @@ mod days;
 mod fence;
 mod journal;
 pub mod membership;
+mod open;
 mod positions;
 pub(in crate::store) mod queries;
+pub(in crate::store) mod retention;
 mod sessions;
 mod waiting;
 
@@ -30,19 +32,18 @@ use sqlx::{
 
 use self::at_hand::AtHand;
 use super::{
-    Acknowledgement, Answer, Appended, Config, DEVICES_PER_USER_MAX, Epochs, Error, Grouping, Opened, Opening, Page,
-    PageLimit, Store, Try,
+    Acknowledgement, Answer, Appended, Config, Epochs, Error, Grouping, Opened, Opening, Page, PageLimit, Store, Try,
     claims::Epoch,
     journal::Step,
     metric::{Operation, counted},
     page::page,
     positions::{HeldPartitions, behind},
-    row::{Keeping, number, signed},
+    row::{Keeping, signed},
     schema::{POSTGRES, SchemaError, reason},
 };
 use crate::{
-    event::{Event, UnixMillis, unix_millis_now},
-    ids::{DeviceId, Incarnation, LogEpoch, Sequence, UserId},
+    event::{Event, unix_millis_now},
+    ids::{Incarnation, LogEpoch, Sequence, UserId},
     placement::ShardId,
 };
 
@@ -56,8 +57,6 @@ const WRITES_MAX: u32 = 2 * WRITE_LANES as u32 + 1;
 const CHANGES_MAX: u32 = WRITE_LANES as u32;
 /// Connections for everything else.
 const READS_MAX: u32 = 8;
-/// So many expired rows go in one statement.
-const EXPIRED_AT_ONCE: i64 = 2000;
 /// How long to wait for a connection.
 const ACQUIRE: Duration = Duration::from_secs(5);
 /// How long to wait for an answer: a little longer than the server tries, so that mostly it says so itself.
@@ -284,42 +283,6 @@ impl PostgresStore {
         self.lives.compare(found.as_deref())
     }
 
-    async fn open_logs(&self, opening: &[Opening]) -> Result<Vec<Opened>, Error> {
-        let users: Vec<&str> = opening.iter().map(|one| &*one.user).collect();
-        let devices: Vec<&str> = opening.iter().map(|one| one.device.as_deref().unwrap_or_default()).collect();
-        let found: Vec<(i64, i64, Option<i64>, i64)> = ask!(self.reads, |connection| {
-            sqlx::query_as(queries::OPEN).bind(&users).bind(&devices).fetch_all(connection)
-        })?;
-        let mut opened = Vec::with_capacity(found.len());
-        for (Opening { user, device }, (head, shared, own, highest)) in opening.iter().zip(found) {
-            let cursor = match (device, own) {
-                (None, _) => shared,
-                (Some(_), Some(own)) => own,
-                (Some(device), None) => self.new_device(user, device, shared).await?,
-            };
-            opened.push(Opened { head: number(head), cursor: number(cursor), acknowledged: number(highest) });
-        }
-        Ok(opened)
-    }
-
-    /// A device that was seen keeps the cursor it started with, even when the shared one moves on.
-    async fn new_device(&self, user: &UserId, device: &DeviceId, shared: i64) -> Result<i64, Error> {
-        let note = "insert into cursors as c (user_id, device, cursor, used_at) values ($1, $2, $3, $4) \
-                    on conflict (user_id, device) do update set used_at = excluded.used_at returning cursor";
-        let cursor: i64 = ask!(self.reads, |connection| {
-            sqlx::query_scalar(note)
-                .bind(&**user)
-                .bind(&**device)
-                .bind(shared)
-                .bind(unix_millis_now())
-                .fetch_one(connection)
-        })?;
-        ask!(self.reads, |connection| {
-            sqlx::query(queries::FORGET_DEVICES).bind(&**user).bind(DEVICES_PER_USER_MAX).execute(connection)
-        })?;
-        Ok(cursor)
-    }
-
     async fn read_page(&self, user: &UserId, after: Sequence, limit: PageLimit) -> Result<Page, Error> {
         let items = i64::try_from(limit.items.max(1)).unwrap_or(i64::MAX);
         let bytes = i64::try_from(limit.bytes.max(1)).unwrap_or(i64::MAX);
@@ -360,23 +323,6 @@ impl PostgresStore {
         let Some(error) = behind(&written, &found) else { return Ok(()) };
         self.renew_epoch("", &[]).await?;
         Err(error)
-    }
-
-    async fn forget_sessions(&self, now: UnixMillis) -> Result<(), Error> {
-        ask!(self.reads, |connection| sqlx::query(queries::FORGET_SESSIONS).bind(now).execute(connection))?;
-        Ok(())
-    }
-
-    /// Lets go of what is over, a piece at a time.
-    async fn forget(&self, pieces: &'static str, now: UnixMillis) -> Result<(), Error> {
-        loop {
-            let gone: i64 = ask!(self.reads, |connection| {
-                sqlx::query_scalar(pieces).bind(now).bind(EXPIRED_AT_ONCE).fetch_one(connection)
-            })?;
-            if gone == 0 {
-                return Ok(());
-            }
-        }
     }
 }
 
@@ -456,14 +402,6 @@ impl Store for PostgresStore {
     }
 
     fn tidy(&self) -> Answer<'_, ()> {
-        counted(Operation::Tidy, async {
-            let now = unix_millis_now();
-            // What fails keeps nothing of the rest; the first failure is told of.
-            let days = self.keep_days(now).await;
-            let sessions = self.forget_sessions(now).await;
-            let waiting = self.forget(queries::FORGET_WAITING, now).await;
-            let removed = self.forget(queries::FORGET_REMOVED, now).await;
-            days.and(sessions).and(waiting).and(removed)
-        })
+        counted(Operation::Tidy, self.forget_expired(unix_millis_now()))
     }
 }

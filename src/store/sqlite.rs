@@ -193,14 +193,15 @@ impl SqliteStore {
     async fn open_logs(&self, opening: &[Opening]) -> Result<Vec<Opened>, Error> {
         let mut opened = Vec::with_capacity(opening.len());
         for one in opening {
-            opened.push(self.open_log(one).await.map_err(unavailable)?);
+            opened.push(self.open_log(one).await?);
         }
         Ok(opened)
     }
 
-    async fn open_log(&self, Opening { user, device }: &Opening) -> sqlx::Result<Opened> {
+    async fn open_log(&self, Opening { user, device }: &Opening) -> Result<Opened, Error> {
         let asked = sqlx::query_as(queries::OPEN).bind(&**user).bind(device.as_deref().unwrap_or_default());
-        let (head, shared, own, highest): (i64, i64, Option<i64>, i64) = asked.fetch_one(&self.reads).await?;
+        let (head, shared, own, highest): (i64, i64, Option<i64>, i64) =
+            asked.fetch_one(&self.reads).await.map_err(unavailable)?;
         let cursor = match (device, own) {
             (None, _) => shared,
             (Some(_), Some(own)) => own,
@@ -210,12 +211,15 @@ impl SqliteStore {
     }
 
     /// A device that was seen keeps the cursor it started with, even when the shared one moves on.
-    async fn new_device(&self, user: &UserId, device: &DeviceId, shared: i64) -> sqlx::Result<i64> {
+    async fn new_device(&self, user: &UserId, device: &DeviceId, shared: i64) -> Result<i64, Error> {
         let note = "insert into cursors (user_id, device, cursor, used_at) values (?1, ?2, ?3, ?4) \
                     on conflict (user_id, device) do update set used_at = excluded.used_at returning cursor";
         let note = sqlx::query_scalar(note).bind(&**user).bind(&**device).bind(shared).bind(unix_millis_now());
-        let cursor = note.fetch_one(&self.writes).await?;
-        sqlx::query(queries::FORGET_DEVICES).bind(&**user).bind(DEVICES_PER_USER_MAX).execute(&self.writes).await?;
+        let mut transaction = self.begin_owned().await?;
+        let cursor = note.fetch_one(&mut *transaction).await.map_err(unavailable)?;
+        let forget = sqlx::query(queries::FORGET_DEVICES).bind(&**user).bind(DEVICES_PER_USER_MAX);
+        forget.execute(&mut *transaction).await.map_err(unavailable)?;
+        transaction.commit().await.map_err(unavailable)?;
         Ok(cursor)
     }
 
@@ -248,8 +252,10 @@ impl SqliteStore {
 
     /// Sessions that are over, and pages of the file that nothing is in.
     async fn forget_sessions(&self, now: UnixMillis) -> Result<(), Error> {
+        let mut transaction = self.begin_owned().await?;
         let sessions = sqlx::query(queries::FORGET_SESSIONS).bind(now);
-        sessions.execute(&self.writes).await.map_err(unavailable)?;
+        sessions.execute(&mut *transaction).await.map_err(unavailable)?;
+        transaction.commit().await.map_err(unavailable)?;
         let vacuum = sqlx::raw_sql("pragma incremental_vacuum(10000); pragma optimize");
         vacuum.execute(&self.writes).await.map_err(unavailable)?;
         Ok(())

@@ -5,6 +5,7 @@ mod claims;
 mod contract;
 mod databases;
 mod faults;
+mod former_owner;
 mod journal;
 mod measure;
 mod membership;

@@ -78,7 +78,8 @@ async fn a_killed_nodes_users_go_on_over_the_connections_that_they_have() {
     send(&cluster, 10..20).await;
     clients.expect_all(20).await;
     println!("all of {USERS} users had everything {:?} after the kill", killed.elapsed());
-    assert!(killed.elapsed() < Duration::from_secs(15));
+    // 2 s are promised; the rest is for a machine that does something else, and for what is sent meanwhile.
+    assert!(killed.elapsed() < Duration::from_secs(8));
     cluster.settled().await;
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Event, Feed, Node, Store,
+    carrier::{self, Ask, Carrier},
     cluster::{Cluster, SHARDS},
     command,
     http::Response,
@@ -231,6 +232,43 @@ async fn a_started_session_serves_one_connection_of_all_nodes() {
     cluster.feed.send(&Event::new("101", "for-the-later")).await;
     assert_eq!(later.one().await.kind, "for-the-later");
     assert_eq!(places(&listed(&cluster.nodes[0], "101").await), ["n1"]);
+}
+
+/// The node is where each was started, and serves some of their users.
+#[tokio::test]
+async fn sessions_of_a_node_that_was_killed_connect_at_another_and_get_what_waited() {
+    const USERS: usize = 8;
+    const BEFORE: u64 = 10;
+    const AFTER: u64 = 20;
+    let mut cluster = Cluster::start_each(3, 3, with_key).await;
+    let mut sessions = Vec::new();
+    for user in (0..USERS).map(|n| format!("user-{n}")) {
+        sessions.push((started(&cluster.nodes[0], &user).await, user));
+    }
+    let events = |numbers: std::ops::Range<u64>| -> Vec<Event> {
+        numbers.flat_map(|n| sessions.iter().map(move |(_, user)| Event::numbered(user, n))).collect()
+    };
+    cluster.feed.send_all(&events(0..BEFORE)).await;
+    eventually("stored", async || (cluster.store.count("log").await == (USERS as i64) * BEFORE as i64).then_some(()))
+        .await;
+    cluster.nodes[0].kill();
+    cluster.feed.send_all(&events(BEFORE..AFTER)).await;
+    let node = &cluster.nodes[1];
+    let carriers = [Carrier::WebSocketJson, Carrier::Sse].into_iter().cycle();
+    let mut clients = Vec::new();
+    for ((session, user), carrier) in sessions.iter().zip(carriers) {
+        let mut client = carrier::open(node, carrier, &Ask::session(session)).await.expect("it is known here too");
+        assert_eq!((&client.hello().session, &client.hello().user), (session, user), "{carrier:?}");
+        for (frame, n) in client.expect(AFTER as usize).await.into_iter().zip(0..) {
+            assert_eq!((frame.n(), frame.number()), (n, n + 1), "{user}, {carrier:?}");
+        }
+        client.ack(AFTER).await.expect("taken");
+        clients.push(client);
+    }
+    cluster.feed.send_all(&events(AFTER..AFTER + 1)).await;
+    for client in &mut clients {
+        assert_eq!(client.expect(1).await[0].n(), AFTER, "{}", client.hello().user);
+    }
 }
 
 #[tokio::test]

@@ -35,6 +35,7 @@ pub mod store;
 pub mod token;
 pub mod traffic;
 pub mod wait;
+pub mod ways;
 pub mod ws;
 
 pub use event::Event;

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use crate::harness::{Event, Feed, Node, Store, eventually};
+use crate::harness::{
+    Event, Feed, Node, Record, Store,
+    carrier::{Ask, Carrier, open},
+    eventually,
+};
 
 /// A node that lets one normal notification go at once, and then hardly any.
 async fn limiting(store: &Store, feed: &Feed) -> Node {
@@ -38,6 +42,40 @@ async fn fifty_that_were_held_back_arrive_after_kill_9_behind_the_critical_one_t
         assert_eq!(seen, (1..51).map(|n| (n, n + 2)).collect::<Vec<_>>(), "{}", store.engine());
         assert!(client.poll(Duration::from_millis(300)).await.is_none(), "nothing more");
     }
+}
+
+#[tokio::test]
+async fn no_form_no_durability_and_no_protocol_goes_around_the_limit() {
+    let feed = Feed::new(1).await;
+    let store = Store::sqlite();
+    let builder = store.of(Node::builder(&feed)).limit("normal", 0.001, 1).api_key("billing", "key", &["publish"]);
+    let node = builder.start().await;
+    let mut clients = Vec::new();
+    for carrier in Carrier::ALL {
+        let client = open(&node, carrier, &Ask::token(&node.token("101"))).await;
+        clients.push((carrier, client.expect("accepted")));
+    }
+    let event = |id| Event::new("101", "news").data("{}").id(id);
+    feed.send_all(&[event("first")]).await;
+    let limited = [
+        Record::new(event("protobuf").protobuf()),
+        Record::new(event("confluent").confluent(&[0])),
+        Record::new(event("json").snake().to_string()),
+        Record::new(event("transient").transient().protobuf()),
+    ];
+    for record in &limited {
+        feed.put(record).await;
+    }
+    let body = r#"{"target":"101","type":"news","payload":{}}"#;
+    assert_eq!(node.request("POST", "/v1/events", &[("X-API-Key", "key")], body).await.status(), 202);
+    node.settled(6).await;
+    // Behind all of them, so whoever gets it has nothing more to come.
+    feed.send_all(&[event("last").critical()]).await;
+    for (carrier, client) in &mut clients {
+        let ids: Vec<_> = client.expect(2).await.into_iter().filter_map(|frame| frame.id).collect();
+        assert_eq!(ids, ["first", "last"], "{carrier:?}");
+    }
+    assert_eq!(node.metrics().await.sum_where("notifier_rate_limited_total", "mode", "enforced"), 5.0);
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ impl Bench<'_> {
         {
             self.breaks(&error, &mut report);
         }
-        let outcome = self.workers.finish()?;
+        let outcome = self.outcome(&mut report)?;
         report.value("sessions", sessions as f64);
         report.value("events", count as f64);
         report.value("replay_seconds", self.workers.last_arrival().saturating_sub(start) as f64 / 1e6);

@@ -136,3 +136,25 @@ pub(super) fn connect_figures(report: &mut Report, connected: &Connected, max: D
         ));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connects_that_were_begun_late_do_not_count_as_that_rate() {
+        let faults = |late: u64| {
+            let mut connected =
+                Connected { latency: latency::histogram().unwrap(), lateness: latency::histogram().unwrap() };
+            (0..100).for_each(|_| connected.latency.saturating_record(2_000));
+            (0..98).for_each(|_| connected.lateness.saturating_record(1_000));
+            (0..2).for_each(|_| connected.lateness.saturating_record(late));
+            let mut report = Report::new("test");
+            connect_figures(&mut report, &connected, Duration::from_millis(50));
+            assert!(report.get("connect_latency_p99_ms").is_some());
+            report.faults().to_vec()
+        };
+        assert_eq!(faults(49_000), [""; 0]);
+        assert!(faults(80_000)[0].starts_with("the clients began to connect 80 ms late"), "{:?}", faults(80_000));
+    }
+}

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::events::Moment;
+use super::costs::Moment;
 use super::{Bench, TICK};
 use crate::latency;
 use crate::report::Report;

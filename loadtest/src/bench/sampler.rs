@@ -65,7 +65,7 @@ impl Sampler {
             cpu_percent: share,
             lag: reading.lag,
             unsettled: reading.unsettled,
-            own_rss_bytes: workers.rss()? + Process::current().rss()?,
+            own_rss_bytes: workers.rss() + Process::current().rss()?,
         };
         self.show(&point);
         self.points.push(point);

@@ -37,7 +37,7 @@ pub struct Args {
     #[command(flatten)]
     common: CommonArgs,
     /// PostgreSQL's URL, as of a role that may create databases; without it only SQLite is measured
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "NOTIFIER_LOADTEST_POSTGRES")]
     postgres: Option<String>,
     /// Users who are away and get one event each
     #[arg(long, default_value_t = 10_000,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Load, RateArgs, per};
 use crate::client::Fleet;
-use crate::feed::{self, Plan, Progress};
+use crate::feed::{self, Limits, Plan, Progress};
 use crate::process::{Process, ThreadTime};
 use crate::receiver::Receiver;
 use crate::report::Report;
@@ -19,6 +19,8 @@ use crate::workload::{Generator, micros_of, new_run};
 const LEAD: Duration = Duration::from_millis(300);
 /// How long after the last event its delivery may take before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the broker may take to confirm an event, at the 99th percentile.
+const CONFIRMATION_MAX: Duration = Duration::from_secs(1);
 /// A client thread that runs or waits for a core this much of the time measures itself.
 const BUSY_MAX: f64 = 0.95;
 
@@ -70,23 +72,11 @@ pub fn run(process: &Process, fleet: &mut Fleet, load: &Load, args: &RateArgs) -
     report.value("server_cpu_percent_of_a_core", cpu.as_secs_f64() / window.as_secs_f64() * 100.0);
     receiver.latencies.figures(&mut report);
     receiver.correctness(&mut report, &produced.sent);
-    let late = |quantile| produced.lateness.value_at_quantile(quantile) as f64 / 1e3;
-    report.value("own_lateness_p50_ms", late(0.5));
-    report.value("own_lateness_p99_ms", late(0.99));
-    report.value("own_lateness_max_ms", late(1.0));
+    let limits = Limits { lateness: Duration::from_millis(args.lateness_max_ms), confirmation: CONFIRMATION_MAX };
+    produced.honesty(&mut report, limits, length);
     let share = |time: Duration, of: Duration| time.as_secs_f64() / of.as_secs_f64();
     report.value("own_clients_cpu_percent", share(own.running, window) * 100.0);
     report.value("own_clients_wait_percent", share(own.waiting, window) * 100.0);
-    report.value("own_producer_cpu_percent", share(produced.time.running, length) * 100.0);
-    if late(0.99) > args.lateness_max_ms as f64 {
-        report.fault(format!(
-            "the schedule slipped: {:.1} ms late at the 99th percentile, at most {} ms count as \
-             {} events a second",
-            late(0.99),
-            args.lateness_max_ms,
-            args.rate
-        ));
-    }
     if share(own.running + own.waiting, window) > BUSY_MAX {
         report.fault("the clients' thread was never idle: these latencies are its own");
     }

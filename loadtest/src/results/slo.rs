@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context, Error, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{Phase, Run};
+use super::{Phase, Run, figures};
 
 /// Short names of figures.
 const NAMES: [(&str, &str); 11] = [
@@ -95,15 +95,22 @@ impl Objective {
         let figure = NAMES.iter().find_map(|(short, figure)| (*short == name).then_some(*figure));
         let figure = match figure {
             Some(figure) => figure,
-            // A figure's whole name has its unit in it.
-            None if name.contains('_') => name,
+            None if figures::is_known(name) => name,
             None => {
                 let known: Vec<_> = NAMES.iter().map(|(short, _)| *short).collect();
-                bail!("{text:?}: no figure {name}; there are {}, and every name that a report has", known.join(", "));
+                bail!(
+                    "{text:?}: no phase has a figure {name}; there are {}, and every name that a report has",
+                    known.join(", ")
+                );
             }
         };
         let bound = in_unit_of(figure, bound).with_context(|| format!("{text:?}: the bound"))?;
-        Ok(Self { text: text.to_owned(), figure: figure.to_owned(), comparison, bound })
+        let objective = Self { text: text.to_owned(), figure: figure.to_owned(), comparison, bound };
+        ensure!(
+            !figures::FAULTS.contains(&figure) || (objective.holds(0.0) && !objective.holds(1.0)),
+            "{text:?}: one is a fault of the run already, whatever is asked for: only {name}=0 can be"
+        );
+        Ok(objective)
     }
 
     fn judge(&self, phases: &[Phase]) -> Verdict {
@@ -189,7 +196,7 @@ mod tests {
         ]);
         assert_eq!(met("p99<50ms,loss=0", &run), [false, true]);
         assert_eq!(met("p99<=0.06s, p99>60, p99>=60000us", &run), [true, false, false]);
-        assert_eq!(met("rss_bytes<2MiB", &run), [true]);
+        assert_eq!(met("rss_bytes<2MiB,loss<1,lost<=0", &run), [true, true, true]);
         let verdict = &"p99<50ms".parse::<Objectives>().unwrap().judge(&run)[0];
         assert_eq!(verdict.worst, Some(("phase 1".to_owned(), 60.0)));
     }
@@ -203,7 +210,10 @@ mod tests {
     fn what_cannot_be_understood_is_named() {
         for (wrong, said) in [
             ("p99", "needs <"),
-            ("p98<5ms", "no figure p98"),
+            ("p98<5ms", "no phase has a figure p98"),
+            ("latency_from_due_p98_ms<5ms", "no phase has a figure latency_from_due_p98_ms"),
+            ("loss<10", "only loss=0 can be"),
+            ("reordered>0", "only reordered=0 can be"),
             ("p99<fast", "no number"),
             ("p99<5MiB", "no unit"),
             ("loss=0,", "needs <"),

@@ -57,6 +57,11 @@ fn keys_that_do_not_fit_together_are_named() {
         ("bytes = 10\n", "events.bytes"),
         ("[disturbance]\nafter = \"3s\"\nstalled_share = 0.1\n", "disturbance.after"),
         ("[disturbance]\nafter = \"1s\"\n", "hot_user_per_second or stalled_share"),
+        ("[disturbance]\nafter = \"1s\"\nhot_user_per_second = 1\nstalled_per_second = 1\n", "needs stalled_share"),
+        (
+            "[disturbance]\nafter = \"1s\"\nstalled_share = 0.1\nhot_user_per_second = 1\nstalled_per_second = 1\n",
+            "not together with hot_user_per_second",
+        ),
     ] {
         let said = error(&format!("{GOOD}{more}"));
         assert!(said.contains(what), "{said}");
@@ -129,11 +134,14 @@ fn every_form_of_arrivals_is_read() {
 fn a_smaller_size_keeps_the_shape() {
     let text = GOOD
         .replace("count = 10", "count = [10, 100]")
-        .replace("constant = { per_second = 100,", "ramp = { from = 50, to = 100,");
+        .replace("constant = { per_second = 100,", "ramp = { from = 50, to = 100,")
+        + "[disturbance]\nafter = \"1s\"\nstalled_share = 0.1\nstalled_per_second = 30\n";
     let mut scenario = Scenario::parse("test", &text).unwrap();
     scenario.resize(Some(20), Some(10.0), Some(Duration::from_secs(2))).unwrap();
     assert_eq!(scenario.sessions.count.0, [2, 20]);
     let events = scenario.events.unwrap();
     assert_eq!(events.schedule().unwrap(), Schedule::default().then(5.0, 10.0, Duration::from_secs(2)));
     assert_eq!(events.warmup.0, Duration::from_millis(500));
+    let disturbance = scenario.disturbance.unwrap();
+    assert_eq!((disturbance.after.0, disturbance.stalled_per_second), (Duration::from_millis(500), Some(Rate(3.0))));
 }

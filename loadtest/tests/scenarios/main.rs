@@ -3,12 +3,14 @@
 //!
 //! `tests/run` starts what it needs; by hand: `tests/run --keep`, and `cargo build --release --workspace` before.
 
+mod honest;
 mod nodes;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -89,9 +91,20 @@ fn all_run(scenarios: &[(&str, &str)]) -> Vec<Value> {
     }
     let page = std::fs::read_to_string(page).expect("a page");
     assert!(names.iter().all(|name| page.contains(name)));
+    every_name_may_be_asked_for(&runs);
     let (output, said) = ended(Command::new(TOOL).arg("compare").arg(&json).arg(&json));
     assert!(output.status.success() && said.contains("with fewer than 3 runs"), "{said}");
     runs
+}
+
+/// Each figure that a report has may be an objective: what is wrong then is only that there is no broker.
+fn every_name_may_be_asked_for(runs: &[Value]) {
+    let phases = runs.iter().flat_map(|run| run["phases"].as_array().expect("phases"));
+    let values = phases.flat_map(|phase| phase["report"]["values"].as_object().expect("figures").keys());
+    let slo = values.map(|name| format!("{name}=0")).collect::<Vec<_>>().join(",");
+    let mut command = Command::new(TOOL);
+    let (_, said) = ended(command.args(["run", "idle", "--slo", &slo]).env_remove("NOTIFIER_LOADTEST_BROKERS"));
+    assert!(said.contains("--brokers is missing"), "{said}");
 }
 
 #[test]
@@ -104,6 +117,7 @@ fn sessions_events_and_stores_are_measured_and_nothing_is_lost() {
         ("personal-postgres", "events"),
         ("backlog", "backlog"),
         ("backlog-sqlite", "backlog"),
+        ("backlog-postgres", "backlog"),
     ]);
     assert_eq!(figure(&runs[5], "backlog", "events"), 160.0);
     assert!(figure(&runs[4], "events", "store_cpu_us_per_delivery") >= 0.0);
@@ -124,6 +138,7 @@ fn disturbances_growth_and_mixed_protocols_are_measured_and_nothing_is_lost() {
         figure(&runs[2], "events", "deliveries") < figure(&runs[2], "events", "events"),
         "who is stalled gets nothing"
     );
+    assert!(figure(&runs[2], "events", "stalled_unread_events") > 0.0);
     assert_eq!(runs[4]["protocols"].as_array().map(Vec::len), Some(4));
 }
 
@@ -168,10 +183,31 @@ fn a_burst_over_the_limit_is_late_and_complete() {
 
 #[test]
 fn the_bare_server_stands_beside_the_node_and_a_missed_objective_has_its_own_exit_code() {
-    let (output, said) =
-        ended(&mut small(&["personal-transient"], &[("--target", "floor,notifier"), ("--slo", "p99<1us")]));
+    let directory = tempfile::tempdir().expect("a directory");
+    let [before, after, page] = ["before.json", "after.json", "both.html"].map(|name| directory.path().join(name));
+    let mut command = small(&["personal-transient"], &[("--target", "floor,notifier"), ("--slo", "p99<1us")]);
+    let (output, said) = ended(command.arg("--json").arg(&before));
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("| floor | notifier | × floor |") && said.contains("p99<1us: MISSED"), "{said}");
+
+    // The page of two files has a column for each one's servers, with the figures that the terminal showed.
+    std::fs::copy(&before, &after).expect("a copy");
+    let (output, told) = ended(Command::new(TOOL).arg("page").args([&before, &after]).arg("-o").arg(&page));
+    assert!(output.status.success(), "{told}");
+    let cells = said.lines().find_map(|line| line.strip_prefix("| personal-transient: events, CPU, µs a delivery |"));
+    let cells: Vec<_> = cells.expect("a row").split('|').map(str::trim).filter(|cell| !cell.is_empty()).collect();
+    let browser = Command::new(required("NOTIFIER_TEST_CHROMIUM"))
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", directory.path().join("browser").display()))
+        .arg(format!("file://{}", page.display()))
+        .stderr(Stdio::null())
+        .output()
+        .expect("the browser starts");
+    let dom = String::from_utf8_lossy(&browser.stdout);
+    let of_one = |file| format!("<th>floor, {file}</th><th>notifier, {file}</th><th>× floor</th>");
+    assert!(dom.contains(&(of_one("before") + &of_one("after"))), "{dom}");
+    let row: String = cells.iter().chain(&cells).map(|cell| format!("<td>{cell}</td>")).collect();
+    assert!(dom.contains(&format!("<td>server_cpu_us_per_delivery</td>{row}</tr>")), "{row} is not in {dom}");
 }
 
 #[test]
@@ -230,6 +266,21 @@ fn what_is_wrong_is_said_and_never_shown_as_a_result() {
     let (output, said) = ended(Command::new("sh").args(["-c", &limited]));
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("5000 sessions need 5200") && said.contains("ulimit -n 5200"), "{said}");
+
+    let growing = format!("ulimit -n 300; exec {TOOL} capacity personal-transient --grow sessions --brokers x:1");
+    let (output, said) = ended(Command::new("sh").args(["-c", &growing]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("the highest level is 194620 sessions") && said.contains("--to 100 is the most"), "{said}");
+
+    // A server that runs has its own limit, and clients are several processes: only the server is missing.
+    let elsewhere = format!("--target running --url ws://{free} --pid {} --brokers x:1", std::process::id());
+    let running = format!("ulimit -n 300; exec {TOOL} run idle --sessions 5000 {elsewhere}");
+    let (_, said) = ended(Command::new("sh").args(["-c", &running]));
+    assert!(said.contains("no server answers at") && !said.contains("ulimit"), "{said}");
+
+    let (output, said) = ended(&mut small(&["idle"], &[("--slo", "server_cpu_per_delivery<5")]));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("no phase has a figure server_cpu_per_delivery"), "{said}");
 }
 
 #[test]
@@ -275,13 +326,22 @@ fn refused_tokens_and_a_server_that_dies_midway_are_reported_with_what_there_was
     assert!(run["error"].is_string() && figure(run, "events", "deliveries") > 0.0, "{run}");
 }
 
+/// So many ports in a row that nobody listens on.
+fn free_ports(count: u16) -> u16 {
+    // Tests run beside each other: each looks from another place on.
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let base = NEXT.fetch_add(count, Ordering::Relaxed);
+        assert!(base < 30_000, "no free ports");
+        if (base..base + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            return base;
+        }
+    }
+}
+
 fn started() -> Dev {
     let directory = tempfile::tempdir().expect("a directory");
-    // Five ports in a row.
-    let base = (20_000..30_000)
-        .step_by(7)
-        .find(|&base| (base..base + 5).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()))
-        .expect("free ports");
+    let base = free_ports(5);
     let data: PathBuf = directory.path().join("data");
     let mut child = Command::new(Path::new(TOOL).with_file_name("notifier"))
         .args(["dev", "--port", &base.to_string(), "--data-dir"])

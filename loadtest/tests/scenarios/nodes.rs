@@ -68,3 +68,10 @@ fn nodes_are_counted_apart_and_events_pass_from_one_to_the_other_as_often_as_the
         assert_eq!((at(hops_count, 0).max(at(hops_count, 1)), at(hops_count, 0).min(at(hops_count, 1))), (40.0, 0.0));
     }
 }
+
+#[test]
+fn sessions_grow_on_four_nodes() {
+    let run = run_of("growth-to-60000", &[("--length", "2s")]);
+    assert_eq!(figure(&run, "events at 40", "sessions"), 40.0);
+    assert!(figure(&run, "events at 40", "node_3_rss_bytes") > 0.0, "{run}");
+}

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use sqlx::{AssertSqlSafe, Connection as _, postgres::PgConnection};
 
-use super::{PostgresStore, queries, unavailable};
+use super::{PostgresStore, retention, unavailable};
 use crate::{
     event::{UnixMillis, unix_millis_now},
     store::{
@@ -194,7 +194,7 @@ async fn forget(connection: &mut PgConnection, part: Part, now: UnixMillis) -> s
     let name = part.name();
     let mut transaction = connection.begin().await?;
     if part.kind != Kind::Journal {
-        let note = sqlx::query(AssertSqlSafe(queries::gone_unacknowledged(&name))).bind(now);
+        let note = sqlx::query(AssertSqlSafe(retention::gone_unacknowledged(&name))).bind(now);
         note.execute(&mut *transaction).await?;
     }
     sqlx::raw_sql(AssertSqlSafe(format!("drop table {name}"))).execute(&mut *transaction).await?;
@@ -206,6 +206,7 @@ async fn forget(connection: &mut PgConnection, part: Part, now: UnixMillis) -> s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::postgres::queries;
 
     #[test]
     fn partitions_of_a_kind_meet_without_a_hole_and_cover_the_days_in_use() {

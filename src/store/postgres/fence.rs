@@ -11,6 +11,9 @@ use crate::{
     store::Error,
 };
 
+/// The epoch of a shard that this process does not hold: the first take raises it to 1.
+const NOT_HELD: i64 = 0;
+
 /// The shards that a write touches, and the epochs under which this process holds them.
 pub(super) struct Fence {
     shard_of: Vec<ShardId>,
@@ -123,6 +126,21 @@ impl PostgresStore {
         let held = self.epochs.lock();
         let epochs = shards.iter().map(|shard| held[usize::from(shard.0)]).collect();
         Ok(Fence { shard_of, shards, epochs })
+    }
+
+    /// Whether this process holds a user's shard, by what it knows itself.
+    pub(super) fn holds(&self, user: &UserId) -> bool {
+        self.epochs.lock()[usize::from(placement::shard(user, self.shards).0)] != NOT_HELD
+    }
+
+    /// The same as [`Self::fence`] for what no lane stands behind: a shard may be given away without waiting for it. That
+    /// one is not held any more is no sign of another owner then.
+    pub(super) async fn fence_held<'u>(&self, users: impl Iterator<Item = &'u UserId> + Send) -> Result<Fence, Error> {
+        let fence = self.fence(users).await?;
+        if fence.epochs.contains(&NOT_HELD) {
+            return Err(Error::Unavailable { reason: "a shard was given away meanwhile".into() });
+        }
+        Ok(fence)
     }
 
     /// Fails when one of the fence's shards is not among those whose claims were found.

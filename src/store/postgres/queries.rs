@@ -249,27 +249,6 @@ group by digest, notification_type order by digest, notification_type";
 /// Users for whom something waits, or to whom a digest is owed.
 pub(in crate::store) const USERS_WAITING: &str = "select distinct user_id from waiting where ended is null or owed";
 
-/// One that waited and has expired goes; what still waited then is noted.
-pub(in crate::store) const FORGET_WAITING: &str = "
-with gone as (
-    delete from waiting where place = any(array(
-        select place from waiting where expires_at <= $1 and not owed order by expires_at limit $2))
-    returning user_id, notification_id, ended, shard
-), noted as (
-    insert into journal (user_id, first, last, ids, state, reason, at, shard)
-    select user_id, 0, 0, array[notification_id], 5, 0, $1, shard from gone where ended is null
-)
-select count(*) from gone";
-
-/// Numbers of which the log knows nothing any more need no reason.
-pub(in crate::store) const FORGET_REMOVED: &str = "
-with gone as (
-    delete from removed where ctid = any(array(
-        select ctid from removed where expires_at <= $1 order by expires_at limit $2))
-    returning 1
-)
-select count(*) from gone";
-
 /// One notification of the log: the newest with this id.
 pub(in crate::store) const ACCOUNT: &str = "
 select l.notification_id, l.notification_type, l.payload, l.durability, l.priority, l.collapse_key, l.ttl_ms,
@@ -413,7 +392,8 @@ insert into journal (user_id, first, last, ids, state, reason, at, shard)
 select user_id, seq, seq, array[notification_id], 5, 2, $6, shard from gone"
 );
 
-/// Entries that another cluster's transactions have written (a dump that was restored): they are told of anew.
+/// Entries that another cluster's transactions have written (a dump that was restored): they are told of anew. Any node
+/// may do this as it starts: of its own cluster's entries none is of a transaction that is still to come.
 pub(in crate::store) const ADOPT: &str = "
 update journal set xid = pg_current_xact_id()
 where state >= 3 and xid >= pg_snapshot_xmax(pg_current_snapshot())";
@@ -432,12 +412,36 @@ select coalesce((select head from heads where user_id = o.user_id), 0),
 from unnest($1::text[], $2::text[]) with ordinality as o (user_id, device, nth)
 order by o.nth";
 
+/// Devices that were not seen before keep the cursors that they start with. Says which those are, and whether their users
+/// have more than so many now.
+pub(in crate::store) const NEW_DEVICES: &str = concat!(
+    fence_beside!(),
+    ", seen as (
+    insert into cursors as c (user_id, device, cursor, used_at)
+    select n.user_id, n.device, n.shared, $8
+    from unnest($4::integer[], $5::text[], $6::text[], $7::bigint[]) as n (shard, user_id, device, shared)
+    join fence f on f.shard = n.shard
+    order by n.user_id, n.device
+    on conflict (user_id, device) do update set used_at = excluded.used_at
+    returning user_id, device, cursor
+)
+select null::integer, user_id, device, cursor,
+       count(*) over (partition by user_id)
+           + (select count(*) from cursors where user_id = s.user_id and device <> '') > $9
+from seen s
+union all select shard, null, null, null, null from fence"
+);
+
 /// Forgets the devices of a user that were not used for longest.
-pub(in crate::store) const FORGET_DEVICES: &str = r"
-delete from cursors
-where user_id = $1 and device in (
-    select device from cursors where user_id = $1 and device <> '' order by used_at desc, device offset $2
-)";
+pub(in crate::store) const FORGET_DEVICES: &str = concat!(
+    fence_beside!(),
+    ", gone as (
+    delete from cursors
+    where user_id = (select $4::text from fence) and device in (
+        select device from cursors where user_id = $4 and device <> '' order by used_at desc, device offset $5)
+)
+select shard from fence"
+);
 
 /// A started session that holds.
 pub(in crate::store) const FIND_SESSION: &str =
@@ -446,26 +450,3 @@ pub(in crate::store) const FIND_SESSION: &str =
 /// A user's started sessions that hold.
 pub(in crate::store) const SESSIONS_OF_USER: &str =
     "select session, expires_at from sessions where user_id = $1 and expires_at > $2 order by expires_at, session";
-
-/// Forgets started sessions that are over.
-pub(in crate::store) const FORGET_SESSIONS: &str = "delete from sessions where expires_at <= $1";
-
-/// What of a partition of the log, which nobody sees any more, had not ended before: whole stretches of numbers, each
-/// within one thousand.
-pub(in crate::store) fn gone_unacknowledged(partition: &str) -> String {
-    format!(
-        "with gone as (
-            select l.user_id, l.seq, l.notification_id, case when l.seq <= h.floor then 1 else 0 end as reason
-            from {partition} l
-            left join heads h on h.user_id = l.user_id
-            left join (select user_id, max(cursor) as cursor from cursors group by user_id) c on c.user_id = l.user_id
-            left join removed r on r.user_id = l.user_id and r.seq = l.seq
-            where l.seq > coalesce(c.cursor, 0) and r.seq is null
-        ), stretches as (
-            select *, seq - row_number() over (partition by user_id, reason order by seq) as stretch from gone
-        )
-        insert into journal (user_id, first, last, ids, state, reason, at)
-        select user_id, min(seq), max(seq), array_agg(notification_id order by seq), 5, reason, $1
-        from stretches group by user_id, reason, stretch, seq / 1000"
-    )
-}

@@ -5,13 +5,13 @@ use crate::{
     event::unix_millis_now,
     ids::{SessionId, UserId},
     store::{
-        Answer,
+        Answer, Error,
         sessions::{PER_USER_MAX, Started, StartedSessions, Starting},
     },
 };
 
 impl SqliteStore {
-    async fn start_session(&self, started: Started) -> sqlx::Result<Starting> {
+    async fn start_session(&self, started: Started) -> Result<Starting, Error> {
         let start = "insert into sessions (session, user_id, expires_at) select ?1, ?2, ?3 \
                      where (select count(*) from sessions where user_id = ?2 and expires_at > ?4) < ?5";
         let start = sqlx::query(start)
@@ -20,7 +20,9 @@ impl SqliteStore {
             .bind(started.expires_at)
             .bind(unix_millis_now())
             .bind(i64::try_from(PER_USER_MAX).expect("a hundred"));
-        let done = start.execute(&self.writes).await?;
+        let mut transaction = self.begin_owned().await?;
+        let done = start.execute(&mut *transaction).await.map_err(unavailable)?;
+        transaction.commit().await.map_err(unavailable)?;
         Ok(if done.rows_affected() == 0 { Starting::TooManyOfUser } else { Starting::Done })
     }
 
@@ -39,16 +41,19 @@ impl SqliteStore {
         Ok(found.into_iter().filter_map(started).collect())
     }
 
-    async fn end_session(&self, session: SessionId) -> sqlx::Result<bool> {
+    async fn end_session(&self, session: SessionId) -> Result<bool, Error> {
         let end = sqlx::query("delete from sessions where session = ?1 and expires_at > ?2");
-        let ended = end.bind(session.to_string()).bind(unix_millis_now()).execute(&self.writes).await?;
+        let end = end.bind(session.to_string()).bind(unix_millis_now());
+        let mut transaction = self.begin_owned().await?;
+        let ended = end.execute(&mut *transaction).await.map_err(unavailable)?;
+        transaction.commit().await.map_err(unavailable)?;
         Ok(ended.rows_affected() > 0)
     }
 }
 
 impl StartedSessions for SqliteStore {
     fn start(&self, started: Started) -> Answer<'_, Starting> {
-        Box::pin(async move { self.start_session(started).await.map_err(unavailable) })
+        Box::pin(self.start_session(started))
     }
 
     fn find(&self, session: SessionId) -> Answer<'_, Option<Started>> {
@@ -60,6 +65,6 @@ impl StartedSessions for SqliteStore {
     }
 
     fn end(&self, session: SessionId) -> Answer<'_, bool> {
-        Box::pin(async move { self.end_session(session).await.map_err(unavailable) })
+        Box::pin(self.end_session(session))
     }
 }

@@ -104,7 +104,9 @@ async fn a_former_owner_changes_nothing_that_waits_or_was_given() {
         let acknowledgement = Acknowledgement { user: u.clone(), device: None, seq: 1 };
         let holding = Holding { event: Arc::new(event("u", "h")), digest: None };
         let ending = Ending { user: u.clone(), id: id("w"), reason: Reason::Expired };
+        let phone = DeviceId::new("phone").unwrap();
         let refused = [
+            ("open for a new device", log.open(&u, Some(&phone)).await.err()),
             ("hold", log.hold(&[holding]).await.err()),
             ("end", log.end(&[ending]).await.err()),
             ("digested", log.digested(&[(u.clone(), id("d"))]).await.err()),

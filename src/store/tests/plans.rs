@@ -65,7 +65,7 @@ async fn every_query_of_postgres_uses_its_index() {
          array['i'], array[3], array[null::smallint], array['s'], array['d'], array[null::bigint], array[{now}]"
     );
     let of_users = "array[1], array['u1'], array['w1']";
-    use postgres::queries as q;
+    use postgres::{queries as q, retention as r};
     let queries = [
         ("append", q::APPEND, format!("{group}, 1000")),
         ("hold", q::HOLD, group),
@@ -78,8 +78,8 @@ async fn every_query_of_postgres_uses_its_index() {
         ("backlog", q::BACKLOG, "'u1'".to_owned()),
         ("owed", q::OWED, "'u1'".to_owned()),
         ("users waiting", q::USERS_WAITING, String::new()),
-        ("forget waiting", q::FORGET_WAITING, format!("{now}, 2000")),
-        ("forget removed", q::FORGET_REMOVED, format!("{now}, 2000")),
+        ("forget waiting", r::FORGET_WAITING, format!("{now}, 2000")),
+        ("forget removed", r::FORGET_REMOVED, format!("{now}, 2000")),
         ("account", q::ACCOUNT, "'u1', 'id1'".to_owned()),
         ("account of one that waits", q::ACCOUNT_WAITING, "'u1', 'w1'".to_owned()),
         ("steps", q::STEPS, "'u1', 1, 'id1', 100".to_owned()),
@@ -91,10 +91,11 @@ async fn every_query_of_postgres_uses_its_index() {
         ("remove", q::REMOVE, format!("'u1', 'id1', 1, 4, {now}, 1")),
         ("supersede", q::SUPERSEDE, format!("array[1], array['u1'], array['k'], array[9], array[7], {now}, 16")),
         ("adopt", q::ADOPT, String::new()),
-        ("forget devices", q::FORGET_DEVICES, "'u1', 64".to_owned()),
+        ("new devices", q::NEW_DEVICES, format!("{fence}, array[1], array['u1'], array['new'], array[1], {now}, 64")),
+        ("forget devices", q::FORGET_DEVICES, format!("{fence}, 'u1', 64")),
         ("find session", q::FIND_SESSION, format!("'s1', {now}")),
         ("sessions of user", q::SESSIONS_OF_USER, format!("'u1', {now}")),
-        ("forget sessions", q::FORGET_SESSIONS, now.to_string()),
+        ("forget sessions", r::FORGET_SESSIONS, now.to_string()),
     ];
     let mut bad = Vec::new();
     for (index, (name, sql, arguments)) in queries.into_iter().enumerate() {

@@ -4,11 +4,10 @@ use std::{future::Future, net::SocketAddr};
 
 use super::*;
 use crate::harness::{
-    Feed,
     broker::Broker,
-    node::free_ports,
     postgres::{PrivatePostgres, Stop},
     proxy::Proxy,
+    ways,
 };
 
 #[tokio::test]
@@ -65,11 +64,7 @@ async fn while_cut<T>(cluster: &Cluster, traffic: &Traffic, what: impl Future<Ou
 /// A cluster whose last node has its own way to the store.
 async fn with_its_own_way_to_the_store() -> (Cluster, Proxy) {
     let store = Store::postgres().await;
-    let url = store.url();
-    let (before, behind) = url.split_once("@").expect("a user");
-    let (server, name) = behind.split_once('/').expect("a database");
-    let proxy = Proxy::to(server.parse().expect("an address")).await;
-    let detour = format!("{before}@{}/{name}", proxy.addr());
+    let (proxy, detour) = ways::to_store(&store).await;
     let configure =
         |node, builder: Builder| if node == 2 { builder.set("store.url", detour.as_str()) } else { builder };
     (three_with(store, configure).await, proxy)
@@ -95,7 +90,7 @@ async fn a_node_that_does_not_reach_the_store_any_more_is_replaced_and_ends() {
     let traffic = traffic(&cluster).await;
     traffic.hurt(2);
     proxy.freeze(true);
-    is_replaced(&mut cluster, traffic, "the store was out of one node's reach").await;
+    is_replaced(&mut cluster, traffic, LONGEST_SILENCE, "the store was out of one node's reach").await;
 }
 
 /// The primary ends as in a crash, and its synchronous standby takes its place under the same name.
@@ -106,7 +101,6 @@ async fn the_store_fails_over_to_a_synchronous_standby() {
     let proxy = Proxy::to(SocketAddr::from(([127, 0, 0, 1], primary.port()))).await;
     let server = primary.url().replace(&primary.port().to_string(), &proxy.addr().port().to_string());
     let mut cluster = three_with(Store::on(server).await, |_, builder| builder).await;
-    cluster.store.watch_writers().await;
     let traffic = traffic(&cluster).await;
     primary.stop(Stop::Immediate).await;
     let failed = Instant::now();
@@ -116,8 +110,7 @@ async fn the_store_fails_over_to_a_synchronous_standby() {
     goes_on(&traffic).await;
     cluster.all_run("a standby that has everything ends nobody");
     cluster.settled().await;
-    let silence = traffic.check(&cluster).await.silence_after("the store failed over", failed);
-    assert!(silence < SILENCE);
+    traffic.check(&cluster).await.is_silent_for_less_than(LONGEST_SILENCE, "the store failed over", failed);
 }
 
 /// Whoever gives partitions away does not forget that the store has not heard of it.
@@ -139,22 +132,12 @@ async fn partitions_move_when_the_store_has_taken_no_positions_for_a_while() {
 
 /// A cluster on a broker of its own, to which the last node has its own way.
 async fn with_its_own_way_to_kafka() -> (Cluster, Broker, Proxy) {
-    let [detour] = free_ports();
-    let proxy = Proxy::to(SocketAddr::from(([127, 0, 0, 1], detour))).await;
-    let broker = Broker::stopped();
-    let (port, detoured) = (broker.port(), proxy.addr());
-    let mut broker = broker.properties(&format!(
-        "listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{},DETOUR://127.0.0.1:{detour}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{port},DETOUR://{detoured}\n\
-         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,DETOUR:PLAINTEXT\n",
-        port + 1
-    ));
-    broker.start().await;
+    let (broker, proxy) = ways::to_broker().await;
     let feed = Feed::on(&broker.kafka(), PARTITIONS).await;
     let configure = |node, builder: Builder| {
-        if node == 2 { builder.set("kafka.brokers", detoured.to_string()) } else { builder }
+        if node == 2 { builder.set("kafka.brokers", proxy.addr().to_string()) } else { builder }
     };
-    (Cluster::start_on(feed, 3, Store::postgres().await, configure).await, broker, proxy)
+    (three_on(feed, Store::postgres().await, configure).await, broker, proxy)
 }
 
 /// Its partitions wait, and it says so; its users and clients are served as before.
@@ -172,5 +155,31 @@ async fn one_node_does_not_reach_kafka_for_a_while() {
     cluster.nodes[2].ready().await;
     goes_on(&traffic).await;
     cluster.all_run("who does not reach Kafka lives");
+    traffic.check(&cluster).await;
+}
+
+/// Whenever one of three is away, the two others lead its partitions.
+#[tokio::test]
+async fn each_of_three_brokers_is_restarted() {
+    let mut brokers = Broker::three().await;
+    let feed = Feed::on(&brokers[0].kafka(), PARTITIONS).await;
+    let mut cluster = Cluster::start_on(feed, 3, Store::postgres().await, |_, builder| builder).await;
+    let traffic = Traffic::start_busy(&cluster, USERS).await;
+    traffic.flow(CALM).await;
+    for (at, broker) in brokers.iter_mut().enumerate() {
+        let away = Instant::now();
+        // In good order, or not.
+        if at == 1 {
+            broker.stop().await;
+        } else {
+            broker.kill();
+        }
+        traffic.flows().await;
+        println!("without broker {}: everything came, within {:?}", at + 1, away.elapsed());
+        broker.start().await;
+    }
+    goes_on(&traffic).await;
+    cluster.all_run("a broker that is away ends nobody");
+    cluster.settled().await;
     traffic.check(&cluster).await;
 }

@@ -1,6 +1,6 @@
 //! A gRPC client that others wrote (tonic's), over HTTP/2 and as gRPC-Web over HTTP/1.1.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
@@ -25,6 +25,7 @@ use tower::Layer as _;
 use super::{
     frame::{Frame, Hello},
     wait::within,
+    ws::Step,
 };
 
 const NOTIFIER: &str = "/atlas.notifier.v1.Notifier";
@@ -163,13 +164,33 @@ impl GrpcClient {
 
     /// The next message but heartbeats; `None`: the stream ended without an error.
     pub async fn message(&mut self) -> Result<Option<Frame>, Status> {
+        within("a message of the stream", self.read()).await
+    }
+
+    /// Cancel safe.
+    async fn read(&mut self) -> Result<Option<Frame>, Status> {
         loop {
-            let message = within("a message of the stream", self.messages.message()).await?;
-            match message.map(Frame::from) {
+            match self.messages.message().await?.map(Frame::from) {
                 Some(frame) if frame.kind == "$heartbeat" => self.heartbeats += 1,
                 other => return Ok(other),
             }
         }
+    }
+
+    /// What comes next, within `patience`. Cancel safe.
+    pub async fn step(&mut self, patience: Duration) -> Step {
+        match tokio::time::timeout(patience, self.read()).await {
+            Ok(Ok(Some(frame))) => Step::Frame(frame),
+            Ok(_) => Step::Closed(None),
+            Err(_) => Step::Nothing,
+        }
+    }
+
+    /// What a node says first that may leave instead.
+    pub async fn greeting(&mut self, patience: Duration) -> Option<Hello> {
+        let Step::Frame(first) = self.step(patience).await else { return None };
+        self.hello = (first.kind == "$hello").then(|| Hello::from_frame(&first));
+        self.hello.clone()
     }
 
     /// The frames before the end, and the status that ends the stream.

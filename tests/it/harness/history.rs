@@ -41,6 +41,8 @@ pub struct Connection {
     pub user: String,
     /// `since`, or else the cursor that the node named.
     pub begins_after: u64,
+    /// What the node named.
+    pub cursor: u64,
     pub since: Instant,
     pub saw: Vec<(Instant, Saw)>,
 }
@@ -83,6 +85,23 @@ pub struct Row {
     pub n: u64,
 }
 
+/// What a durable event took to a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Delay {
+    pub client: usize,
+    pub n: u64,
+    pub written: Instant,
+    pub seen: Instant,
+    /// When the connection ended.
+    pub closed: Option<Instant>,
+}
+
+impl Delay {
+    pub fn took(&self) -> Duration {
+        self.seen.saturating_duration_since(self.written)
+    }
+}
+
 /// What was promised and is not so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -94,6 +113,8 @@ pub enum Fault {
     OutOfOrder { client: usize, user: String, seq: u64, after: u64 },
     /// A number came that the connection began after, or that was acknowledged on it.
     Acknowledged { client: usize, user: String, seq: u64, up_to: u64 },
+    /// A node named a lower cursor to a client than one had before.
+    CursorFell { client: usize, user: String, cursor: u64, named: u64 },
     /// Numbers were left out, and no gap said so.
     Skipped { client: usize, user: String, from: u64, to: u64 },
     /// A node that nothing happened to has ended a connection.
@@ -135,6 +156,7 @@ impl History {
                 }
             }
         }
+        self.check_cursors(&mut faults);
         let missing = self.missing(&self.written).into_iter();
         faults.extend(missing.map(|(client, user, n)| Fault::Lost { client, user, n }));
         self.check_rows(&durable, &mut faults);
@@ -208,6 +230,7 @@ impl History {
             | Fault::Acknowledged { client, seq, .. }
             | Fault::NotAsStored { client, seq, .. } => (*client, *seq),
             Fault::Skipped { client, from, .. } => (*client, *from),
+            Fault::CursorFell { client, cursor, .. } => (*client, *cursor),
             Fault::Closed { client, .. } => (*client, u64::MAX),
             _ => return,
         };
@@ -219,7 +242,21 @@ impl History {
             };
             let saw: Vec<_> =
                 connection.saw.iter().filter(near).map(|(at, saw)| (*at - connection.since, saw)).collect();
-            eprintln!("    connection after {}: {saw:?}", connection.begins_after);
+            let Connection { begins_after, cursor, .. } = connection;
+            eprintln!("    connection after {begins_after}, cursor {cursor}: {saw:?}");
+        }
+    }
+
+    /// A cursor is named once it is stored, so no later connection of the client may hear of a lower one, whoever owns
+    /// the user then. (What a client has acknowledged counts once it is stored: the node that had heard it may die before.)
+    fn check_cursors(&self, faults: &mut Vec<Fault>) {
+        let mut highest: HashMap<usize, u64> = HashMap::new();
+        for Connection { client, user, cursor, .. } in &self.connections {
+            let named = highest.entry(*client).or_default();
+            if cursor < named {
+                faults.push(Fault::CursorFell { client: *client, user: user.clone(), cursor: *cursor, named: *named });
+            }
+            *named = (*named).max(*cursor);
         }
     }
 
@@ -272,6 +309,24 @@ impl History {
     }
 }
 
+impl History {
+    /// Of each durable event, what it took to each connection that was there when it was written.
+    pub fn delays(&self) -> Vec<Delay> {
+        let written = self.written.iter().filter(|event| event.durable);
+        let written: HashMap<_, _> = written.map(|event| ((event.user.as_str(), event.n), event.at)).collect();
+        let mut delays = Vec::new();
+        for connection in &self.connections {
+            let (client, closed) = (connection.client, connection.closed());
+            for (seen, saw) in &connection.saw {
+                let Saw::Notification { seq: Some(_), n, .. } = saw else { continue };
+                let written = written.get(&(connection.user.as_str(), *n)).filter(|at| **at > connection.since);
+                delays.extend(written.map(|written| Delay { client, n: *n, written: *written, seen: *seen, closed }));
+            }
+        }
+        delays
+    }
+}
+
 impl Writers {
     fn check(&self, faults: &mut Vec<Fault>) {
         let mut owners: BTreeMap<i32, BTreeMap<i64, Option<&String>>> = BTreeMap::new();
@@ -292,8 +347,11 @@ impl Writers {
 
 impl Connection {
     fn spans(&self, moment: Instant) -> bool {
-        let closed = self.saw.iter().any(|(_, saw)| matches!(saw, Saw::Closed { .. }));
-        self.since < moment && !closed
+        self.since < moment && self.closed().is_none()
+    }
+
+    fn closed(&self) -> Option<Instant> {
+        self.saw.iter().find(|(_, saw)| matches!(saw, Saw::Closed { .. })).map(|(at, _)| *at)
     }
 
     fn check(&self, rows: &HashMap<(&str, u64), &Row>, faults: &mut Vec<Fault>) {

@@ -27,6 +27,9 @@ pub const RECORD_BYTES_MAX: usize = 20_000_000;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A topic's copies: as many as the brokers make by themselves.
+const COPIES: TopicReplication<'static> = TopicReplication::Fixed(-1);
+
 /// A cluster, known by its bootstrap address.
 #[derive(Clone)]
 pub struct Kafka {
@@ -53,7 +56,7 @@ impl Kafka {
 
     /// Creates a topic with properties such as `max.message.bytes`.
     pub async fn create_topic(&self, name: &str, partitions: i32, properties: &[(&str, &str)]) {
-        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let mut topic = NewTopic::new(name, partitions, COPIES);
         for (key, value) in properties {
             topic = topic.set(key, value);
         }
@@ -73,7 +76,7 @@ impl Kafka {
 
     /// Creates a topic whose name was another's until a moment ago.
     pub async fn recreate_topic(&self, name: &str, partitions: i32) {
-        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let topic = NewTopic::new(name, partitions, COPIES);
         let admin = self.admin();
         eventually(&format!("{name} created again"), async || {
             let results = admin.create_topics([&topic], &options()).await.ok()?;

@@ -1,20 +1,24 @@
-//! A TCP proxy between clients and a node: it can cut what goes through it, or ask for another path.
+//! A TCP proxy between clients and a node: it can cut, stop or delay what goes through it, or ask for another path.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{TcpListener, TcpStream},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
     sync::watch,
     task::JoinHandle,
 };
@@ -25,17 +29,45 @@ pub struct Proxy {
     accepted: Arc<AtomicUsize>,
     cut: watch::Sender<()>,
     mute: Arc<AtomicBool>,
-    frozen: watch::Sender<Frozen>,
+    rules: watch::Sender<Rules>,
+    late: Arc<Mutex<Vec<Late>>>,
     target: Arc<Mutex<SocketAddr>>,
     accepting: JoinHandle<()>,
 }
 
-/// For whom nothing passes.
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From who has called.
+    There,
+    /// To it.
+    Back,
+}
+
+/// What was delayed, and has come.
+#[derive(Clone, Debug)]
+pub struct Late {
+    pub came: Instant,
+    pub bytes: Vec<u8>,
+}
+
+/// What passes, and when.
 #[derive(Clone, Default)]
-struct Frozen {
-    all: bool,
-    /// Processes.
-    callers: BTreeSet<u32>,
+struct Rules {
+    /// Nothing does.
+    frozen: bool,
+    /// Nothing of these processes does.
+    frozen_callers: BTreeSet<u32>,
+    delays: Vec<Delay>,
+}
+
+/// What one process says, or hears, comes later.
+#[derive(Clone, Copy)]
+struct Delay {
+    caller: u32,
+    way: Way,
+    by: Duration,
+    since: Instant,
 }
 
 /// Whose connection it is, as far as somebody has asked.
@@ -46,9 +78,9 @@ struct Caller {
 }
 
 impl Caller {
-    fn is_among(&mut self, callers: &BTreeSet<u32>) -> bool {
+    fn is(&mut self, process: u32) -> bool {
         let ports = self.ports;
-        callers.iter().any(|process| *self.known.entry(*process).or_insert_with(|| has_connection(*process, ports)))
+        *self.known.entry(process).or_insert_with(|| has_connection(process, ports))
     }
 }
 
@@ -83,15 +115,18 @@ impl Proxy {
         let (cut, _) = watch::channel(());
         let accepted = Arc::new(AtomicUsize::new(0));
         let mute = Arc::new(AtomicBool::new(false));
-        let (frozen, _) = watch::channel(Frozen::default());
+        let (rules, _) = watch::channel(Rules::default());
+        let late = Arc::new(Mutex::default());
         let target = Arc::new(Mutex::new(target));
         let aim = target.clone();
-        let (counter, cuts, muted, freezes) = (accepted.clone(), cut.clone(), mute.clone(), frozen.clone());
+        let (counter, cuts, muted, ruling) = (accepted.clone(), cut.clone(), mute.clone(), rules.clone());
+        let delayed = late.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((client, from)) = listener.accept().await {
                 counter.fetch_add(1, Ordering::Relaxed);
                 let caller = Caller { ports: (from.port(), addr.port()), known: BTreeMap::new() };
-                let gate = Gate { frozen: freezes.subscribe(), caller: Arc::new(Mutex::new(caller)) };
+                let (rules, late) = (ruling.subscribe(), delayed.clone());
+                let gate = Gate { rules, caller: Arc::new(Mutex::new(caller)), late };
                 let (aim, path, cut, mute) = (aim.clone(), path.clone(), cuts.subscribe(), muted.clone());
                 tokio::spawn(async move {
                     gate.clone().open().await;
@@ -100,7 +135,7 @@ impl Proxy {
                 });
             }
         });
-        Self { addr, accepted, cut, mute, frozen, target, accepting }
+        Self { addr, accepted, cut, mute, rules, late, target, accepting }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -120,14 +155,27 @@ impl Proxy {
     /// Whether nothing passes from here on, in either direction, and nobody is told: a cable that is pulled. Nothing is
     /// lost, as TCP sends again what was.
     pub fn freeze(&self, on: bool) {
-        self.frozen.send_modify(|frozen| frozen.all = on);
+        self.rules.send_modify(|rules| rules.frozen = on);
     }
 
     /// The same for the connections of one process of this machine.
     pub fn freeze_for(&self, process: u32, on: bool) {
-        self.frozen.send_modify(|frozen| {
-            _ = if on { frozen.callers.insert(process) } else { frozen.callers.remove(&process) }
+        self.rules.send_modify(|rules| {
+            let callers = &mut rules.frozen_callers;
+            _ = if on { callers.insert(process) } else { callers.remove(&process) }
         });
+    }
+
+    /// From here on, what goes that way on the connections of one process of this machine comes so much later, in
+    /// order. What is said in the first second comes up to a second later, and so on: no silence is at the beginning.
+    pub fn delay_for(&self, caller: u32, way: Way, by: Duration) {
+        let since = Instant::now();
+        self.rules.send_modify(|rules| rules.delays.push(Delay { caller, way, by, since }));
+    }
+
+    /// What was delayed and has come, in the order of coming.
+    pub fn came_late(&self) -> Vec<Late> {
+        self.late.lock().clone()
     }
 
     /// New connections go there; the others end.
@@ -180,56 +228,90 @@ async fn pass(
 /// What each piece of a connection passes.
 #[derive(Clone)]
 struct Gate {
-    frozen: watch::Receiver<Frozen>,
+    rules: watch::Receiver<Rules>,
     caller: Arc<Mutex<Caller>>,
+    late: Arc<Mutex<Vec<Late>>>,
 }
 
 impl Gate {
     async fn open(&mut self) {
-        let is_open = |frozen: &Frozen| !frozen.all && !self.caller.lock().is_among(&frozen.callers);
+        let is_frozen = |process: &u32| self.caller.lock().is(*process);
+        let is_open = |rules: &Rules| !rules.frozen && !rules.frozen_callers.iter().any(is_frozen);
         // Without a proxy nothing freezes any more.
-        let _ = self.frozen.wait_for(is_open).await;
+        let _ = self.rules.wait_for(is_open).await;
+    }
+
+    /// When that comes which was said just now, if it is delayed.
+    fn due(&self, way: Way) -> Option<Instant> {
+        let (rules, now) = (self.rules.borrow(), Instant::now());
+        let mut delays = rules.delays.iter();
+        let Delay { by, since, .. } = delays.find(|delay| delay.way == way && self.caller.lock().is(delay.caller))?;
+        Some(now + (*by).min(now - *since))
     }
 }
 
+/// Bytes on their way.
+struct Piece {
+    due: Instant,
+    bytes: Vec<u8>,
+}
+
 /// Passes bytes on until both sides have said their last.
-async fn both_ways(
-    client: &mut TcpStream,
-    server: &mut TcpStream,
-    mute: &AtomicBool,
-    gate: &Gate,
-) -> std::io::Result<()> {
-    let (mut from_client, mut to_client) = client.split();
-    let (mut from_server, mut to_server) = server.split();
-    let up = async {
-        let (mut chunk, mut gate) = (vec![0; 16 << 10], gate.clone());
-        loop {
-            let count = from_client.read(&mut chunk).await?;
-            gate.open().await;
-            if count == 0 {
-                return to_server.shutdown().await;
+async fn both_ways(client: &mut TcpStream, server: &mut TcpStream, mute: &AtomicBool, gate: &Gate) -> io::Result<()> {
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = server.split();
+    let there = one_way(from_client, to_server, (Way::There, gate.clone()), None);
+    let back = one_way(from_server, to_client, (Way::Back, gate.clone()), Some(mute));
+    tokio::try_join!(there, back).map(drop)
+}
+
+/// Passes bytes on in order, each in its time, until there are no more.
+async fn one_way(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    (way, mut gate): (Way, Gate),
+    mute: Option<&AtomicBool>,
+) -> io::Result<()> {
+    let is_muted = || mute.is_some_and(|mute| mute.load(Ordering::Relaxed));
+    let (mut chunk, mut end) = (vec![0; 16 << 10], None);
+    let mut delayed = VecDeque::<Piece>::new();
+    loop {
+        let due = delayed.front().map_or_else(Instant::now, |Piece { due, .. }| *due);
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(due.into()), if !delayed.is_empty() => {
+                gate.open().await;
+                if let Some(Piece { bytes, .. }) = delayed.pop_front()
+                    && !is_muted()
+                {
+                    to.write_all(&bytes).await?;
+                    gate.late.lock().push(Late { came: Instant::now(), bytes });
+                }
             }
-            to_server.write_all(&chunk[..count]).await?;
+            read = from.read(&mut chunk), if end.is_none() => match read {
+                Ok(0) => end = Some(Ok(())),
+                Err(error) => end = Some(Err(error)),
+                Ok(count) => match gate.due(way) {
+                    Some(due) => delayed.push_back(Piece { due, bytes: chunk[..count].to_vec() }),
+                    None => {
+                        gate.open().await;
+                        if !is_muted() {
+                            to.write_all(&chunk[..count]).await?;
+                        }
+                    }
+                },
+            },
         }
-    };
-    let down = async {
-        let (mut chunk, mut gate) = (vec![0; 16 << 10], gate.clone());
-        loop {
-            let count = from_server.read(&mut chunk).await?;
+        if let Some(end) = end.take_if(|_| delayed.is_empty()) {
+            end?;
             gate.open().await;
-            if count == 0 {
-                return to_client.shutdown().await;
-            }
-            if !mute.load(Ordering::Relaxed) {
-                to_client.write_all(&chunk[..count]).await?;
-            }
+            return to.shutdown().await;
         }
-    };
-    tokio::try_join!(up, down).map(drop)
+    }
 }
 
 /// Passes on the request's first line with another path, and what was read behind it.
-async fn replace_path(client: &mut TcpStream, server: &mut TcpStream, path: &str) -> std::io::Result<()> {
+async fn replace_path(client: &mut TcpStream, server: &mut TcpStream, path: &str) -> io::Result<()> {
     let mut reader = BufReader::new(client);
     let mut line = String::new();
     reader.read_line(&mut line).await?;

@@ -7,8 +7,9 @@ use tokio::io::AsyncReadExt as _;
 use super::{
     dial::{Dial, Socket},
     frame::{Frame, Hello},
-    http::{self, Dechunker, Head, Request, Response},
+    http::{self, Dechunker, Head, Opened, Request, Response},
     wait::within,
+    ws::Step,
 };
 
 /// One block of the stream, up to its blank line.
@@ -83,11 +84,29 @@ impl SseClient {
         if opened.head.status != 200 {
             return Err(opened.head.status);
         }
+        let mut client = Self::of(opened);
+        client.first = client.next().await;
+        client.hello();
+        Ok(client)
+    }
+
+    /// The same at a node that may be gone or leaving; `None`: it has not greeted. Waits for as long as it takes.
+    pub async fn attempt(dial: &Dial, query: &str, headers: &[(&str, &str)]) -> Option<Self> {
+        let path = format!("/v1/stream?{query}");
+        let request = Request { method: "GET", path: &path, headers, body: "" };
+        let opened = http::open_over(dial, request).await.ok().filter(|opened| opened.head.status == 200)?;
+        let mut client = Self::of(opened);
+        client.first = client.read().await?;
+        // A goodbye comes without one.
+        (client.first.frame().kind == "$hello").then_some(client)
+    }
+
+    fn of(opened: Opened<Socket>) -> Self {
         let mut chunks = Dechunker::default();
         // Without chunks the stream ends with the connection.
         let chunked = opened.head.header("transfer-encoding").is_some();
         let text = if chunked { chunks.push(&opened.rest) } else { opened.rest };
-        let mut client = Self {
+        Self {
             head: opened.head,
             socket: opened.socket,
             chunks,
@@ -95,10 +114,7 @@ impl SseClient {
             first: Block::default(),
             retry_ms: None,
             comments: 0,
-        };
-        client.first = client.next().await;
-        client.hello();
-        Ok(client)
+        }
     }
 
     /// Asks for a stream that must be refused.
@@ -122,6 +138,15 @@ impl SseClient {
         match within("an event of the stream", self.read()).await {
             Some(block) => block,
             None => panic!("the stream ended"),
+        }
+    }
+
+    /// What comes next, within `patience`. Cancel safe.
+    pub async fn step(&mut self, patience: Duration) -> Step {
+        match tokio::time::timeout(patience, self.read()).await {
+            Ok(Some(block)) => Step::Frame(block.frame()),
+            Ok(None) => Step::Closed(None),
+            Err(_) => Step::Nothing,
         }
     }
 

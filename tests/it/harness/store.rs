@@ -162,6 +162,19 @@ impl Store {
         .await;
     }
 
+    /// Waits until a take of that node's waits for shards that another session has locked.
+    pub async fn waits_to_take(&self, node: &str) {
+        let waiting = "select count(*) from pg_stat_activity a \
+                       join members m on a.application_name = 'notifier ' || m.incarnation \
+                       where m.node_id = $1 and a.wait_event_type = 'Lock' and a.query like '%update shard_claims%'";
+        let mut connection = self.session().await;
+        super::eventually("a take that waits", async || {
+            let waiting = sqlx::query_scalar::<_, i64>(waiting).bind(node).fetch_one(&mut connection);
+            (waiting.await.expect("an answer") > 0).then_some(())
+        })
+        .await;
+    }
+
     /// How many rows a table has.
     pub async fn count(&self, table: &str) -> i64 {
         let count = AssertSqlSafe(format!("select count(*) from {table}"));
@@ -184,7 +197,7 @@ impl Store {
     }
 
     /// From here on it is noted who writes rows, and who owns what: the lock that a write has on a claim, and a take too,
-    /// makes one order of both.
+    /// makes one order of both. What has expired may be let go of by anybody.
     pub async fn watch_writers(&self) {
         self.execute(
             "create sequence watched;
@@ -194,9 +207,10 @@ impl Store {
                  insert into watched_takes values (nextval('watched'), new.shard, new.owner);
                  return null;
              end $$;
-             create function watch_write() returns trigger language plpgsql as $$ begin
+             create function watch_write() returns trigger language plpgsql as $$ declare written jsonb; begin
+                 if tg_op = 'DELETE' then written := to_jsonb(old); else written := to_jsonb(new); end if;
                  insert into watched_writes
-                 values (nextval('watched'), new.user_id, (to_jsonb(new) ->> tg_argv[0])::bigint,
+                 values (nextval('watched'), written ->> 'user_id', (written ->> tg_argv[0])::bigint,
                          current_setting('application_name'));
                  return null;
              end $$;
@@ -206,8 +220,14 @@ impl Store {
              insert into watched_takes select nextval('watched'), shard, owner from shard_claims;
              create trigger watch_write after insert on log for each row execute function watch_write('seq');
              create trigger watch_note after insert on journal for each row execute function watch_write('last');
-             create trigger watch_cursor after update on cursors for each row
-                 when (old.cursor <> new.cursor) execute function watch_write('cursor');
+             create trigger watch_cursor after insert or update or delete on cursors for each row
+                 execute function watch_write('cursor');
+             create trigger watch_waiting after insert or update on waiting for each row
+                 execute function watch_write('place');
+             create trigger watch_released after delete on waiting for each row
+                 when (old.expires_at > extract(epoch from clock_timestamp()) * 1000)
+                 execute function watch_write('place');
+             create trigger watch_removed after insert on removed for each row execute function watch_write('seq');
              commit",
         )
         .await;
@@ -224,6 +244,7 @@ impl Store {
         let writes = "select at, user_id, seq, replace(writer, 'notifier ', '') from watched_writes";
         let writes: Vec<(i64, String, i64, String)> =
             sqlx::query_as(writes).fetch_all(&mut session).await.expect("writes");
+        assert!(!writes.is_empty(), "nobody was seen to write");
         let writes = writes.into_iter().map(|(at, user, seq, writer)| (at, user, seq.unsigned_abs(), writer)).collect();
         Writers { takes, writes }
     }

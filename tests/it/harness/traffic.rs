@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,26 +15,39 @@ use tokio::task::JoinHandle;
 
 use super::{
     Event, Feed,
+    carrier::{self, Ask, Carrier, Doors},
     cluster::Cluster,
     history::{Connection, History, Saw, Written},
     node::Node,
     token,
     wait::{eventually, within},
-    ws::{Connect, Step, WsClient},
+    ws::Step,
 };
 
-/// What the producer writes: so often, for so many users each time.
+/// What the producer writes, so often, for so many users each time; and who reads it.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub every: Duration,
     pub users: usize,
     /// Events of each.
     pub each: usize,
+    /// Whether every third user gets something now and then only, and has time to fall asleep.
+    pub has_sleepers: bool,
+    /// What clients speak, in turn.
+    pub carriers: &'static [Carrier],
 }
 
-const LIGHT: Load = Load { every: Duration::from_millis(50), users: 4, each: 1 };
+pub const LIGHT: Load = Load {
+    every: Duration::from_millis(50),
+    users: 4,
+    each: 1,
+    has_sleepers: false,
+    carriers: &[Carrier::WebSocketJson],
+};
 /// So that something is always under way.
-const BUSY: Load = Load { every: Duration::from_millis(20), users: 8, each: 1 };
+pub const BUSY: Load = Load { every: Duration::from_millis(20), users: 8, ..LIGHT };
+/// A sleeper gets something in one of so many of its turns: every four to five seconds, while busy.
+const SELDOM: usize = 75;
 /// Each user has had its turn.
 const ROUND: Duration = Duration::from_secs(1);
 /// Of so many events, one is transient.
@@ -44,8 +56,12 @@ const TRANSIENT: u64 = 5;
 const BURST: usize = 500;
 /// Clients acknowledge one of so many numbers.
 const ACKNOWLEDGED: u64 = 3;
+/// Those that need a request of its own for it, one of so many.
+const ACKNOWLEDGED_BY_REQUEST: u64 = 24;
 /// After so long a silence they acknowledge all: nobody may be taken for one that never does.
 const QUIET: Duration = Duration::from_secs(5);
+/// The same of sleepers: before that they stay awake.
+const DROWSY: Duration = Duration::from_millis(300);
 /// How long a client waits for a node's greeting, and before it tries the next one.
 const GREETING: Duration = Duration::from_secs(8);
 const RETRY: Duration = Duration::from_millis(200);
@@ -61,7 +77,7 @@ const SHOWN: usize = 30;
 /// Where clients connect, and what happened to the node there.
 #[derive(Clone, Copy)]
 struct Place {
-    addr: SocketAddr,
+    doors: Doors,
     /// It may end connections now.
     is_hurt: bool,
     /// How often it was hurt so far.
@@ -86,6 +102,11 @@ pub struct Traffic {
 
 /// Every third user has a second client, at another node.
 const SECOND: usize = 3;
+
+/// Every third user, of whom some have a second client and some not.
+fn is_sleeper(user: usize) -> bool {
+    (user + user / SECOND).is_multiple_of(3)
+}
 
 impl Traffic {
     /// Connects clients of so many users to all nodes, and begins to write a little when all are there.
@@ -115,6 +136,8 @@ impl Traffic {
                     user: name(user),
                     device: (*device).to_owned(),
                     node: (user + at) % nodes,
+                    carrier: load.carriers[clients.len() % load.carriers.len()],
+                    quiet: if load.has_sleepers && is_sleeper(user) { DROWSY } else { QUIET },
                     // The others take what follows the cursor.
                     names_since: user % 2 == 0,
                     last: None,
@@ -237,11 +260,27 @@ impl Traffic {
 pub struct Checked(History);
 
 impl Checked {
-    /// See [`History::silence_after`].
-    pub fn silence_after(&self, what: &str, fault: Instant) -> Duration {
+    /// Everybody who stayed connected has had something new within `bound`: see [`History::silence_after`].
+    pub fn is_silent_for_less_than(&self, bound: Duration, what: &str, fault: Instant) {
         let silence = self.0.silence_after(fault).expect("somebody has stayed connected");
         println!("{what}: everybody has had something {silence:?} later");
-        silence
+        assert!(silence < bound, "{what}: {silence:?} of silence, and {bound:?} are the bound");
+    }
+
+    pub fn history(&self) -> &History {
+        &self.0
+    }
+
+    /// Since when all clients of a user have had an event. `None`: one has not.
+    pub fn had(&self, user: &str, n: u64) -> Option<Instant> {
+        let mut had: HashMap<usize, Option<Instant>> = HashMap::new();
+        for connection in self.0.connections.iter().filter(|connection| connection.user == user) {
+            let is_it = |saw: &Saw| matches!(saw, Saw::Notification { n: seen, .. } if *seen == n);
+            let first = connection.saw.iter().find(|(_, saw)| is_it(saw)).map(|(at, _)| *at);
+            let had = had.entry(connection.client).or_default();
+            *had = had.or(first);
+        }
+        had.into_values().collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 }
 
@@ -250,12 +289,13 @@ fn name(user: usize) -> String {
 }
 
 fn place(shared: &Shared, node: &Node) {
-    shared.places.lock().push(Place { addr: node.addr(), is_hurt: false, hurts: 0 });
+    shared.places.lock().push(Place { doors: Doors::of(node), is_hurt: false, hurts: 0 });
 }
 
 async fn produce(feed: Feed, shared: Arc<Shared>, users: usize, load: Load) {
     let mut next = vec![0; users];
     let mut turn = (0..users).cycle();
+    let mut turns = vec![0; users];
     let mut ticks = tokio::time::interval(load.every);
     while !shared.stop.load(Ordering::Relaxed) {
         ticks.tick().await;
@@ -271,7 +311,10 @@ async fn produce(feed: Feed, shared: Arc<Shared>, users: usize, load: Load) {
             written.push(Written { user: name(user), n, durable, at: Instant::now() });
         };
         for user in turn.by_ref().take(load.users) {
-            (0..load.each).for_each(|_| write(user, &mut events, &mut written));
+            turns[user] += 1;
+            let is_asleep = load.has_sleepers && is_sleeper(user) && turns[user] % SELDOM != 0;
+            let count = if is_asleep { 0 } else { load.each };
+            (0..count).for_each(|_| write(user, &mut events, &mut written));
         }
         if shared.crashes.load(Ordering::Relaxed) > 0 {
             shared.crashes.fetch_sub(1, Ordering::Relaxed);
@@ -301,6 +344,9 @@ struct Client {
     device: String,
     node: usize,
     names_since: bool,
+    carrier: Carrier,
+    /// After so long a silence it acknowledges all.
+    quiet: Duration,
     /// The epoch and number that it has seen last.
     last: Option<(String, u64)>,
 }
@@ -317,19 +363,15 @@ impl Client {
         }
     }
 
-    async fn connect(&self, place: Place) -> Option<WsClient> {
-        let mut connect = Connect::bearer(place.addr, &token::valid(&self.user));
-        if !self.device.is_empty() {
-            connect = connect.query("device", &self.device);
-        }
-        if let Some((epoch, seq)) = self.last.as_ref().filter(|_| self.names_since) {
-            connect = connect.query("since", &format!("{epoch}-{seq}"));
-        }
-        connect.attempt(GREETING).await
+    async fn connect(&self, place: Place) -> Option<carrier::Client> {
+        let device = Some(self.device.clone()).filter(|device| !device.is_empty());
+        let since = self.last.as_ref().filter(|_| self.names_since).map(|(epoch, seq)| format!("{epoch}-{seq}"));
+        let ask = Ask { device, since, ..Ask::token(&token::valid(&self.user)) };
+        carrier::attempt(place.doors, self.carrier, &ask, GREETING).await
     }
 
     /// Reads until the connection ends.
-    async fn follow(&mut self, place: Place, mut socket: WsClient) {
+    async fn follow(&mut self, place: Place, mut socket: carrier::Client) {
         let (epoch, cursor) = (socket.hello().epoch.clone(), socket.hello().cursor);
         let since = self.last.as_ref().filter(|_| self.names_since).map(|(_, seq)| *seq);
         let index = {
@@ -338,6 +380,7 @@ impl Client {
                 client: self.me,
                 user: self.user.clone(),
                 begins_after: since.unwrap_or(cursor),
+                cursor,
                 since: Instant::now(),
                 saw: Vec::new(),
             });
@@ -345,9 +388,12 @@ impl Client {
         };
         let shared = self.shared.clone();
         let note = |saw| shared.history.lock().connections[index].saw.push((Instant::now(), saw));
-        let mut acknowledged = 0;
+        // Only what has come on this connection: what it had before may be on its way again.
+        let (mut seen_here, mut acknowledged) = (0, 0);
+        let is_socket = matches!(self.carrier, Carrier::WebSocketJson | Carrier::WebSocketProtobuf);
+        let every = if is_socket { ACKNOWLEDGED } else { ACKNOWLEDGED_BY_REQUEST };
         loop {
-            match socket.step(QUIET).await {
+            match socket.step(self.quiet).await {
                 Step::Frame(frame) if frame.kind == "$gap" => {
                     let field = |name| frame.payload()[name].as_u64().expect("a number");
                     note(Saw::Gap { from: field("from"), to: field("to") });
@@ -359,9 +405,10 @@ impl Client {
                     if let Some(seq) = seq {
                         let seen = self.last.as_ref().map_or(0, |(_, seen)| *seen);
                         self.last = Some((epoch.clone(), seen.max(seq)));
-                        if seq % ACKNOWLEDGED == 0 {
+                        seen_here = seen_here.max(seq);
+                        if seq % every == 0 {
                             note(Saw::Acknowledged(seq));
-                            socket.ack(seq).await;
+                            socket.ack_unheard(seq).await;
                             acknowledged = seq;
                         }
                     }
@@ -372,10 +419,10 @@ impl Client {
                     return note(Saw::Closed { code, excused });
                 }
                 Step::Nothing => {
-                    if let Some(seq) = self.last.as_ref().map(|(_, seq)| *seq).filter(|seq| *seq > acknowledged) {
-                        note(Saw::Acknowledged(seq));
-                        socket.ack(seq).await;
-                        acknowledged = seq;
+                    if seen_here > acknowledged {
+                        note(Saw::Acknowledged(seen_here));
+                        socket.ack_unheard(seen_here).await;
+                        acknowledged = seen_here;
                     }
                 }
             }

@@ -18,6 +18,7 @@ fn good() -> History {
         client,
         user: USER.into(),
         begins_after,
+        cursor: begins_after,
         since: at,
         saw: saw.into_iter().map(|saw| (at, saw)).collect(),
     };
@@ -121,6 +122,22 @@ fn nothing_comes_again_that_the_connection_began_after_or_that_was_acknowledged_
 }
 
 #[test]
+fn no_later_connection_of_a_client_may_hear_of_a_lower_cursor() {
+    // Whatever it says that it has seen.
+    let fell = |cursor, named| Fault::CursorFell { client: 0, user: user(), cursor, named };
+    let found = faults(|history| (history.connections[0].cursor, history.connections[1].cursor) = (2, 1));
+    assert_eq!(found, [fell(1, 2)]);
+    let found = faults(|history| {
+        let ended = Connection { cursor: 3, saw: Vec::new(), ..history.connections[1].clone() };
+        let next = Connection { cursor: 1, saw: Vec::new(), ..history.connections[1].clone() };
+        history.connections.extend([ended, next]);
+    });
+    assert_eq!(found, [fell(1, 3)]);
+    let other = faults(|history| (history.connections[1].cursor, history.connections[2].cursor) = (3, 0));
+    assert_eq!(other, [], "another client has a cursor of its own");
+}
+
+#[test]
 fn a_connection_that_a_good_node_ends_is_a_fault() {
     let closed = Saw::Closed { code: Some(1001), excused: false };
     let found = saw(vec![got(1), got(2), got(3), closed]);
@@ -172,6 +189,21 @@ fn who_writes_and_is_not_the_owner_is_found() {
     assert_eq!(late, [stranger]);
     let nobody = faults(|history| history.writers.takes[0].2 = None);
     assert_eq!(nobody.len(), 2, "{nobody:?}");
+}
+
+#[test]
+fn a_delay_is_what_an_event_took_to_a_connection_that_was_there() {
+    let mut history = good();
+    let at = history.connections[0].since + Duration::from_secs(1);
+    history.written.push(Written { user: user(), n: 4, durable: true, at });
+    let seen = at + Duration::from_millis(700);
+    let saw = (seen, Saw::Notification { seq: Some(4), n: 4, id: "id4".into() });
+    // One came back later.
+    history.connections[1].since = at + Duration::from_millis(1);
+    history.connections[1].saw.push(saw.clone());
+    history.connections[2].saw.push(saw);
+    let [delay] = history.delays()[..] else { panic!("{:?}", history.delays()) };
+    assert_eq!((delay.client, delay.n, delay.took(), delay.closed), (1, 4, Duration::from_millis(700), None));
 }
 
 #[test]
