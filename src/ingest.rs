@@ -118,8 +118,10 @@ pub struct Ingest {
 /// What the thread that looks after partitions can be told.
 enum Control {
     Assign(Assignment),
-    /// The connection may be gone, or other nodes have moved: look.
+    /// The connection may be gone: look.
     Check,
+    /// Other nodes have let go of partitions, or taken some: look, the broker needs not be asked for that.
+    OthersMoved,
     /// The log does not have the partition's position any more: find out where it begins.
     Restart(i32),
     /// Settle, commit and release all partitions, until then at the latest.
@@ -203,7 +205,7 @@ impl Ingest {
     /// Says that other nodes may have let go of partitions, or taken some.
     pub fn others_may_have_moved(&self) {
         if self.shown.waits.load(Ordering::SeqCst) {
-            let _ = self.control.send(Control::Check);
+            let _ = self.control.send(Control::OthersMoved);
         }
     }
 

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     health::Health,
-    placement::handover::{PATIENCE, Pace},
+    placement::handover::Pace,
     store::{self, positions::LogName},
 };
 
@@ -63,16 +63,18 @@ pub(super) struct Partitions {
     keeper: Arc<Keeper>,
     health: Health,
     wanted: Assignment,
-    /// The partitions that the topic had when it was looked at last.
+    /// The partitions that the topic had when the broker was asked last.
     there: Vec<i32>,
+    /// When that was. `None`: it has to be asked now.
+    asked: Option<Instant>,
     held: BTreeSet<i32>,
     shown: Arc<Shown>,
     /// How partitions are given away that others should read.
-    pace: Pace,
+    pace: Pace<i32>,
     /// Somebody else takes what this node lets go.
     others_read_on: bool,
-    /// Partitions that the poll thread lets go as soon as they are settled, and since when.
-    releasing: BTreeMap<i32, Instant>,
+    /// Partitions that the poll thread lets go as soon as they are settled.
+    releasing: BTreeSet<i32>,
     release_done: (mpsc::Sender<Position>, mpsc::Receiver<Position>),
     /// Where partitions stood that were let go, in case the commit did not get through.
     released: BTreeMap<i32, i64>,
@@ -115,11 +117,12 @@ impl Partitions {
             health,
             wanted,
             there: Vec::new(),
+            asked: None,
             held: BTreeSet::new(),
             shown,
             pace: Pace::default(),
             others_read_on: false,
-            releasing: BTreeMap::new(),
+            releasing: BTreeSet::new(),
             release_done: mpsc::channel(),
             released: BTreeMap::new(),
             unreleased: BTreeSet::new(),
@@ -147,6 +150,7 @@ impl Partitions {
                     }
                 }
                 Err(obstacle) => {
+                    self.asked = None;
                     let text = obstacle.to_string();
                     self.health.not_ready(HEALTH_PART, text.clone());
                     if last_obstacle.as_ref() != Some(&text) {
@@ -156,10 +160,14 @@ impl Partitions {
                     ASK_AGAIN
                 }
             };
-            match self.next_order(orders, wait) {
+            let order = self.next_order(orders, wait);
+            if !matches!(order, Some(Control::OthersMoved) | None) {
+                self.asked = None;
+            }
+            match order {
                 Some(Control::Assign(wanted)) => self.wanted = wanted,
                 Some(Control::Restart(partition)) => self.release(&[partition]),
-                Some(Control::Check) | None => {}
+                Some(Control::Check | Control::OthersMoved) | None => {}
                 Some(Control::Stop(deadline)) => return self.stop(deadline, orders),
             }
         }
@@ -169,6 +177,10 @@ impl Partitions {
     fn next_order(&mut self, orders: &mpsc::Receiver<Control>, wait: Duration) -> Option<Control> {
         let until = Instant::now() + wait;
         loop {
+            let released: BTreeMap<i32, i64> = self.release_done.1.try_iter().collect();
+            if self.note_released(released) {
+                return None;
+            }
             let left = until.saturating_duration_since(Instant::now());
             let step = if self.releasing.is_empty() { left } else { left.min(RELEASE_POLL) };
             match orders.recv_timeout(step) {
@@ -176,8 +188,7 @@ impl Partitions {
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Some(Control::Stop(Instant::now())),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
-            let released: BTreeMap<i32, i64> = self.release_done.1.try_iter().collect();
-            if self.note_released(released) || Instant::now() >= until {
+            if Instant::now() >= until {
                 return None;
             }
         }
@@ -188,7 +199,11 @@ impl Partitions {
     /// [`Self::give`] lets go of no more; of one that died it is all.
     fn look(&mut self) -> Result<(), Obstacle> {
         self.release_left_over();
-        self.there = self.ask_for_partitions()?;
+        // A broker that has nothing to send answers a question behind a fetch, half a second later.
+        if self.asked.is_none_or(|at| at.elapsed() >= self.config.partition_refresh) {
+            self.there = self.ask_for_partitions()?;
+            self.asked = Some(Instant::now());
+        }
         let wanted = self.wanted.of(&self.there);
         let surplus: Vec<i32> = self.held.difference(&wanted).copied().collect();
         let missing: Vec<i32> = wanted.difference(&self.held).copied().collect();
@@ -210,13 +225,13 @@ impl Partitions {
 
     /// Whether another node has to do something first.
     fn waits(&self, surplus: &[i32], missing: &[i32]) -> bool {
-        !missing.is_empty() || surplus.iter().any(|partition| !self.releasing.contains_key(partition))
+        !missing.is_empty() || surplus.iter().any(|partition| !self.releasing.contains(partition))
     }
 
     /// Lets go of what others should read, one batch after another: the next one when the last one is settled, let go
     /// and taken. At once, if there is nobody who would take it.
     fn give(&mut self, surplus: &[i32]) -> Result<(), store::Error> {
-        let left: Vec<i32> = surplus.iter().copied().filter(|one| !self.releasing.contains_key(one)).collect();
+        let left: Vec<i32> = surplus.iter().copied().filter(|one| !self.releasing.contains(one)).collect();
         if left.is_empty() {
             self.pace = Pace::default();
             return Ok(());
@@ -225,9 +240,10 @@ impl Partitions {
             Assignment::All => None,
             Assignment::Chosen(choice) => {
                 let mut owners = self.keeper.owners()?;
-                // What cannot be settled for long, maybe never, holds up nothing else.
-                let is_stuck = |one: &i32| self.releasing.get(one).is_some_and(|since| since.elapsed() >= PATIENCE);
-                owners.retain(|(partition, _)| !is_stuck(partition));
+                // Already on its way, also what should be read here again by now.
+                for (_, owner) in owners.iter_mut().filter(|(partition, _)| self.releasing.contains(partition)) {
+                    *owner = None;
+                }
                 choice.moves(&self.there, &owners)
             }
         };
@@ -290,8 +306,7 @@ impl Partitions {
     /// nothing else: the end is noted when it comes.
     fn release(&mut self, partitions: &[i32]) {
         for &partition in partitions {
-            if self.held.contains(&partition) && !self.releasing.contains_key(&partition) {
-                self.releasing.insert(partition, Instant::now());
+            if self.held.contains(&partition) && self.releasing.insert(partition) {
                 self.inbox.command(Command::Release { partition, done: self.release_done.0.clone() });
             }
         }
@@ -388,7 +403,7 @@ impl Partitions {
             match self.next_order(orders, left().min(ASK_AGAIN)) {
                 Some(Control::Assign(wanted)) => self.wanted = wanted,
                 Some(Control::Stop(_)) => break,
-                Some(Control::Check | Control::Restart(_)) | None => {}
+                Some(Control::Check | Control::OthersMoved | Control::Restart(_)) | None => {}
             }
         }
         let (done, rest) = mpsc::channel();
@@ -401,13 +416,18 @@ impl Partitions {
     }
 }
 
-/// Looking once is enough: a broker that is away asks for it again and again, and an order behind must not wait for
-/// each of them.
+/// Looking once is enough: a broker that is away asks for it again and again, other nodes do, and an order behind must
+/// not wait for each of them.
 fn latest(order: Control, orders: &mpsc::Receiver<Control>) -> Control {
-    match order {
-        Control::Check => orders.try_iter().find(|order| !matches!(order, Control::Check)).unwrap_or(Control::Check),
-        order => order,
+    let mut latest = order;
+    while let Control::Check | Control::OthersMoved = latest {
+        match orders.try_recv() {
+            Ok(Control::OthersMoved) => {}
+            Ok(order) => latest = order,
+            Err(_) => break,
+        }
     }
+    latest
 }
 
 #[cfg(test)]
@@ -417,13 +437,15 @@ mod tests {
     #[test]
     fn an_order_does_not_wait_behind_looks_that_say_the_same() {
         let (sender, orders) = mpsc::channel();
-        for order in [Control::Check, Control::Check, Control::Restart(3), Control::Check] {
+        let others = || Control::OthersMoved;
+        for order in [Control::Check, others(), Control::Check, Control::Restart(3), others(), Control::Check, others()]
+        {
             sender.send(order).unwrap();
         }
         let first = orders.recv().unwrap();
         assert!(matches!(latest(first, &orders), Control::Restart(3)));
         let next = orders.recv().unwrap();
-        assert!(matches!(latest(next, &orders), Control::Check));
+        assert!(matches!(latest(next, &orders), Control::Check), "the one that asks the broker");
         assert!(orders.try_recv().is_err());
     }
 }

@@ -61,7 +61,7 @@ pub struct Ownership {
     /// Served here.
     held: HashSet<ShardId>,
     assigned: u64,
-    pace: Pace,
+    pace: Pace<ShardId>,
 }
 
 /// The parts of a node that ownership moves.

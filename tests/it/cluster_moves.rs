@@ -1,24 +1,41 @@
 //! What moves when a node joins or leaves goes in batches, so that nearly all users and partitions are served at any
 //! moment. The database itself notes how many nobody has.
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZeroU8,
+    time::{Duration, Instant},
+};
 
-use crate::harness::{cluster::Cluster, eventually};
+use notifier::placement::assignment::{self, Candidate};
 
+use crate::harness::{cluster::Cluster, eventually, history::Delay, traffic::Traffic};
+
+const USERS: usize = 24;
 const SHARDS: i64 = 1024;
-const PARTITIONS: i32 = 64;
+const PARTITIONS: i32 = 48;
 /// A sixteenth of each.
-const AT_ONCE: [(&str, i64); 2] = [("shard_claims", 64), ("partition_claims", 4)];
+const AT_ONCE: [(&str, i64); 2] = [("shard_claims", 64), ("partition_claims", 3)];
 /// What nobody has is taken in greater batches.
 const TAKEN_AT_ONCE: u64 = 256;
+/// How long an event may take while its user or its partition moves. A tenth of that is enough on an idle machine.
+const DELAY: Duration = Duration::from_secs(8);
 
-/// Waits until members that are active have all, and nothing else is to move.
-async fn settled(cluster: &mut Cluster, nodes: i64) {
+/// Waits until each of the active nodes has what it should, and nothing else.
+async fn settled(cluster: &mut Cluster, nodes: &[&str]) {
     cluster.settled().await;
-    eventually("active members read all partitions, each its share", async || {
-        let shared = "members m join partition_claims c on c.owner = m.incarnation where m.state = 1";
-        let (read, readers) = (cluster.store.count(shared).await, format!("(select distinct c.owner from {shared}) r"));
-        (read == i64::from(PARTITIONS) && cluster.store.count(&readers).await == nodes).then_some(())
+    let candidates: Vec<_> = nodes.iter().map(|id| Candidate { id, weight: NonZeroU8::MIN }).collect();
+    let owners = assignment::partitions(&candidates, &cluster.feed.topic, PARTITIONS.unsigned_abs());
+    eventually("all partitions are read, by the nodes that should", async || {
+        for (at, node) in nodes.iter().enumerate() {
+            let share = owners.iter().filter(|owner| **owner == at).count();
+            let read = format!(
+                "members m join partition_claims c on c.owner = m.incarnation where m.state = 1 and m.node_id = '{node}'"
+            );
+            if cluster.store.count(&read).await != i64::try_from(share).expect("a number of partitions") {
+                return None;
+            }
+        }
+        Some(())
     })
     .await;
 }
@@ -35,7 +52,8 @@ async fn moved_in_batches(cluster: &Cluster, what: &str, began: Instant) {
 #[tokio::test]
 async fn a_node_that_joins_and_one_that_leaves_move_one_batch_at_a_time() {
     let mut cluster = Cluster::start_divided(2, (SHARDS, PARTITIONS), |builder| builder).await;
-    settled(&mut cluster, 2).await;
+    let traffic = Traffic::start(&cluster, USERS).await;
+    settled(&mut cluster, &["n0", "n1"]).await;
     let log = cluster.nodes[0].log();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let taken: Vec<u64> =
@@ -46,14 +64,21 @@ async fn a_node_that_joins_and_one_that_leaves_move_one_batch_at_a_time() {
     cluster.store.watch_moves().await;
     let began = Instant::now();
     cluster.add().await;
-    settled(&mut cluster, 3).await;
+    traffic.joined(&cluster.nodes[2]);
+    settled(&mut cluster, &["n0", "n1", "n2"]).await;
     moved_in_batches(&cluster, "a node joined", began).await;
 
+    traffic.hurt(0);
     let began = Instant::now();
     cluster.nodes[0].process().signal("TERM");
     let left = cluster.nodes[0].take().finish(Duration::from_secs(40)).await;
     assert_eq!(left.code(), 0, "{left:?}");
     assert!(!left.stderr.contains("in time"), "it had the time to give all away: {}", left.stderr);
-    settled(&mut cluster, 2).await;
+    settled(&mut cluster, &["n1", "n2"]).await;
     moved_in_batches(&cluster, "a node left", began).await;
+
+    let delays = traffic.check(&cluster).await.history().delays();
+    let longest = delays.iter().filter(|delay| delay.closed.is_none()).map(Delay::took).max();
+    println!("the longest that an event took: {longest:?}");
+    assert!(longest.expect("events came") < DELAY, "{longest:?}");
 }

@@ -45,18 +45,51 @@ fn what_the_claims_do_not_have_waits_for_nobody() {
 }
 
 #[test]
-fn what_cannot_move_holds_up_the_rest_for_a_while_only() {
+fn what_nobody_takes_holds_up_the_rest_for_a_while_only() {
     let [a, b] = [Incarnation::random(), Incarnation::random()];
-    let moves = Moves::new(2, (0..8u16).map(|one| (one, (one >= 2).then_some(a), b)));
+    let moves = |free: u16| Moves::new(2, (0..8).map(move |one: u16| (one, (one >= free).then_some(a), b)));
     let (mut pace, began) = (Pace::default(), Instant::now());
     let mine: Vec<u16> = (2..8).collect();
-    assert!(pace.next(began, &mine, &moves).is_empty());
-    assert!(pace.next(began + PATIENCE / 2, &mine, &moves).is_empty());
-    assert_eq!(pace.next(began + PATIENCE, &mine, &moves), [2, 3], "one batch");
-    assert!(pace.next(began + PATIENCE, &mine[2..], &moves).is_empty(), "and the next one as long after it");
-    assert_eq!(pace.next(began + 2 * PATIENCE, &mine[2..], &moves), [4, 5]);
-    assert!(pace.next(began + 2 * PATIENCE, &[], &moves).is_empty());
-    assert!(pace.next(began + 4 * PATIENCE, &mine[4..], &moves).is_empty(), "the time with nothing to give counts not");
+    assert!(pace.next(began, &mine, &moves(2)).is_empty());
+    assert!(pace.next(began + PATIENCE / 2, &mine, &moves(2)).is_empty());
+    let late = began + PATIENCE;
+    assert_eq!(pace.next(late, &mine, &moves(2)), [2, 3], "one batch");
+    assert!(pace.next(late, &mine[2..], &moves(4)).is_empty(), "and the next one when that is taken, or as long after");
+    assert_eq!(pace.next(late + PATIENCE, &mine[2..], &moves(4)), [4, 5]);
+    assert!(pace.next(late + PATIENCE, &[], &moves(6)).is_empty());
+    assert!(
+        pace.next(late + 4 * PATIENCE, &mine[4..], &moves(6)).is_empty(),
+        "the time with nothing to give counts not"
+    );
+}
+
+#[test]
+fn who_does_not_let_go_holds_up_the_others_for_a_while_and_once() {
+    let [a, slow, c] = [(); 3].map(|()| Incarnation::random());
+    let given = |given: u16| {
+        (0..10).map(move |one| {
+            (
+                one,
+                Some(if one < 6 {
+                    slow
+                } else if one < given {
+                    c
+                } else {
+                    a
+                }),
+                c,
+            )
+        })
+    };
+    let moves = |already| Moves::new(2, given(already));
+    let (mut pace, began) = (Pace::default(), Instant::now());
+    assert!(pace.next(began, &[6, 7, 8, 9], &moves(6)).is_empty());
+    let late = began + PATIENCE;
+    assert_eq!(pace.next(late, &[6, 7, 8, 9], &moves(6)), [6, 7], "a batch");
+    assert_eq!(pace.next(late, &[8, 9], &moves(8)), [8, 9], "and the next one as soon as that is taken");
+    // It has let go of what stood still, and has its turn again.
+    let moves = Moves::new(2, given(6).filter(|(one, ..)| *one >= 2));
+    assert!(pace.next(late, &[6, 7, 8, 9], &moves).is_empty());
 }
 
 /// A claim as the store has it.
@@ -77,7 +110,7 @@ struct World {
 
 #[derive(Clone, Default)]
 struct Node {
-    pace: Pace,
+    pace: Pace<u16>,
     /// What it has read, until it has given and taken by it.
     read: Option<Vec<Claim>>,
     giving: BTreeSet<u16>,
