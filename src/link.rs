@@ -347,3 +347,6 @@ mod metric {
         counter!(EVENTS, "direction" => "received").increment(events as u64);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -162,7 +162,7 @@ impl Node {
                 others.links.answered_by(here.clone());
                 others::Overview::among(here, owners, others)
             }
-            None => others::Overview::alone(here, owners, cluster::name(config)?),
+            None => others::Overview::alone(here, owners, (cluster::name(config)?, config.node.zone.clone())),
         }));
         let cluster = match newcomer {
             Some(newcomer) => {

@@ -21,18 +21,20 @@ use crate::{
     user::{self, Asleep, Attach, Request, UserRef, limiter::Limiter},
 };
 
+mod lives;
 mod marks;
 mod metric;
 mod moving;
 mod refusing;
 mod shards;
 
-use self::{marks::Marks, moving::Leaving, refusing::Refusing};
 pub use self::{
+    lives::Lives,
     moving::{Sealed, Unsealing},
     refusing::IN_FLIGHT_MAX,
     shards::{Elsewhere, Shards, actor_of},
 };
+use self::{marks::Marks, moving::Leaving, refusing::Refusing};
 
 /// So many users' actors ask at a time what waits since before a crash.
 const RECOVERING_AT_ONCE: usize = 32;

@@ -18,6 +18,8 @@ const TOPIC_NAME_BYTES_MAX: usize = 249;
 const RETENTION_MAX: Duration = Duration::from_secs(400 * 24 * 3600);
 /// A shard's number is 16 bits long.
 const SHARDS_MAX: u32 = 32_768;
+/// Characters of a zone's name.
+const ZONE_MAX: usize = 64;
 /// A partition gets this part of a node's credits.
 const PARTITION_SHARE: usize = 4;
 
@@ -229,7 +231,10 @@ impl Config {
 
     /// A cluster's nodes share a database, and know each other.
     fn check_cluster(&self) -> Result<(), Error> {
-        let Self { store, cluster, .. } = self;
+        let Self { node, store, cluster, .. } = self;
+        if node.zone.chars().count() > ZONE_MAX || node.zone.contains(char::is_control) {
+            return Err(self.wrong("node.zone", format!("expected at most {ZONE_MAX} characters, all printable")));
+        }
         if !cluster.enabled {
             return Ok(());
         }

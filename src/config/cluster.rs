@@ -13,6 +13,8 @@ use super::{edge::everywhere, secret::Secret};
 pub struct Node {
     /// Names this node, uniquely in its cluster. Empty: the host name.
     pub id: String,
+    /// Where it runs: an availability zone, a rack. Shown in `GET /v1/cluster`; decides nothing.
+    pub zone: String,
 }
 
 /// Several nodes that share the users out among them.

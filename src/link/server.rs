@@ -31,7 +31,7 @@ use crate::{
     ids::{Incarnation, NotificationId, UserId},
     session::Attachment,
     settlement::{self, Permit, RecordRef},
-    shard::{Msg, Shards},
+    shard::{Lives, Msg, Shards},
     user::Attach,
 };
 
@@ -78,6 +78,7 @@ impl Link for Server {
         let peer = Peer {
             from: call.from,
             sender: next_sender(),
+            lives: Lives::default(),
             shards: self.shards.clone(),
             limits: self.limits,
             watched: self.watched.clone(),
@@ -173,6 +174,8 @@ struct Peer {
     from: Incarnation,
     sender: Sender,
     shards: Shards,
+    /// Of the shard actors that its events go to.
+    lives: Lives,
     limits: Limits,
     watched: Arc<dyn Watched>,
     answering: Arc<OnceLock<Arc<dyn Answering>>>,
@@ -224,8 +227,8 @@ impl Peer {
         }
         for (index, events) in events {
             metric::received(events.len());
-            let (actor, _) = self.shards.get(index);
-            let _ = actor.cast(Msg::Events(events));
+            let (actor, life) = self.shards.get(index);
+            let _ = actor.cast(Msg::Events(self.lives.admit(index, life, events)));
         }
         Ok(())
     }

@@ -29,15 +29,13 @@ impl Alone {
     ///
     /// # Errors
     /// When another node is there, or was there a moment ago.
-    pub async fn join(common: Common, me: Incarnation, id: NodeId, lost: Lost) -> Result<Self, JoinError> {
-        let node = Node {
-            id,
-            incarnation: me,
-            addresses: Vec::new(),
-            zone: String::new(),
-            weight: NonZeroU8::MIN,
-            is_alone: true,
-        };
+    pub async fn join(
+        common: Common,
+        me: Incarnation,
+        (id, zone): (NodeId, String),
+        lost: Lost,
+    ) -> Result<Self, JoinError> {
+        let node = Node { id, incarnation: me, addresses: Vec::new(), zone, weight: NonZeroU8::MIN, is_alone: true };
         // Without a secret it cannot ask members of a cluster who they are; their rows move.
         arriving::join(&common, &node, async |_| Ok(Answered::Nobody)).await?;
         let renewing = tokio::spawn(renew(common.clone(), me, lost));

@@ -98,7 +98,7 @@ impl Newcomer {
             id: id.clone(),
             incarnation,
             addresses: vec![advertised],
-            zone: String::new(),
+            zone: config.node.zone.clone(),
             weight: NonZeroU8::MIN,
             is_alone: false,
         };

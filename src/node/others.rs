@@ -96,12 +96,12 @@ impl Overview {
     }
 
     /// Of a node that works with no others.
-    pub(super) fn alone(here: Arc<Here>, owners: Owners, id: NodeId) -> Self {
+    pub(super) fn alone(here: Arc<Here>, owners: Owners, (id, zone): (NodeId, String)) -> Self {
         let node = view::Node {
             id,
             incarnation: Incarnation::random(),
             addresses: Vec::new(),
-            zone: String::new(),
+            zone,
             weight: NonZeroU8::MIN,
             is_alone: true,
         };

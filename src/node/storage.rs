@@ -76,7 +76,8 @@ pub(super) async fn open(config: &Config, member: Option<Incarnation>, lost: &Lo
             None
         } else {
             let common = Common::open(&store).await.context("store.url")?;
-            Some(Alone::join(common, incarnation, super::cluster::name(config)?, lost.clone()).await?)
+            let named = (super::cluster::name(config)?, config.node.zone.clone());
+            Some(Alone::join(common, incarnation, named, lost.clone()).await?)
         };
         let engine = Engine::open(&store).await.context("store.url")?;
         return Ok((engine, Hold { _file: file, alone }));

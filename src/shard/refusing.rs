@@ -16,7 +16,7 @@ use crate::{event::Sender, ids::UserId};
 /// Credits that a sender may have (`kafka.in_flight_events`).
 pub const IN_FLIGHT_MAX: usize = 1 << 19;
 /// Twice that: see above.
-const HEARD_AFTER: u64 = 2 * IN_FLIGHT_MAX as u64;
+pub(super) const HEARD_AFTER: u64 = 2 * IN_FLIGHT_MAX as u64;
 /// With so many users, those that do not matter any more are swept out.
 const SWEPT_FROM: usize = 1024;
 

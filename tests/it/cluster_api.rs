@@ -25,7 +25,7 @@ use crate::harness::{
 const KEY: &str = "operator-key";
 
 fn with_key(builder: Builder) -> Builder {
-    builder.api_key("operator", KEY, &["read", "sessions"])
+    builder.api_key("operator", KEY, &["read", "sessions"]).set("node.zone", "cellar")
 }
 
 async fn asked(node: &Node, method: &str, path: &str, body: &str) -> Response {
@@ -60,7 +60,8 @@ async fn a_node_without_others_is_a_cluster_of_one() {
             (&json!(false), &json!("test"), &json!([]))
         );
         let one = member(&cluster, "test");
-        assert_eq!((&one["state"], &one["shards"]), (&json!("active"), &cluster["shards"]));
+        assert_eq!((&one["state"], &one["zone"]), (&json!("active"), &json!("cellar")));
+        assert_eq!(one["shards"], cluster["shards"]);
         (one["partitions"] == json!([0, 1]) && one["sessions"] == 1).then_some(())
     })
     .await;
@@ -87,6 +88,7 @@ async fn every_node_tells_of_all_and_who_does_not_answer_is_not_made_up() {
             let partitions =
                 members.iter().flat_map(|member| member["partitions"].as_array().cloned().unwrap_or_default());
             let partitions: Vec<i64> = partitions.filter_map(|partition| partition.as_i64()).collect();
+            assert!(members.iter().all(|member| member["zone"] == "cellar"), "{cluster}");
             let is_shared = members.iter().all(|member| member["partitions"].as_array().map_or(0, Vec::len) <= 3);
             let is_whole = is_shared && partitions.len() == 6 && partitions.iter().collect::<BTreeSet<_>>().len() == 6;
             let sessions = ["n0", "n1", "n2"].map(|id| member(&cluster, id)["sessions"].clone());

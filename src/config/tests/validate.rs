@@ -15,6 +15,7 @@ fn impossible_configuration_is_refused_by_name() {
         ("[drain]\ngoodbyes_per_second = 0", &["drain.goodbyes_per_second: is 0"]),
         ("[limits]\nframe_bytes_max = 0", &["limits.frame_bytes_max: is 0"]),
         ("[kafka]\nin_flight_events = 3", &["kafka.in_flight_events:", "at least 4"]),
+        ("[node]\nzone = \"a\\u0000\"", &["node.zone:", "printable"]),
         ("[kafka]\nin_flight_events = 524289", &["kafka.in_flight_events:", "at most 524288"]),
         (
             "[kafka]\nin_flight_bytes = \"1000KiB\"",

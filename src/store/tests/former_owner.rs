@@ -201,7 +201,7 @@ async fn a_former_process_of_a_file_starts_and_ends_no_session() {
     assert!(matches!(refused, Err(Error::Lost { .. })), "{refused:?}");
     let refused = former.sessions.end(kept.session).await;
     assert!(matches!(refused, Err(Error::Lost { .. })), "{refused:?}");
-    assert_eq!(owner.sessions.of_user(&kept.user).await.unwrap(), [kept.clone()]);
+    assert_eq!(owner.sessions.of_user(&kept.user).await.unwrap(), std::slice::from_ref(&kept));
     execute(&place, "update sessions set expires_at = 5").await;
     assert!(former.log.tidy().await.is_err());
     assert_eq!(count(&place, "select count(*) from sessions").await, 1);

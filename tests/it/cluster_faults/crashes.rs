@@ -7,6 +7,8 @@ use crate::harness::{Event, check::Order, wait::eventually, ws::WsClient};
 const VICTIMS: usize = 6;
 /// Events of one user in a burst.
 const BURST: u64 = 200;
+/// Events that are written at a time: what comes behind a crash comes before anybody has heard of it, and after.
+const PIECE: usize = 30;
 
 fn victim(user: usize) -> String {
     format!("victim-{user}")
@@ -54,13 +56,15 @@ async fn actors_that_crash_in_the_middle_of_a_burst_cost_no_client_of_any_node_a
         let mut events = Vec::new();
         for n in sent..sent + BURST {
             events.extend((0..VICTIMS).map(|user| Event::numbered(&victim(user), n)));
-            if n == sent + BURST / 2 {
+            if n % (BURST / 4) == BURST / 8 {
                 let fault = format!("fault.{actor}");
-                events.extend((0..VICTIMS).map(|user| Event::new(&victim(user), &fault).id(&fault)));
+                events.extend((0..VICTIMS).map(|user| Event::new(&victim(user), &fault).id(&format!("{fault}.{n}"))));
             }
         }
         sent += BURST;
-        cluster.feed.send_all(&events).await;
+        for piece in events.chunks(PIECE) {
+            cluster.feed.send_all(piece).await;
+        }
         for client in &mut clients {
             client.take(sent).await;
         }

@@ -295,7 +295,7 @@ fn place(shared: &Shared, node: &Node) {
 async fn produce(feed: Feed, shared: Arc<Shared>, users: usize, load: Load) {
     let mut next = vec![0; users];
     let mut turn = (0..users).cycle();
-    let mut turns = vec![0; users];
+    let mut turns = vec![0_usize; users];
     let mut ticks = tokio::time::interval(load.every);
     while !shared.stop.load(Ordering::Relaxed) {
         ticks.tick().await;
@@ -312,7 +312,7 @@ async fn produce(feed: Feed, shared: Arc<Shared>, users: usize, load: Load) {
         };
         for user in turn.by_ref().take(load.users) {
             turns[user] += 1;
-            let is_asleep = load.has_sleepers && is_sleeper(user) && turns[user] % SELDOM != 0;
+            let is_asleep = load.has_sleepers && is_sleeper(user) && !turns[user].is_multiple_of(SELDOM);
             let count = if is_asleep { 0 } else { load.each };
             (0..count).for_each(|_| write(user, &mut events, &mut written));
         }
