@@ -56,11 +56,8 @@ fn what_nobody_takes_holds_up_the_rest_for_a_while_only() {
     assert_eq!(pace.next(late, &mine, &moves(2)), [2, 3], "one batch");
     assert!(pace.next(late, &mine[2..], &moves(4)).is_empty(), "and the next one when that is taken, or as long after");
     assert_eq!(pace.next(late + PATIENCE, &mine[2..], &moves(4)), [4, 5]);
-    assert!(pace.next(late + PATIENCE, &[], &moves(6)).is_empty());
-    assert!(
-        pace.next(late + 4 * PATIENCE, &mine[4..], &moves(6)).is_empty(),
-        "the time with nothing to give counts not"
-    );
+    assert!(pace.next(late + PATIENCE, &[], &moves(4)).is_empty());
+    assert!(pace.next(late + 4 * PATIENCE, &mine[2..], &moves(4)).is_empty(), "nothing to give: that time counts not");
 }
 
 #[test]
@@ -90,6 +87,15 @@ fn who_does_not_let_go_holds_up_the_others_for_a_while_and_once() {
     // It has let go of what stood still, and has its turn again.
     let moves = Moves::new(2, given(6).filter(|(one, ..)| *one >= 2));
     assert!(pace.next(late, &[6, 7, 8, 9], &moves).is_empty());
+}
+
+#[test]
+fn what_a_node_cannot_let_go_itself_holds_up_the_rest_of_its_own_for_a_while_only() {
+    let [a, b] = [Incarnation::random(), Incarnation::random()];
+    let moves = Moves::new(2, (0..6u16).map(|one| (one, Some(a), b)));
+    let (mut pace, began) = (Pace::default(), Instant::now());
+    assert!(pace.next(began, &[2, 3, 4, 5], &moves).is_empty());
+    assert_eq!(pace.next(began + PATIENCE, &[2, 3, 4, 5], &moves), [2, 3]);
 }
 
 /// A claim as the store has it.
