@@ -12,7 +12,7 @@ mod partitions;
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -20,12 +20,21 @@ use std::{
 use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 
-use self::{consumer::Poller, decode::Defaults, inbox::Inbox, keeper::Keeper, ledger::Credits, partitions::Partitions};
+use self::{
+    consumer::Poller,
+    decode::Defaults,
+    inbox::Inbox,
+    keeper::Keeper,
+    ledger::Credits,
+    partitions::{Partitions, Shown},
+};
 #[cfg(feature = "faults")]
 use crate::kafka;
 use crate::{
     health::Health,
+    ids::Incarnation,
     kafka::Fatal,
+    placement::handover::Moves,
     router::{Links, Router},
     shard::Shards,
     store::{positions::Positions, writer::Lost},
@@ -64,17 +73,34 @@ pub enum Assignment {
     /// All that the topic has.
     All,
     /// Of those that the topic has, the ones that this chooses.
-    Chosen(Choice),
+    Chosen(Arc<dyn Choice>),
 }
 
 /// Chooses among the partitions of a topic.
-pub type Choice = Arc<dyn Fn(&[i32]) -> BTreeSet<i32> + Send + Sync>;
+pub trait Choice: Send + Sync {
+    /// Those that this node should read.
+    fn mine(&self, there: &[i32]) -> BTreeSet<i32>;
+
+    /// Which of them move from node to node, by what everybody has now; `None`: nobody takes what this node lets go.
+    fn moves(&self, there: &[i32], owners: &[(i32, Option<Incarnation>)]) -> Option<Moves<i32>>;
+}
+
+/// Chooses for a node without others.
+impl<F: Fn(&[i32]) -> BTreeSet<i32> + Send + Sync> Choice for F {
+    fn mine(&self, there: &[i32]) -> BTreeSet<i32> {
+        self(there)
+    }
+
+    fn moves(&self, _: &[i32], _: &[(i32, Option<Incarnation>)]) -> Option<Moves<i32>> {
+        None
+    }
+}
 
 impl Assignment {
-    fn of(&self, partitions: Vec<i32>) -> BTreeSet<i32> {
+    fn of(&self, partitions: &[i32]) -> BTreeSet<i32> {
         match self {
-            Self::All => partitions.into_iter().collect(),
-            Self::Chosen(choose) => choose(&partitions),
+            Self::All => partitions.iter().copied().collect(),
+            Self::Chosen(choice) => choice.mine(partitions),
         }
     }
 }
@@ -83,7 +109,7 @@ impl Assignment {
 pub struct Ingest {
     control: mpsc::Sender<Control>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    reads: Arc<Mutex<BTreeSet<i32>>>,
+    shown: Arc<Shown>,
     keeping: tokio::task::JoinHandle<()>,
     #[cfg(feature = "faults")]
     clients: (Arc<client::EventConsumer>, kafka::Producer),
@@ -94,6 +120,8 @@ enum Control {
     Assign(Assignment),
     /// The connection may be gone: look.
     Check,
+    /// Other nodes have let go of partitions, or taken some: look, the broker needs not be asked for that.
+    OthersMoved,
     /// The log does not have the partition's position any more: find out where it begins.
     Restart(i32),
     /// Settle, commit and release all partitions, until then at the latest.
@@ -124,10 +152,11 @@ pub fn start(
     let keeper = Arc::new(Keeper::new(positions, lost));
     let (keeping, client) = (keeper.clone(), Arc::downgrade(&consumer));
     let keeping = tokio::spawn(async move { keeping.run(&client).await });
-    let first = if links.is_some() { Assignment::Chosen(Arc::new(|_| BTreeSet::new())) } else { Assignment::All };
-    let reads = Arc::<Mutex<BTreeSet<i32>>>::default();
-    let shown = (health.clone(), reads.clone());
-    let partitions = Partitions::new((config.clone(), first), consumer.clone(), inbox.clone(), keeper.clone(), shown);
+    let first =
+        if links.is_some() { Assignment::Chosen(Arc::new(|_: &[i32]| BTreeSet::new())) } else { Assignment::All };
+    let shown = Arc::<Shown>::default();
+    let seen = (health.clone(), shown.clone());
+    let partitions = Partitions::new((config.clone(), first), consumer.clone(), inbox.clone(), keeper.clone(), seen);
     let router_reports = inbox.clone();
     let poller = Poller::new(
         config,
@@ -146,7 +175,7 @@ pub fn start(
     Ok(Ingest {
         control,
         threads: Mutex::new(threads),
-        reads,
+        shown,
         keeping,
         #[cfg(feature = "faults")]
         clients,
@@ -165,7 +194,19 @@ impl Ingest {
     /// The partitions that it reads, in order; among them those that it is about to let go.
     #[must_use]
     pub fn partitions(&self) -> Vec<i32> {
-        self.reads.lock().iter().copied().collect()
+        self.shown.held.lock().iter().copied().collect()
+    }
+
+    /// Returns when this node has let go of partitions, or taken some: others may go on. Cancel safe.
+    pub async fn has_moved_some(&self) {
+        self.shown.moved.notified().await;
+    }
+
+    /// Says that other nodes may have let go of partitions, or taken some.
+    pub fn others_may_have_moved(&self) {
+        if self.shown.waits.load(Ordering::SeqCst) {
+            let _ = self.control.send(Control::OthersMoved);
+        }
     }
 
     /// Test builds only: the consumer, or else the producer of dead letters, reports that it is of no use any more.

@@ -5,6 +5,7 @@
 pub mod alone;
 mod arriving;
 mod ownership;
+mod shares;
 
 use std::{
     collections::HashMap,

@@ -1,7 +1,8 @@
 //! Which shard a user belongs to, and which node should own which shard. Pure, and fixed for ever: a cluster's
-//! nodes, old and new, must agree.
+//! nodes, old and new, must agree. And in which steps what has to move goes there.
 
 pub mod assignment;
+pub mod handover;
 pub mod owners;
 
 use xxhash_rust::xxh3::xxh3_64;

@@ -11,10 +11,13 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use tokio::{runtime::Handle, sync::Notify};
 
 use super::{client::EventConsumer, consumer::list};
-use crate::store::{
-    Error,
-    positions::{Known, LogName, Positions},
-    writer::Lost,
+use crate::{
+    ids::Incarnation,
+    store::{
+        Error,
+        positions::{Known, LogName, Positions},
+        writer::Lost,
+    },
 };
 
 /// How long to wait for a store that did not take positions.
@@ -27,6 +30,9 @@ pub(super) struct Keeper {
     runtime: Handle,
     log: OnceLock<LogName>,
     pending: Mutex<BTreeMap<i32, i64>>,
+    /// Held while [`Self::run`] writes, and while partitions are given away: a write of one that is released just then
+    /// would look as if somebody else had taken it.
+    writing: tokio::sync::Mutex<()>,
     noted: Notify,
 }
 
@@ -34,7 +40,8 @@ impl Keeper {
     /// Must be called inside of the runtime that the store lives in.
     pub(super) fn new(positions: Arc<dyn Positions>, lost: Lost) -> Self {
         let (log, pending, noted) = (OnceLock::new(), Mutex::default(), Notify::new());
-        Self { positions, lost, runtime: Handle::current(), log, pending, noted }
+        let writing = tokio::sync::Mutex::default();
+        Self { positions, lost, runtime: Handle::current(), log, pending, writing, noted }
     }
 
     /// The cluster is known.
@@ -58,11 +65,14 @@ impl Keeper {
         loop {
             self.noted.notified().await;
             loop {
+                let writing = self.writing.lock().await;
                 let moved: Vec<(i32, i64)> = self.pending.lock().iter().map(|(p, at)| (*p, *at)).collect();
                 if moved.is_empty() {
                     break;
                 }
-                if let Err(error) = self.positions.write(self.log(), &moved).await {
+                let written = self.positions.write(self.log(), &moved).await;
+                drop(writing);
+                if let Err(error) = written {
                     tracing::warn!(%error, "the store did not take positions, trying again");
                     self.report(&error);
                     tokio::time::sleep(AGAIN).await;
@@ -93,6 +103,11 @@ impl Keeper {
         self.wait(self.positions.take(self.log(), partitions))
     }
 
+    /// Blocks. Who has which partition, as far as others can have any.
+    pub(super) fn owners(&self) -> Result<Vec<(i32, Option<Incarnation>)>, Error> {
+        self.wait(self.positions.owners(self.log()))
+    }
+
     /// Blocks. Where taken partitions begin. What was noted before was of an earlier assignment.
     pub(super) fn begin(&self, starts: &[(i32, i64)]) -> Result<Vec<i32>, Error> {
         self.pending.lock().retain(|pending, _| !starts.iter().any(|(partition, _)| partition == pending));
@@ -106,8 +121,11 @@ impl Keeper {
 
     /// Blocks. Others may take these partitions, whose positions are written.
     pub(super) fn release(&self, partitions: &[i32]) -> Result<(), Error> {
-        self.pending.lock().retain(|pending, _| !partitions.contains(pending));
-        self.wait(self.positions.release(self.log(), partitions))
+        self.wait(async {
+            let _writing = self.writing.lock().await;
+            self.pending.lock().retain(|pending, _| !partitions.contains(pending));
+            self.positions.release(self.log(), partitions).await
+        })
     }
 
     /// Blocks. The topic is gone, and with it the meaning of its positions.

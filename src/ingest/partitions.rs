@@ -1,18 +1,24 @@
 //! The thread that looks after partitions: which there are, which of them this node reads, where each begins,
 //! and the last commit of one that is let go. It may block on the broker; the poll thread never does.
 
+mod start;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use rdkafka::{
-    Offset,
     consumer::{CommitMode, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
 };
+use tokio::sync::Notify;
 
 use super::{
     Assignment, Config, Control, HEALTH_PART,
@@ -24,10 +30,8 @@ use super::{
 };
 use crate::{
     health::Health,
-    store::{
-        self,
-        positions::{Known, LogName},
-    },
+    placement::handover::Pace,
+    store::{self, positions::LogName},
 };
 
 /// How long one question to the broker may take.
@@ -36,10 +40,21 @@ const ASK: Duration = Duration::from_secs(10);
 const FIRST_ASK: Duration = Duration::from_secs(3);
 /// How often to ask while something is wrong.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How often to look whether a partition is let go.
-const RELEASE_POLL: Duration = Duration::from_millis(50);
+/// How often to look whether a partition is let go: until it is, the next ones wait.
+const RELEASE_POLL: Duration = Duration::from_millis(10);
 /// How long the last commit of a released partition is tried; a new cluster's coordinator takes 1–2 s.
 const LAST_COMMIT: Duration = Duration::from_secs(10);
+
+/// What others see of the thread.
+#[derive(Default)]
+pub(super) struct Shown {
+    /// The partitions that are read, among them those that are about to be let go.
+    pub(super) held: Mutex<BTreeSet<i32>>,
+    /// It goes on when another node has let go of partitions, or taken some.
+    pub(super) waits: AtomicBool,
+    /// It has let go of partitions, or taken some.
+    pub(super) moved: Notify,
+}
 
 pub(super) struct Partitions {
     config: Config,
@@ -48,9 +63,16 @@ pub(super) struct Partitions {
     keeper: Arc<Keeper>,
     health: Health,
     wanted: Assignment,
+    /// The partitions that the topic had when the broker was asked last.
+    there: Vec<i32>,
+    /// When that was. `None`: it has to be asked now.
+    asked: Option<Instant>,
     held: BTreeSet<i32>,
-    /// The same, for others to see.
-    shown: Arc<Mutex<BTreeSet<i32>>>,
+    shown: Arc<Shown>,
+    /// How partitions are given away that others should read.
+    pace: Pace<i32>,
+    /// Somebody else takes what this node lets go.
+    others_read_on: bool,
     /// Partitions that the poll thread lets go as soon as they are settled.
     releasing: BTreeSet<i32>,
     release_done: (mpsc::Sender<Position>, mpsc::Receiver<Position>),
@@ -63,7 +85,6 @@ pub(super) struct Partitions {
     /// The first look round is over: partitions that appear later are new.
     knows_topic: bool,
     connected: bool,
-    is_missing_some: bool,
     warned_of_dead_letter_topic: bool,
 }
 
@@ -86,7 +107,7 @@ impl Partitions {
         consumer: Arc<EventConsumer>,
         inbox: Arc<Inbox>,
         keeper: Arc<Keeper>,
-        (health, shown): (Health, Arc<Mutex<BTreeSet<i32>>>),
+        (health, shown): (Health, Arc<Shown>),
     ) -> Self {
         Self {
             config,
@@ -95,8 +116,12 @@ impl Partitions {
             keeper,
             health,
             wanted,
+            there: Vec::new(),
+            asked: None,
             held: BTreeSet::new(),
             shown,
+            pace: Pace::default(),
+            others_read_on: false,
             releasing: BTreeSet::new(),
             release_done: mpsc::channel(),
             released: BTreeMap::new(),
@@ -104,7 +129,6 @@ impl Partitions {
             is_gone: false,
             knows_topic: false,
             connected: false,
-            is_missing_some: false,
             warned_of_dead_letter_topic: false,
         }
     }
@@ -118,14 +142,15 @@ impl Partitions {
                         tracing::info!(topic = self.config.topic, "kafka is back");
                     }
                     self.health.ready(HEALTH_PART);
-                    // Another node has not let go of them yet, or this one.
-                    if self.is_missing_some || !self.unreleased.is_empty() {
+                    // Another node has not let go of partitions yet, or not taken any, or this one has not.
+                    if self.shown.waits.load(Ordering::Relaxed) || !self.unreleased.is_empty() {
                         ASK_AGAIN
                     } else {
                         self.config.partition_refresh
                     }
                 }
                 Err(obstacle) => {
+                    self.asked = None;
                     let text = obstacle.to_string();
                     self.health.not_ready(HEALTH_PART, text.clone());
                     if last_obstacle.as_ref() != Some(&text) {
@@ -135,11 +160,15 @@ impl Partitions {
                     ASK_AGAIN
                 }
             };
-            match self.next_order(orders, wait) {
+            let order = self.next_order(orders, wait);
+            if !matches!(order, Some(Control::OthersMoved) | None) {
+                self.asked = None;
+            }
+            match order {
                 Some(Control::Assign(wanted)) => self.wanted = wanted,
                 Some(Control::Restart(partition)) => self.release(&[partition]),
-                Some(Control::Check) | None => {}
-                Some(Control::Stop(deadline)) => return self.stop(deadline),
+                Some(Control::Check | Control::OthersMoved) | None => {}
+                Some(Control::Stop(deadline)) => return self.stop(deadline, orders),
             }
         }
     }
@@ -148,6 +177,10 @@ impl Partitions {
     fn next_order(&mut self, orders: &mpsc::Receiver<Control>, wait: Duration) -> Option<Control> {
         let until = Instant::now() + wait;
         loop {
+            let released: BTreeMap<i32, i64> = self.release_done.1.try_iter().collect();
+            if self.note_released(released) {
+                return None;
+            }
             let left = until.saturating_duration_since(Instant::now());
             let step = if self.releasing.is_empty() { left } else { left.min(RELEASE_POLL) };
             match orders.recv_timeout(step) {
@@ -155,29 +188,71 @@ impl Partitions {
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Some(Control::Stop(Instant::now())),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
-            let released: BTreeMap<i32, i64> = self.release_done.1.try_iter().collect();
-            if self.note_released(released) || Instant::now() >= until {
+            if Instant::now() >= until {
                 return None;
             }
         }
     }
 
-    /// Compares what is wanted with what is held, and moves towards it.
+    /// Compares what is wanted with what is held, and moves towards it. What should be read here is taken at once, as
+    /// far as nobody has it: it is not read meanwhile. Of a member that lives it is no more than a batch, for
+    /// [`Self::give`] lets go of no more; of one that died it is all.
     fn look(&mut self) -> Result<(), Obstacle> {
         self.release_left_over();
-        let there = self.ask_for_partitions()?;
-        let wanted = self.wanted.of(there);
+        // A broker that has nothing to send answers a question behind a fetch, half a second later.
+        if self.asked.is_none_or(|at| at.elapsed() >= self.config.partition_refresh) {
+            self.there = self.ask_for_partitions()?;
+            self.asked = Some(Instant::now());
+        }
+        let wanted = self.wanted.of(&self.there);
         let surplus: Vec<i32> = self.held.difference(&wanted).copied().collect();
-        self.release(&surplus);
         let missing: Vec<i32> = wanted.difference(&self.held).copied().collect();
+        // What others do from here on may be news.
+        self.shown.waits.store(self.waits(&surplus, &missing), Ordering::SeqCst);
+        self.give(&surplus)?;
         for (partition, start, end) in self.starts(&missing)? {
             tracing::info!(partition, start, "partition assigned");
             self.inbox.command(Command::Assign { partition, start, end });
             self.held.insert(partition);
+            self.shown.moved.notify_one();
         }
         self.show();
         self.knows_topic = true;
-        self.is_missing_some = !wanted.is_subset(&self.held);
+        let missing: Vec<i32> = wanted.difference(&self.held).copied().collect();
+        self.shown.waits.store(self.waits(&surplus, &missing), Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether another node has to do something first.
+    fn waits(&self, surplus: &[i32], missing: &[i32]) -> bool {
+        !missing.is_empty() || surplus.iter().any(|partition| !self.releasing.contains(partition))
+    }
+
+    /// Lets go of what others should read, one batch after another: the next one when the last one is settled, let go
+    /// and taken. At once, if there is nobody who would take it.
+    fn give(&mut self, surplus: &[i32]) -> Result<(), store::Error> {
+        let left: Vec<i32> = surplus.iter().copied().filter(|one| !self.releasing.contains(one)).collect();
+        if left.is_empty() {
+            self.pace = Pace::default();
+            return Ok(());
+        }
+        let moves = match &self.wanted {
+            Assignment::All => None,
+            Assignment::Chosen(choice) => {
+                let mut owners = self.keeper.owners()?;
+                // Already on its way, also what should be read here again by now.
+                for (_, owner) in owners.iter_mut().filter(|(partition, _)| self.releasing.contains(partition)) {
+                    *owner = None;
+                }
+                choice.moves(&self.there, &owners)
+            }
+        };
+        self.others_read_on = moves.is_some();
+        let next = match moves {
+            Some(moves) => self.pace.next(Instant::now(), &left, &moves),
+            None => left,
+        };
+        self.release(&next);
         Ok(())
     }
 
@@ -227,49 +302,6 @@ impl Partitions {
         }
     }
 
-    /// Where each of these partitions begins for us, and where it ends now.
-    fn starts(&self, partitions: &[i32]) -> Result<Vec<(i32, i64, i64)>, Obstacle> {
-        if partitions.is_empty() {
-            return Ok(Vec::new());
-        }
-        let topic = &self.config.topic;
-        let asked = list(topic, partitions.iter().map(|p| (*p, 0)));
-        let committed = self.consumer.committed_offsets(asked, ASK)?;
-        let copy = |partition| match committed.find_partition(topic, partition)?.offset() {
-            Offset::Offset(offset) => Some(offset),
-            _ => None,
-        };
-        let taken = self.keeper.take(partitions)?;
-        let ahead = taken.iter().filter_map(|(partition, known)| Some((*partition, ahead(*known, copy(*partition))?)));
-        let ahead: Vec<_> = ahead.collect();
-        if !ahead.is_empty() {
-            tracing::error!(partitions = ?ahead, "positions committed to kafka are ahead of the store's: it has lost commits");
-            self.keeper.went_back(&ahead)?;
-        }
-        let mut starts = Vec::with_capacity(partitions.len());
-        for (partition, known) in taken {
-            let (low, high) = self.consumer.fetch_watermarks(topic, partition, ASK)?;
-            let position = match known {
-                Known::At { position, .. } => Some(position),
-                Known::Foreign => {
-                    if self.config.is_cluster_new {
-                        tracing::debug!(partition, "a new cluster: beginning at the log's start");
-                    } else {
-                        tracing::warn!(partition, "the position was of another cluster: beginning at the log's start");
-                    }
-                    Some(low)
-                }
-                Known::Nothing => copy(partition).max(self.released.get(&partition).copied()),
-            };
-            let from_latest = self.config.from_latest && !self.knows_topic;
-            starts.push((partition, start(partition, position, (low, high), from_latest), high));
-        }
-        let begin: Vec<_> = starts.iter().map(|(partition, start, _)| (*partition, *start)).collect();
-        let begun = self.keeper.begin(&begin)?;
-        starts.retain(|(partition, ..)| begun.contains(partition));
-        Ok(starts)
-    }
-
     /// Takes partitions away in good order: stop, settle, let go, commit. What cannot be settled now holds up
     /// nothing else: the end is noted when it comes.
     fn release(&mut self, partitions: &[i32]) {
@@ -315,11 +347,12 @@ impl Partitions {
         let left_over: Vec<i32> = self.unreleased.iter().copied().collect();
         if !left_over.is_empty() && self.keeper.release(&left_over).is_ok() {
             self.unreleased.clear();
+            self.shown.moved.notify_one();
         }
     }
 
     fn show(&self) {
-        self.shown.lock().clone_from(&self.held);
+        self.shown.held.lock().clone_from(&self.held);
     }
 
     fn commit(&mut self, positions: &BTreeMap<i32, i64>) {
@@ -337,12 +370,19 @@ impl Partitions {
             std::thread::sleep(Duration::from_millis(200));
         }
         // Kafka's copy comes later: nobody waits for it.
-        if let Err(error) = self.keeper.release(&partitions) {
-            tracing::warn!(%error, "the partitions' claims were not released; trying again");
-            self.unreleased.extend(partitions);
+        match self.keeper.release(&partitions) {
+            Ok(()) => self.shown.moved.notify_one(),
+            Err(error) => {
+                tracing::warn!(%error, "the partitions' claims were not released; trying again");
+                self.unreleased.extend(partitions);
+            }
         }
         let offsets = list(&self.config.topic, positions.iter().copied());
         while let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync) {
+            if self.others_read_on {
+                tracing::debug!(%error, "whoever reads on commits the last positions");
+                break;
+            }
             if Instant::now() >= give_up_at {
                 tracing::error!(%error, "the last positions were not committed; what lies behind is read again");
                 break;
@@ -351,15 +391,20 @@ impl Partitions {
         }
     }
 
-    fn stop(mut self, deadline: Instant) {
-        let held: Vec<i32> = self.held.iter().copied().collect();
-        self.release(&held);
-        while !self.held.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok((partition, position)) = self.release_done.1.recv_timeout(left) else { break };
-            let more = self.release_done.1.try_iter();
-            let positions = std::iter::once((partition, position)).chain(more).collect();
-            self.note_released(positions);
+    fn stop(mut self, deadline: Instant, orders: &mpsc::Receiver<Control>) {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        while !self.held.is_empty() && !left().is_zero() {
+            let held: Vec<i32> = self.held.iter().copied().collect();
+            self.shown.waits.store(true, Ordering::SeqCst);
+            if self.give(&held).is_err() {
+                // Without the store nobody takes anything either.
+                self.release(&held);
+            }
+            match self.next_order(orders, left().min(ASK_AGAIN)) {
+                Some(Control::Assign(wanted)) => self.wanted = wanted,
+                Some(Control::Stop(_)) => break,
+                Some(Control::Check | Control::OthersMoved | Control::Restart(_)) | None => {}
+            }
         }
         let (done, rest) = mpsc::channel();
         self.inbox.command(Command::Stop { done });
@@ -371,41 +416,18 @@ impl Partitions {
     }
 }
 
-/// Looking once is enough: a broker that is away asks for it again and again, and an order behind must not wait for
-/// each of them.
+/// Looking once is enough: a broker that is away asks for it again and again, other nodes do, and an order behind must
+/// not wait for each of them.
 fn latest(order: Control, orders: &mpsc::Receiver<Control>) -> Control {
-    match order {
-        Control::Check => orders.try_iter().find(|order| !matches!(order, Control::Check)).unwrap_or(Control::Check),
-        order => order,
-    }
-}
-
-/// Kafka's copy, when it is ahead of what the store knows and that is news: it is written after the store's.
-fn ahead(known: Known, copy: Option<i64>) -> Option<i64> {
-    let Known::At { position, ahead } = known else { return None };
-    copy.filter(|copy| *copy > position && Some(*copy) > ahead)
-}
-
-/// The contract's rule: the stored position; one that the log does not have any more, or not yet, is replaced.
-fn start(partition: i32, known: Option<i64>, (low, high): (i64, i64), from_latest: bool) -> i64 {
-    match known {
-        None if from_latest => high,
-        None => low,
-        Some(position) if position > high => {
-            tracing::error!(
-                partition,
-                position,
-                high,
-                "the log ends before our position: beginning again at its start"
-            );
-            low
+    let mut latest = order;
+    while let Control::Check | Control::OthersMoved = latest {
+        match orders.try_recv() {
+            Ok(Control::OthersMoved) => {}
+            Ok(order) => latest = order,
+            Err(_) => break,
         }
-        Some(position) if position < low => {
-            tracing::error!(partition, position, low, "records were deleted before they were read");
-            low
-        }
-        Some(position) => position,
     }
+    latest
 }
 
 #[cfg(test)]
@@ -415,35 +437,15 @@ mod tests {
     #[test]
     fn an_order_does_not_wait_behind_looks_that_say_the_same() {
         let (sender, orders) = mpsc::channel();
-        for order in [Control::Check, Control::Check, Control::Restart(3), Control::Check] {
+        let others = || Control::OthersMoved;
+        for order in [Control::Check, others(), Control::Check, Control::Restart(3), others(), Control::Check, others()]
+        {
             sender.send(order).unwrap();
         }
         let first = orders.recv().unwrap();
         assert!(matches!(latest(first, &orders), Control::Restart(3)));
         let next = orders.recv().unwrap();
-        assert!(matches!(latest(next, &orders), Control::Check));
+        assert!(matches!(latest(next, &orders), Control::Check), "the one that asks the broker");
         assert!(orders.try_recv().is_err());
-    }
-
-    #[test]
-    fn a_copy_ahead_of_the_stores_position_is_noticed_once() {
-        let at = |position, ahead| Known::At { position, ahead };
-        assert_eq!(ahead(at(10, None), Some(12)), Some(12));
-        assert_eq!(ahead(at(10, None), Some(10)), None);
-        assert_eq!(ahead(at(10, None), None), None);
-        assert_eq!(ahead(at(10, Some(12)), Some(12)), None, "seen before");
-        assert_eq!(ahead(at(10, Some(12)), Some(13)), Some(13));
-        assert_eq!(ahead(Known::Nothing, Some(5)), None, "a new store begins at the copy");
-    }
-
-    #[test]
-    fn a_partition_begins_at_its_position_when_the_log_has_it() {
-        let log = (10, 20);
-        assert_eq!(start(0, Some(15), log, false), 15);
-        assert_eq!(start(0, Some(20), log, true), 20);
-        assert_eq!(start(0, None, log, false), 10);
-        assert_eq!(start(0, None, log, true), 20);
-        assert_eq!(start(0, Some(21), log, true), 10, "a position beyond the end is another log's");
-        assert_eq!(start(0, Some(3), log, true), 10);
     }
 }

@@ -2,15 +2,15 @@
 //! owns stands in claims, and step by step the second becomes the first.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::HashSet,
     pin::pin,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::BoxFuture;
 
-use super::{Member, Wanted};
+use super::{Member, Wanted, shares::Shares};
 use crate::{
     cluster::view::{self, View},
     health::Health,
@@ -20,6 +20,7 @@ use crate::{
     placement::{
         ShardId,
         assignment::{self, Candidate},
+        handover::{self, Moves, Pace},
         owners::{Map, Owner},
     },
     router::Links as _,
@@ -29,8 +30,14 @@ use crate::{
 
 /// How often claims are read when nobody says that they have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// So many shards are given away at a time: the others serve on meanwhile.
+/// No more shards than this are on their way at a time, of all nodes' ([`handover`]): their users hear nothing
+/// meanwhile, the others do. Each batch costs two statements and a few milliseconds; of 1,024 shards it is a sixteenth.
 const GIVEN_AT_ONCE: usize = 64;
+/// So many shards are taken at a time, and the next ones right behind them: what nobody serves waits, whether a node has
+/// died or all of them start, so nothing is gained by leaving it. But between two batches other nodes get the lists that
+/// they wait for, and the users that become active are spread a little. Of shards that are given away there are never so
+/// many.
+const TAKEN_AT_ONCE: usize = 256;
 /// How often it is said that users of shards that are given away have not stopped.
 const SEAL: Duration = Duration::from_secs(10);
 /// An owner waits so long for the connections that it wants.
@@ -54,6 +61,7 @@ pub struct Ownership {
     /// Served here.
     held: HashSet<ShardId>,
     assigned: u64,
+    pace: Pace<ShardId>,
 }
 
 /// The parts of a node that ownership moves.
@@ -87,8 +95,8 @@ impl Ownership {
         metric::describe();
         let Parts { links, shards, store, writer, ingest, topic, health, attach_again } = parts;
         health.not_ready(HEALTH_PART, "joining");
-        let (alive, held, assigned) = (Vec::new(), HashSet::new(), 0);
-        Self { member, links, shards, store, writer, ingest, topic, health, attach_again, alive, held, assigned }
+        let (alive, held, assigned, pace) = (Vec::new(), HashSet::new(), 0, Pace::default());
+        Self { member, links, shards, store, writer, ingest, topic, health, attach_again, alive, held, assigned, pace }
     }
 
     /// Moves towards what should be, for ever.
@@ -102,6 +110,7 @@ impl Ownership {
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = self.member.look.notified() => {}
+                () = self.ingest.has_moved_some() => self.links.tell_to_look(),
                 _ = views.changed() => {}
             }
         }
@@ -111,6 +120,7 @@ impl Ownership {
         let view = self.member.view();
         self.member.keep_links();
         self.assign_partitions(&view);
+        self.ingest.others_may_have_moved();
         // What is wanted was taken before: the claims say so.
         let wanted = std::mem::take(&mut *self.member.wanted.lock());
         let claims = match self.member.common.claims.shards().await {
@@ -129,7 +139,7 @@ impl Ownership {
             return Ok(());
         }
         self.release_left_over(&claims, &target).await?;
-        self.give(&target).await?;
+        self.give(&view, &claims, &target).await?;
         self.take(&view, &claims, &target).await
     }
 
@@ -188,13 +198,16 @@ impl Ownership {
         (self.attach_again)(&shards.iter().map(|(shard, _)| *shard).collect(), owner)
     }
 
-    /// Gives away some of what others should have.
-    async fn give(&mut self, target: &[Incarnation]) -> Result<(), Error> {
+    /// Gives away some of what others should have: the next batch when the last one is taken.
+    async fn give(&mut self, view: &View, claims: &[ShardClaim], target: &[Incarnation]) -> Result<(), Error> {
         let me = self.member.me();
-        let is_others = |shard: &ShardId| target[usize::from(shard.0)] != me;
-        let mut given: Vec<ShardId> = self.held.iter().copied().filter(is_others).collect();
-        given.sort_unstable();
-        given.truncate(GIVEN_AT_ONCE);
+        let of = |shard: ShardId| target[usize::from(shard.0)];
+        let mut others: Vec<ShardId> = self.held.iter().copied().filter(|shard| of(*shard) != me).collect();
+        others.sort_unstable();
+        let owner = |claim: &ShardClaim| claim.owner.filter(|owner| view.alive(*owner).is_some());
+        let moves = claims.iter().map(|claim| (claim.shard, owner(claim), of(claim.shard)));
+        let moves = Moves::new(handover::batch(claims.len(), GIVEN_AT_ONCE), moves);
+        let given = self.pace.next(Instant::now(), &others, &moves);
         if given.is_empty() {
             return Ok(());
         }
@@ -240,7 +253,7 @@ impl Ownership {
         };
         let is_mine = |claim: &&ShardClaim| target[usize::from(claim.shard.0)] == me;
         let wanted = claims.iter().filter(is_mine).filter(is_free);
-        let wanted: Vec<_> = wanted.map(|claim| (claim.shard, claim.epoch)).collect();
+        let wanted: Vec<_> = wanted.map(|claim| (claim.shard, claim.epoch)).take(TAKEN_AT_ONCE).collect();
         if wanted.is_empty() {
             return Ok(());
         }
@@ -267,6 +280,8 @@ impl Ownership {
         metric::moved(shards.len());
         tracing::info!(shards = shards.len(), "shards taken");
         self.links.tell_to_look();
+        // There may be more to take, and now to give.
+        self.member.look.notify_one();
         Ok(())
     }
 
@@ -276,15 +291,8 @@ impl Ownership {
             return;
         }
         self.assigned = view.version;
-        let (me, topic, view) = (self.member.me(), self.topic.clone(), view.clone());
-        let choose = move |there: &[i32]| {
-            let count = there.iter().max().map_or(0, |last| last.unsigned_abs() + 1);
-            let candidates = view.candidates();
-            let owners = incarnations(&view, &candidates, assignment::partitions(&candidates, &topic, count));
-            let is_mine = |partition: &i32| usize::try_from(*partition).is_ok_and(|at| owners.get(at) == Some(&me));
-            there.iter().copied().filter(is_mine).collect::<BTreeSet<i32>>()
-        };
-        self.ingest.assign(Assignment::Chosen(Arc::new(choose)));
+        let shares = Shares { me: self.member.me(), topic: self.topic.clone(), view: view.clone() };
+        self.ingest.assign(Assignment::Chosen(Arc::new(shares)));
     }
 }
 
@@ -296,7 +304,7 @@ pub fn target(view: &View, shards: u16) -> Vec<Incarnation> {
 }
 
 /// The lives of those that were chosen.
-fn incarnations(view: &View, candidates: &[Candidate<'_>], chosen: Vec<usize>) -> Vec<Incarnation> {
+pub(super) fn incarnations(view: &View, candidates: &[Candidate<'_>], chosen: Vec<usize>) -> Vec<Incarnation> {
     let life = |candidate: &Candidate<'_>| view.active(candidate.id).map(|member| member.node.incarnation);
     let lives: Vec<_> = candidates.iter().map(life).collect();
     chosen.into_iter().map(|at| lives[at].expect("a candidate is active")).collect()

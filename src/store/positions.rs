@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use super::{Answer, Error};
+use crate::ids::Incarnation;
 
 /// A log of records that positions belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,12 @@ pub trait Positions: Send + Sync + 'static {
     /// Raises positions of partitions that this process has taken. [`super::Error::Lost`] when one of them is no
     /// longer what it was: somebody else has it, or the store went back.
     fn write<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()>;
+
+    /// Who has which partition that anybody has ever read, dead or alive, in their order. Nothing where no other node
+    /// can have any.
+    fn owners<'a>(&'a self, _log: &'a LogName) -> Answer<'a, Vec<(i32, Option<Incarnation>)>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
 
     /// Gives partitions away, whose positions are written: other nodes may read on from there.
     fn release<'a>(&'a self, _log: &'a LogName, _partitions: &'a [i32]) -> Answer<'a, ()> {

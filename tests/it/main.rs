@@ -22,6 +22,7 @@ mod cluster;
 mod cluster_api;
 mod cluster_chaos;
 mod cluster_faults;
+mod cluster_moves;
 mod cluster_releases;
 mod commands;
 mod config;

@@ -79,6 +79,12 @@ impl PostgresStore {
         Ok(begun.into_iter().map(|(partition, _)| partition).collect())
     }
 
+    async fn owners_of(&self, log: &LogName) -> Result<Vec<(i32, Option<Incarnation>)>, Error> {
+        let Some((_, common)) = &self.common else { return Ok(Vec::new()) };
+        let claims = common.partitions(&log.topic).await?;
+        Ok(claims.into_iter().map(|claim| (claim.partition, claim.owner)).collect())
+    }
+
     async fn release_held(&self, log: &LogName, partitions: &[i32]) -> Result<(), Error> {
         let Some((me, common)) = &self.common else { return Ok(()) };
         let held = partitions.iter().filter_map(|one| Some((*one, self.partitions.held(*one)?.epoch)));
@@ -207,6 +213,10 @@ impl Positions for PostgresStore {
 
     fn begin<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, Vec<i32>> {
         Box::pin(self.begin_partitions(log, positions))
+    }
+
+    fn owners<'a>(&'a self, log: &'a LogName) -> Answer<'a, Vec<(i32, Option<Incarnation>)>> {
+        Box::pin(self.owners_of(log))
     }
 
     fn release<'a>(&'a self, log: &'a LogName, partitions: &'a [i32]) -> Answer<'a, ()> {

@@ -1,5 +1,9 @@
 //! Several nodes that share a database and a topic.
 
+use std::num::NonZeroU8;
+
+use notifier::placement::assignment::{self, Candidate};
+
 use super::{
     Feed, Node, Store,
     node::{Builder, free_ports},
@@ -14,6 +18,8 @@ pub struct Cluster {
     pub feed: Feed,
     pub store: Store,
     pub nodes: Vec<Node>,
+    /// Into how many its users are divided.
+    shards: i64,
     /// What is set in the configuration of each.
     each: fn(Builder) -> Builder,
 }
@@ -26,8 +32,13 @@ impl Cluster {
 
     /// The same, with something set in the configuration of each, of those that come later too.
     pub async fn start_each(count: usize, partitions: i32, each: fn(Builder) -> Builder) -> Self {
+        Self::start_divided(count, (SHARDS, partitions), each).await
+    }
+
+    /// The same, with so many shards and partitions.
+    pub async fn start_divided(count: usize, (shards, partitions): (i64, i32), each: fn(Builder) -> Builder) -> Self {
         let (feed, store) = (Feed::new(partitions).await, Store::postgres().await);
-        let mut cluster = Self { feed, store, nodes: Vec::new(), each };
+        let mut cluster = Self { feed, store, nodes: Vec::new(), shards, each };
         for _ in 0..count {
             cluster.add().await;
         }
@@ -53,7 +64,7 @@ impl Cluster {
         configure: impl Fn(usize, Builder) -> Builder,
     ) -> Self {
         let each = |builder| builder;
-        let mut cluster = Self { feed, store, nodes: Vec::new(), each };
+        let mut cluster = Self { feed, store, nodes: Vec::new(), shards: SHARDS, each };
         for index in 0..count {
             let node = configure(index, cluster.builder()).start_unready();
             cluster.nodes.push(node);
@@ -74,7 +85,7 @@ impl Cluster {
             .set("cluster.enabled", true)
             .set("cluster.listen", format!("127.0.0.1:{link}"))
             .set("cluster.secret", "between nodes")
-            .set("cluster.shards", SHARDS)
+            .set("cluster.shards", self.shards)
             .set("kafka.partition_refresh", "1s")
     }
 
@@ -91,23 +102,27 @@ impl Cluster {
         }
     }
 
-    /// Waits until each of the nodes that run has about its share of the shards, and none is nobody's.
+    /// Waits until each of the nodes that run has its share of the shards: all that it should, and nothing else.
     pub async fn settled(&mut self) {
-        let mut running = Vec::new();
-        for node in &mut self.nodes {
+        let (mut names, mut running) = (Vec::new(), Vec::new());
+        for (index, node) in self.nodes.iter_mut().enumerate() {
             if node.is_running() {
+                names.push(format!("n{index}"));
                 running.push(&*node);
             }
         }
-        eventually("all shards are served, by all nodes", async || {
-            let (mut owned, mut some) = (0.0, true);
-            for node in &running {
+        let candidates: Vec<_> = names.iter().map(|id| Candidate { id, weight: NonZeroU8::MIN }).collect();
+        let owners = assignment::shards(&candidates, u16::try_from(self.shards).expect("a number of shards"));
+        eventually("all shards are served, by the nodes that should", async || {
+            for (at, node) in running.iter().enumerate() {
                 let metrics = node.metrics().await;
-                let here = metrics.sum("notifier_shards_owned");
-                some &= here > 0.0 && metrics.sum("notifier_shards_unowned") == 0.0;
-                owned += here;
+                let share = owners.iter().filter(|owner| **owner == at).count();
+                let is_there = metrics.sum("notifier_shards_owned") == share as f64;
+                if !is_there || metrics.sum("notifier_shards_unowned") > 0.0 {
+                    return None;
+                }
             }
-            (some && owned == SHARDS as f64).then_some(())
+            Some(())
         })
         .await;
     }

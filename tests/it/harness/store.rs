@@ -249,6 +249,33 @@ impl Store {
         Writers { takes, writes }
     }
 
+    /// From here on it is noted how many shards and partitions are nobody's, whenever some are let go.
+    pub async fn watch_moves(&self) {
+        self.execute(
+            "create table watched_moves (claims text not null, released bigint not null, free bigint not null);
+             create function watch_move() returns trigger language plpgsql as $$
+             declare free bigint;
+             begin
+                 execute format('select count(*) from %I where owner is null', tg_table_name) into free;
+                 insert into watched_moves select tg_table_name, count(*), free from next where owner is null
+                 having count(*) > 0;
+                 return null;
+             end $$;
+             create trigger watch_move after update on shard_claims referencing new table as next
+             for each statement execute function watch_move();
+             create trigger watch_move after update on partition_claims referencing new table as next
+             for each statement execute function watch_move()",
+        )
+        .await;
+    }
+
+    /// How many of these claims were let go since the last time this was asked, and how many were nobody's at most.
+    pub async fn moves(&self, claims: &str) -> (i64, i64) {
+        let moves = "with seen as (delete from watched_moves where claims = $1 returning released, free) \
+                     select coalesce(sum(released), 0)::bigint, coalesce(max(free), 0) from seen";
+        sqlx::query_as(moves).bind(claims).fetch_one(&mut self.session().await).await.expect("an answer")
+    }
+
     async fn session(&self) -> PgConnection {
         assert!(matches!(self, Self::Postgres { .. }), "of PostgreSQL");
         PgConnection::connect(&self.url()).await.expect("the database lets us in")
