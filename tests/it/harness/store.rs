@@ -233,6 +233,13 @@ impl Store {
         .await;
     }
 
+    /// How often a node of that name was seen to take a shard, or to have one when it began to be noted.
+    pub async fn takes_of(&self, node: &str) -> i64 {
+        let takes =
+            "select count(*) from watched_takes t join members m on m.incarnation = t.owner where m.node_id = $1";
+        sqlx::query_scalar(takes).bind(node).fetch_one(&mut self.session().await).await.expect("an answer")
+    }
+
     /// What was noted, if it was.
     pub async fn writers(&self) -> Writers {
         let mut session = self.session().await;
