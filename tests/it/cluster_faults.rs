@@ -1,6 +1,7 @@
 //! What may happen to a cluster, one thing at a time, under light traffic: nothing that was accepted is lost, nothing
 //! comes twice or out of order on a connection, and whoever is connected to a good node stays connected.
 
+mod alone;
 mod crashes;
 mod drains;
 mod links;
