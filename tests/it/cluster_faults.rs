@@ -2,6 +2,7 @@
 //! comes twice or out of order on a connection, and whoever is connected to a good node stays connected.
 
 mod alone;
+mod clocks;
 mod crashes;
 mod drains;
 mod links;
