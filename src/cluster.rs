@@ -5,7 +5,7 @@
 //!
 //! A death is declared for one of three reasons: the host *refused* (one member's word is enough), the member is
 //! *silent* ([`probe`], then [`votes`]), or its row is *stale* ([`stale`]). [`watch`] puts the three together for one
-//! node; whoever does its I/O needs nothing else, but [`arrival`] before it joins and [`solitude`] while it lives.
+//! node; whoever does its I/O needs nothing else, but [`arrival`] until it is active and [`solitude`] while it lives.
 
 pub mod arrival;
 pub mod changes;

@@ -100,7 +100,7 @@ pub type Held = (ShardId, Epoch);
 pub trait Watched: Send + Sync + 'static {
     /// Something came from that node over the link that this one has opened: it can be reached.
     fn heard(&self, node: Incarnation);
-    /// Something came from that node over the link that it has opened: it lives, but cannot be reached for sure.
+    /// That node has opened a link, or something came over it: it lives, but cannot be reached for sure.
     fn called(&self, node: Incarnation);
     /// Its host says that nothing listens there, or somebody else answers.
     fn refused(&self, node: Incarnation);
@@ -226,6 +226,18 @@ impl Links {
             let start = || Peer::start(self.0.identity.clone(), *node, addresses.clone(), (watched.clone(), links));
             peers.entry(*node).or_insert_with(start);
         }
+    }
+
+    /// Whether there is a link to that node, which this one has opened.
+    #[must_use]
+    pub fn is_open(&self, node: Incarnation) -> bool {
+        router::Links::life(self, node).is_some()
+    }
+
+    /// Why the last call to that node has failed, if it has.
+    #[must_use]
+    pub fn failure(&self, node: Incarnation) -> Option<String> {
+        self.0.peers.read().get(&node)?.failure.lock().clone()
     }
 
     fn order(&self, node: Incarnation, order: Order) {

@@ -8,11 +8,11 @@ mod ownership;
 mod shares;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -65,6 +65,14 @@ pub enum JoinError {
     /// The same.
     #[error("node {0} is of a release that is too far from this one: {1}")]
     Versions(NodeId, String),
+    /// It was in the view, and could not become active.
+    #[error("{reason}; it could not be linked with enough others before: {failures}")]
+    Unlinked {
+        /// Why it is in the view no more.
+        reason: String,
+        /// With whom it could not be linked, and why.
+        failures: String,
+    },
     /// The store does not answer.
     #[error(transparent)]
     Store(#[from] Error),
@@ -102,11 +110,15 @@ pub struct Member {
     view: watch::Sender<Arc<View>>,
     watch: Mutex<Watch>,
     heard: Mutex<HashMap<Incarnation, Instant>>,
+    /// Who has opened a link to this node.
+    callers: Mutex<HashSet<Incarnation>>,
     solitude: Mutex<Solitude>,
     look: Notify,
     /// Who wants which connections.
     wanted: Mutex<Vec<Wanted>>,
     is_leaving: AtomicBool,
+    /// Why it is over with this node.
+    over: OnceLock<String>,
 }
 
 impl Member {
@@ -116,8 +128,23 @@ impl Member {
         let watch = Mutex::new(Watch::new(node.incarnation));
         let solitude = Mutex::new(Solitude::new(Instant::now()));
         let (view, heard, look) = (watch::Sender::new(Arc::default()), Mutex::default(), Notify::new());
-        let (wanted, is_leaving) = (Mutex::default(), false.into());
-        Arc::new(Self { common, node, links, lost, view, watch, heard, solitude, look, wanted, is_leaving })
+        let (callers, wanted) = (Mutex::default(), Mutex::default());
+        let (is_leaving, over) = (false.into(), OnceLock::new());
+        Arc::new(Self {
+            common,
+            node,
+            links,
+            lost,
+            view,
+            watch,
+            heard,
+            callers,
+            solitude,
+            look,
+            wanted,
+            is_leaving,
+            over,
+        })
     }
 
     fn me(&self) -> Incarnation {
@@ -166,11 +193,6 @@ impl Member {
         ]
     }
 
-    /// It is ready to own something.
-    pub async fn activate(&self) {
-        self.insist(|view| view.activate(self.me())).await;
-    }
-
     /// It gives away what it owns.
     pub async fn drain(&self) {
         self.insist(|view| view.drain(self.me())).await;
@@ -210,6 +232,7 @@ impl Member {
         let address = |member: &view::Member| (member.node.incarnation, member.node.addresses.clone());
         let others: Vec<_> = self.others(&view).map(address).collect();
         self.heard.lock().retain(|node, _| view.alive(*node).is_some());
+        self.callers.lock().retain(|node| view.member(*node).is_none_or(view::Member::is_alive));
         let watched: Arc<dyn Watched> = self.clone();
         self.links.keep(&others, &watched);
     }
@@ -235,6 +258,7 @@ impl Member {
 
     fn died(&self, reason: &str) {
         if !self.is_leaving.load(Ordering::Relaxed) {
+            let _ = self.over.set(reason.to_owned());
             let _ = self.lost.send(Error::Lost { reason: reason.to_owned() });
         }
     }
@@ -300,6 +324,7 @@ impl Watched for Member {
 
     fn called(&self, node: Incarnation) {
         let now = Instant::now();
+        self.callers.lock().insert(node);
         self.solitude.lock().contact(now);
         // The way there may take a moment longer than the way here; but not for ever.
         let since = *self.heard.lock().entry(node).or_insert(now);

@@ -1,10 +1,11 @@
-//! Whether a node may join: nobody who must not be there is.
+//! Whether a node may join: nobody who must not be there is. And whether it may own anything then: others are linked with
+//! it.
 
 use std::collections::HashMap;
 
 use super::{
     changes::{Change, Refused},
-    view::{Member, Node, View},
+    view::{Member, Node, State, View},
 };
 use crate::ids::{Incarnation, NodeId};
 
@@ -37,6 +38,21 @@ pub enum Verdict {
     Occupied(NodeId),
     /// It has joined: an earlier attempt, whose answer was lost, has happened.
     Joined,
+}
+
+/// Those that a newcomer has to be linked with, or with enough of them: all that have been active before it.
+pub fn elders(view: &View, newcomer: Incarnation) -> impl Iterator<Item = &Member> {
+    view.living().filter(move |member| member.node.incarnation != newcomer && member.state != State::Joining)
+}
+
+/// Whether a newcomer may become active: together with those of its [`elders`] that are linked with it, in both
+/// directions, it is more than half of them and itself. So one that nobody trusts, or nobody reaches, never owns
+/// anything, and one that a single elder of several does not reach is not kept waiting. Where there are none, all begin
+/// at once.
+pub fn may_own(view: &View, newcomer: Incarnation, is_linked: impl Fn(Incarnation) -> bool) -> bool {
+    let all = elders(view, newcomer).count() + 1;
+    let linked = elders(view, newcomer).filter(|elder| is_linked(elder.node.incarnation)).count() + 1;
+    linked * 2 > all
 }
 
 /// What a newcomer has seen of its rivals.

@@ -12,7 +12,7 @@ use super::{
     changes::Change,
     probe::{self, Prober},
     stale::Staleness,
-    view::{Member, View},
+    view::{Member, State, View},
     votes::Poll,
 };
 use crate::ids::Incarnation;
@@ -124,7 +124,10 @@ impl Watch {
         view.declare_refused(self.me, &refused).ok()
     }
 
+    /// Who is not active yet votes against nobody: it may be itself that nobody reaches, and in a view of two each may
+    /// vote alone.
     fn wants_vote(&self, now: Instant, view: &View) -> Option<Change> {
+        view.alive(self.me).filter(|me| me.state != State::Joining)?;
         let won = |member: &&Member| {
             let poll = self.polls.get(&member.node.incarnation);
             poll.is_some_and(|(_, poll)| !poll.is_over(now) && poll.is_won(view))

@@ -7,10 +7,11 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -36,6 +37,9 @@ const BATCH_MAX: usize = 512;
 const AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(600));
 /// How often a peer that is reached through a third node is called itself.
 const STRAIGHT_AGAIN: Duration = Duration::from_secs(3);
+
+/// How often it is said that a peer cannot be linked with.
+const SAID_EVERY: Duration = Duration::from_secs(30);
 
 /// What the task of a link can be told.
 pub(super) enum Order {
@@ -64,6 +68,8 @@ pub(super) struct Peer {
     orders: mpsc::UnboundedSender<Order>,
     /// Odd while there is a link; each has a number of its own.
     life: Arc<AtomicU64>,
+    /// Why the last call has failed.
+    pub(super) failure: Arc<Mutex<Option<String>>>,
 }
 
 impl Peer {
@@ -76,7 +82,7 @@ impl Peer {
     ) -> Self {
         let addresses: Arc<[String]> = addresses.into();
         let (orders, queue) = mpsc::unbounded_channel();
-        let life = Arc::new(AtomicU64::new(0));
+        let (life, failure) = (Arc::new(AtomicU64::new(0)), Arc::default());
         let task = Task {
             identity,
             peer,
@@ -84,12 +90,14 @@ impl Peer {
             watched,
             links,
             life: life.clone(),
+            failure: Arc::clone(&failure),
+            said: None,
             queue,
             weak: orders.downgrade(),
             waiting: VecDeque::new(),
         };
         tokio::spawn(task.run());
-        Self { addresses, orders, life }
+        Self { addresses, orders, life, failure }
     }
 
     pub(super) fn life(&self) -> Option<u64> {
@@ -110,6 +118,9 @@ struct Task {
     /// Who else might reach the peer.
     links: Weak<Inner>,
     life: Arc<AtomicU64>,
+    failure: Arc<Mutex<Option<String>>>,
+    /// When that was said last.
+    said: Option<Instant>,
     queue: mpsc::UnboundedReceiver<Order>,
     /// For lines, which must not keep the task going.
     weak: mpsc::WeakUnboundedSender<Order>,
@@ -133,9 +144,13 @@ impl Task {
             let mut ended = match self.call().await {
                 Ok(made) => {
                     backoff.reset();
+                    *self.failure.lock() = None;
                     self.serve(made).await
                 }
-                Err(ended) => ended,
+                Err(ended) => {
+                    self.note(&ended);
+                    ended
+                }
             };
             let broken = loop {
                 match ended {
@@ -156,6 +171,28 @@ impl Task {
             if !self.pause(backoff.next_wait()).await {
                 return;
             }
+        }
+    }
+
+    /// Why a call has failed, for whoever asks, and for the log now and then. What is soon followed by a death is not said.
+    fn note(&mut self, failed: &Ended) {
+        let Ended::Broken(broken) = failed else { return };
+        let why = match broken {
+            Broken::Dead => "it says that this node is dead",
+            Broken::Stranger => "cluster.secret is another one there",
+            Broken::Refused(why) | Broken::Foreign(why) | Broken::Other(why) => why.as_str(),
+        };
+        *self.failure.lock() = Some(why.to_owned());
+        let ends_soon = matches!(broken, Broken::Refused(_) | Broken::Dead);
+        if ends_soon || self.said.is_some_and(|at| at.elapsed() < SAID_EVERY) {
+            return;
+        }
+        self.said = Some(Instant::now());
+        let address = self.addresses.join(", ");
+        if matches!(broken, Broken::Other(_)) {
+            tracing::warn!(peer = %self.peer, address, why, "no link to another node");
+        } else {
+            tracing::error!(peer = %self.peer, address, why, "no link to another node");
         }
     }
 

@@ -40,11 +40,11 @@ pub(super) enum Broken {
 }
 
 impl Broken {
-    fn other(error: &dyn error::Error) -> Self {
-        Self::Other(error.to_string())
+    fn other(error: &(dyn error::Error + 'static)) -> Self {
+        Self::Other(text(error))
     }
 
-    fn said(status: &Status) -> Self {
+    fn said(identity: &Identity, status: &Status) -> Self {
         match status.code() {
             Code::FailedPrecondition => Self::Refused(status.message().to_owned()),
             Code::PermissionDenied => Self::Dead,
@@ -52,7 +52,16 @@ impl Broken {
             Code::Unimplemented if status.metadata().contains_key(VERSION) => {
                 Self::Foreign(status.message().to_owned())
             }
-            _ => Self::Other(status.to_string()),
+            _ => match error::Error::source(status) {
+                // With TLS 1.3 who calls hears only now what the other side makes of its certificate, if it hears it.
+                Some(error) => {
+                    let certificate =
+                        if identity.tls.is_some() { "trust this node's certificate" } else { "want a certificate" };
+                    let error = text(error);
+                    Self::Other(format!("it ended the connection without an answer; does it {certificate}? {error}"))
+                }
+                None => Self::Other(status.to_string()),
+            },
         }
     }
 }
@@ -136,13 +145,7 @@ async fn call(identity: &Identity, call: Call, address: &str) -> Result<Made, Br
         let channel = channel(identity, address).await?;
         let (requests, queue) = mpsc::channel(REQUESTS);
         let opened = call.open(identity, channel, ReceiverStream::new(queue)).await;
-        let (responses, version) = opened.map_err(|status| {
-            let broken = Broken::said(&status);
-            if matches!(broken, Broken::Stranger | Broken::Foreign(_)) {
-                tracing::error!(peer = %call.to, address, "{}", status.message());
-            }
-            broken
-        })?;
+        let (responses, version) = opened.map_err(|status| Broken::said(identity, &status))?;
         Ok(Made { requests, responses, through: call.through, version })
     };
     timeout(CALL, opening).await.unwrap_or_else(|_| Err(Broken::Other("no answer in time".into())))
@@ -171,7 +174,7 @@ pub(super) async fn pass_on(
         // An error is the caller's end.
         let requests = requests.map_while(Result::ok);
         let opened = call.open(identity, connected?, requests).await;
-        opened.map_err(|status| match Broken::said(&status) {
+        opened.map_err(|status| match Broken::said(identity, &status) {
             Broken::Dead => status,
             _ => unavailable(status.message()),
         })
@@ -198,8 +201,29 @@ async fn channel(identity: &Identity, address: &str) -> Result<Channel, Broken> 
         let refused = causes(&error).any(|cause| {
             cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         });
-        if refused { Broken::Refused(error.to_string()) } else { Broken::other(&error) }
+        match causes(&error).find_map(tls_error) {
+            _ if refused => Broken::Refused(error.to_string()),
+            Some(error) => Broken::Other(format!("TLS with it fails: {error}")),
+            None => Broken::other(&error),
+        }
     })
+}
+
+fn tls_error<'e>(cause: &'e (dyn error::Error + 'static)) -> Option<&'e rustls::Error> {
+    let inner = || cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref();
+    cause.downcast_ref().or_else(inner)
+}
+
+/// An error and its causes, as far as they say more.
+fn text(error: &(dyn error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in causes(error).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 fn causes<'e>(error: &'e (dyn error::Error + 'static)) -> impl Iterator<Item = &'e (dyn error::Error + 'static)> {

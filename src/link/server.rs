@@ -74,6 +74,7 @@ impl Link for Server {
         if call.to != self.identity.me {
             return self.pass_on(call, request.into_inner()).await;
         }
+        self.watched.called(call.from);
         let (to_edge, queue) = mpsc::unbounded_channel();
         let peer = Peer {
             from: call.from,

@@ -1,21 +1,33 @@
-//! The way into the table of members: nobody who must not be there is alive.
+//! The way into the table of members: nobody who must not be there is alive. And the way to what this node is to own:
+//! others are linked with it.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use super::{ANSWER, JoinError};
 use crate::{
     cluster::{
-        arrival::{Answered, Arrival, Verdict},
+        arrival::{self, Answered, Arrival, Verdict},
         table::Changed,
-        view::{Member, Node},
+        view::{Member, Node, View},
     },
+    ids::Incarnation,
     store::Common,
 };
 
 /// How often a newcomer looks whether it may join.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a member that may not be active yet looks whether it may.
+const LINKED_EVERY: Duration = Duration::from_millis(20);
+/// How often it says that it may not.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// Joins. `ask` says who answers at the addresses of one that is there.
 ///
@@ -72,4 +84,54 @@ fn is_former(member: &Member, newcomer: &Node) -> bool {
 async fn is_gone(common: &Common, member: &Member) -> bool {
     let connected = tokio::time::timeout(ANSWER, common.is_connected(member.node.incarnation)).await;
     matches!(connected, Ok(Ok(false)))
+}
+
+impl super::Member {
+    /// It is ready to own something, and becomes active as soon as it is linked with enough of the others. Cancel safe.
+    ///
+    /// # Errors
+    /// When it is declared dead before.
+    pub async fn activate(self: &Arc<Self>) -> Result<(), JoinError> {
+        let me = self.me();
+        let mut say_at = Instant::now() + SAID_EVERY;
+        loop {
+            let view = self.view();
+            if let Some(reason) = self.over.get() {
+                return Err(JoinError::Unlinked { reason: reason.clone(), failures: self.failures(&view) });
+            }
+            if arrival::may_own(&view, me, |elder| self.is_linked(elder)) {
+                // It is active, then, or dead.
+                let Ok(change) = view.activate(me) else { return Ok(()) };
+                let changed = timeout(ANSWER, self.common.membership.change(&change)).await;
+                let _ = self.refresh().await;
+                if matches!(changed, Ok(Ok(Changed::Done(_)))) {
+                    return Ok(());
+                }
+            } else {
+                self.keep_links();
+                if Instant::now() >= say_at {
+                    say_at += SAID_EVERY;
+                    let failures = self.failures(&view);
+                    tracing::warn!(failures, "waiting for links with more than half of the active nodes");
+                }
+            }
+            tokio::time::sleep(LINKED_EVERY).await;
+        }
+    }
+
+    /// Whether there is a link in each direction.
+    fn is_linked(&self, other: Incarnation) -> bool {
+        self.links.is_open(other) && self.callers.lock().contains(&other)
+    }
+
+    /// With whom it is not linked, and why.
+    fn failures(&self, view: &View) -> String {
+        let unlinked = arrival::elders(view, self.me()).filter(|elder| !self.is_linked(elder.node.incarnation));
+        let failure = |elder: &Member| {
+            let Node { id, incarnation, addresses, .. } = &elder.node;
+            let why = self.links.failure(*incarnation).unwrap_or_else(|| "it has not called this node".to_owned());
+            format!("{id} ({}): {why}", addresses.join(", "))
+        };
+        unlinked.map(failure).collect::<Vec<_>>().join("; ")
+    }
 }

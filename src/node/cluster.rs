@@ -17,7 +17,7 @@ use crate::{
     edge::tls::{Listener, announce_expiry},
     ids::{Incarnation, NodeId},
     link::{Identity, Limits, Links, Tls},
-    member::{Member, Ownership, Parts},
+    member::{JoinError, Member, Ownership, Parts},
     placement::owners::Owners,
     router,
     shard::Shards,
@@ -149,10 +149,10 @@ impl Newcomer {
     }
 
     /// Begins to take what this node should own.
-    pub(super) async fn begin(mut self, parts: Parts) -> Running {
-        self.member.activate().await;
+    pub(super) async fn begin(mut self, parts: Parts) -> Result<Running, JoinError> {
+        self.member.activate().await?;
         self.tasks.push(tokio::spawn(Ownership::new(self.member.clone(), parts).run()));
-        Running { member: self.member, owners: self.owners, tasks: self.tasks }
+        Ok(Running { member: self.member, owners: self.owners, tasks: self.tasks })
     }
 }
 

@@ -1,6 +1,8 @@
 //! What may happen to a cluster, one thing at a time, under light traffic: nothing that was accepted is lost, nothing
 //! comes twice or out of order on a connection, and whoever is connected to a good node stays connected.
 
+mod alone;
+mod clocks;
 mod crashes;
 mod drains;
 mod links;

@@ -8,6 +8,7 @@ pub mod broker;
 pub mod carrier;
 pub mod certs;
 pub mod check;
+pub mod clock;
 pub mod cluster;
 pub mod command;
 pub mod dial;

@@ -1,10 +1,10 @@
-//! Who may join.
+//! Who may join, and who may own something then.
 
 use std::time::Duration;
 
 use super::{
     super::{
-        arrival::{Answered, Arrival, Verdict},
+        arrival::{Answered, Arrival, Verdict, may_own},
         view::Node,
     },
     apply, incarnation, living, node, table_of,
@@ -92,4 +92,42 @@ fn who_shares_its_store_with_nobody_is_met_by_all() {
     table.renew(incarnation(1));
     let verdict = arrival.look(&table.view(Duration::ZERO), &node("y", 2), |_| Answered::Nobody);
     assert_eq!(verdict, Verdict::Occupied(alone.id));
+}
+
+#[test]
+fn a_newcomer_owns_nothing_until_it_is_linked_with_more_than_half() {
+    for elders in 0..8 {
+        let mut table = table_of(elders);
+        let newcomer = incarnation(9);
+        let change = table.view(Duration::ZERO).join(node("n9", 9), &[]).unwrap();
+        apply(&mut table, &change);
+        for linked in 0..=elders {
+            let is_linked = |one| (0..linked).any(|number| one == incarnation(number));
+            let may = may_own(&table.view(Duration::ZERO), newcomer, is_linked);
+            assert_eq!(may, 2 * (linked + 1) > elders + 1, "{linked} of {elders}");
+        }
+    }
+}
+
+#[test]
+fn a_newcomer_waits_for_those_that_leave_and_for_no_other_newcomers_and_no_dead() {
+    let mut table = table_of(2);
+    for newcomer in [8, 9] {
+        let change = table.view(Duration::ZERO).join(node(&format!("n{newcomer}"), newcomer), &[]).unwrap();
+        apply(&mut table, &change);
+    }
+    let may =
+        |table: &super::Table, linked| may_own(&table.view(Duration::ZERO), incarnation(9), |one| Some(one) == linked);
+    assert!(may(&table, Some(incarnation(0))), "two of three that count");
+    for leaves in 0..2 {
+        let change = table.view(Duration::ZERO).drain(incarnation(leaves)).unwrap();
+        apply(&mut table, &change);
+        assert!(!may(&table, None) && may(&table, Some(incarnation(1))), "it owns something yet");
+    }
+    for leaves in 0..2 {
+        assert!(!may(&table, None), "{leaves} have left");
+        let change = table.view(Duration::ZERO).leave(incarnation(leaves)).unwrap();
+        apply(&mut table, &change);
+    }
+    assert!(may(&table, None), "there are only newcomers");
 }

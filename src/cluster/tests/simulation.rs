@@ -122,6 +122,66 @@ fn links_cut_between_pairs_cost_no_life() {
     }
 }
 
+/// A host whose node has ended and was declared dead; it comes back, and none of these links of its works.
+fn comes_back_without(world: &mut World, at: usize, links: impl IntoIterator<Item = usize>) {
+    world.set(at, Host::Refuses);
+    take_over(world, at);
+    for other in links {
+        world.link(at, other, false);
+        world.link(other, at, false);
+    }
+    world.restart(at);
+}
+
+/// As one is whose certificate nobody trusts.
+#[test]
+fn a_newcomer_that_nobody_reaches_owns_nothing_and_ends_and_harms_nobody() {
+    for hosts in 2..=5 {
+        for seed in 0..5 {
+            let mut world = World::new(hosts, seed);
+            let others: Vec<_> = (0..hosts - 1).map(|at| world.incarnation(at)).collect();
+            comes_back_without(&mut world, hosts - 1, 0..hosts - 1);
+            let newcomer = world.incarnation(hosts - 1);
+            for _ in 0..400 {
+                world.run(50);
+                assert_eq!(world.view().candidates().len(), hosts - 1, "{hosts} hosts, seed {seed}");
+            }
+            assert!(world.view().member(newcomer).is_some() && !world.runs(hosts - 1), "it was there, and has ended");
+            assert!(others.iter().all(|one| world.view().alive(*one).is_some()), "{hosts} hosts, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_newcomer_that_one_of_several_does_not_reach_becomes_active() {
+    for hosts in 3..=5 {
+        for seed in 0..5 {
+            let mut world = World::new(hosts, seed);
+            comes_back_without(&mut world, hosts - 1, [0]);
+            world.run(6_000);
+            let view = world.view();
+            assert!(view.candidates().len() == hosts && world.has_settled(), "{hosts} hosts, seed {seed}: {view:?}");
+        }
+    }
+}
+
+/// Nobody is left whom a newcomer could be linked with: the table says so in time.
+#[test]
+fn a_newcomer_after_the_death_of_all_becomes_active() {
+    for hosts in 2..=5 {
+        for seed in 0..5 {
+            let mut world = World::new(hosts, seed);
+            (0..hosts).for_each(|at| world.set(at, Host::Off));
+            world.run(1_000);
+            world.restart(0);
+            let took = take_over(&mut world, 1);
+            world.run(1_500);
+            assert_eq!(world.view().candidates().len(), 1, "{hosts} hosts, seed {seed}");
+            assert!(took <= 8_000 * (hosts as u64 - 1), "{took} ms, {hosts} hosts, seed {seed}");
+        }
+    }
+}
+
 #[test]
 fn a_node_that_froze_ends_when_it_goes_on_and_harms_nobody() {
     for seed in 0..10 {
@@ -169,6 +229,6 @@ proptest! {
         }
         world.run(10_000);
         prop_assert!(world.has_settled(), "{:?}", world.view());
-        prop_assert_eq!(world.view().living().count(), hosts);
+        prop_assert_eq!(world.view().candidates().len(), hosts);
     }
 }

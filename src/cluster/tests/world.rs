@@ -11,7 +11,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use super::{incarnation, node, table::Table};
 use crate::{
     cluster::{
-        arrival::{Answered, Arrival, Verdict},
+        arrival::{Answered, Arrival, Verdict, may_own},
         changes::Change,
         probe::PROBE_EVERY,
         table::Changed,
@@ -336,7 +336,9 @@ impl World {
         }
         let now = self.clock(at);
         self.processes[at].watch.renewed(now, &renewed.counters);
-        if self.processes[at].known.alive(me).is_some_and(|member| member.state == State::Joining) {
+        let known = &self.processes[at].known;
+        let is_joining = known.alive(me).is_some_and(|member| member.state == State::Joining);
+        if is_joining && may_own(known, me, |elder| self.hear_each_other(me, elder)) {
             let change = self.processes[at].known.activate(me).unwrap();
             self.attempt(at, change);
         }

@@ -233,6 +233,24 @@ impl Store {
         .await;
     }
 
+    /// Waits until a node of that name is dead in the table of members.
+    pub async fn declares_dead(&self, node: &str) {
+        let dead = "select count(*) from members where node_id = $1 and state = 3";
+        let mut connection = self.session().await;
+        super::eventually("a death in the table of members", async || {
+            let dead = sqlx::query_scalar::<_, i64>(dead).bind(node).fetch_one(&mut connection);
+            (dead.await.expect("an answer") > 0).then_some(())
+        })
+        .await;
+    }
+
+    /// How often a node of that name was seen to take a shard, or to have one when it began to be noted.
+    pub async fn takes_of(&self, node: &str) -> i64 {
+        let takes =
+            "select count(*) from watched_takes t join members m on m.incarnation = t.owner where m.node_id = $1";
+        sqlx::query_scalar(takes).bind(node).fetch_one(&mut self.session().await).await.expect("an answer")
+    }
+
     /// What was noted, if it was.
     pub async fn writers(&self) -> Writers {
         let mut session = self.session().await;
