@@ -330,7 +330,7 @@ impl State {
 
     /// Starts one more of those for whom something waits. One that crashed comes with its next message.
     async fn recover_next(&mut self, myself: &ShardRef) -> Result<(), ActorProcessingErr> {
-        let next = self.recover.iter().find(|user| !self.users.contains_key(*user) && !self.refusing.has(user));
+        let next = self.recover.iter().find(|user| !self.users.contains_key(*user) && !self.refusing.has_crashed(user));
         match next.cloned() {
             Some(user) => Box::pin(self.start(myself, user, std::iter::empty())).await,
             None => Ok(()),
@@ -373,12 +373,12 @@ impl State {
         let Some(user) = self.by_actor.remove(&actor.get_id()) else { return };
         user::metric::restarted("user");
         tracing::error!(%user, %error, "user actor crashed");
-        let left = self.users.remove(&user).is_some_and(|entry| matches!(entry.phase, Phase::Leaving));
-        if left {
+        let leaves = self.users.remove(&user).is_some_and(|entry| matches!(entry.phase, Phase::Leaving));
+        self.refusing.crashed(user.clone(), !leaves);
+        if leaves {
             return self.note_left(Some(&user));
         }
-        self.recover.insert(user.clone());
-        self.refusing.crashed(user);
+        self.recover.insert(user);
     }
 
     async fn stopped(

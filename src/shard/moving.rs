@@ -87,24 +87,37 @@ impl State {
         self.asleep.retain(|user, _| !of(user, count));
         self.recover.retain(|user| !of(user, count));
         self.limiters.retain(|user, _| !of(user, count));
-        self.refusing.forget(|user| of(user, count));
+        self.refusing.given_away(|user| of(user, count));
         let Held { attaches, events } = self.marks.forget(shards);
         // Whoever is next is asked, and sent to.
         drop(attaches);
-        for in_flight in events {
-            self.refusing.refused(&in_flight.event.user, in_flight.sender);
-            in_flight.permit.refuse();
-        }
-        let mut users = HashSet::new();
+        self.refuse(events);
+        let (mut users, mut left) = (HashSet::new(), Vec::new());
         for (user, entry) in self.users.iter_mut().filter(|(user, _)| of(user, count)) {
             users.insert(user.clone());
-            // One that is stopping does so with all done; what waits for its successor is lost, and comes again.
-            if let Phase::Running = std::mem::replace(&mut entry.phase, Phase::Leaving) {
-                let _ = entry.actor.cast(user::Msg::Leave);
+            match std::mem::replace(&mut entry.phase, Phase::Leaving) {
+                Phase::Running => _ = entry.actor.cast(user::Msg::Leave),
+                // It stops with all done; what waits for its successor comes again.
+                Phase::Stopping(waiting) => left.extend(waiting),
+                Phase::Leaving => {}
+            }
+        }
+        for request in left {
+            if let Request::Events(events) = request {
+                self.refuse(events);
             }
         }
         self.leaving.push(Leaving { users, done });
         self.note_left(None);
+    }
+
+    /// Somebody else serves these users. What their senders have sent behind these may come when this node serves them
+    /// again.
+    fn refuse(&mut self, events: impl IntoIterator<Item = InFlight>) {
+        for in_flight in events {
+            self.refusing.refused(&in_flight.event.user, in_flight.sender);
+            in_flight.permit.refuse();
+        }
     }
 
     /// Says so when nobody of those who leave is left.

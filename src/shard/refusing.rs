@@ -2,7 +2,8 @@
 //! says of itself that it is the first. Whoever has nothing of a user under way is not waited for.
 //!
 //! What a sender does not send again here, because somebody else serves the user by now, is forgotten: when its link
-//! ends, when the shard goes, and when so many of its events have come since that it must know of the refusal. Each of
+//! ends, and when so many of its events have come since that it must know of the refusal, but not when the shard goes: it
+//! may come back before something does that its sender had sent behind what was refused. Each of
 //! its events holds one of its credits until it has heard what became of it, and it hears that in order. So when it
 //! has not heard of a refusal, what came since was sent with the credits that it had then, each used once, or used
 //! once more after an answer from before.
@@ -23,12 +24,24 @@ const SWEPT_FROM: usize = 1024;
 /// Who has to begin again, by user.
 #[derive(Debug, Default)]
 pub(super) struct Refusing {
-    /// And how many of the sender's events had come when it was refused for the last time. A user of whom nobody has to
-    /// begin again has crashed with nothing under way.
-    users: HashMap<UserId, SmallVec<[(Sender, u64); 1]>>,
+    users: HashMap<UserId, Pending>,
     /// How many events have come from each sender; from one that is gone nothing comes any more.
     received: HashMap<Sender, u64>,
     swept_at: usize,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    /// And how many of the sender's events had come when it was refused for the last time.
+    senders: SmallVec<[(Sender, u64); 1]>,
+    /// The user's actor has crashed: its successor comes with the next event that is taken, if that is soon.
+    has_crashed: bool,
+}
+
+impl Pending {
+    fn is_over(&self) -> bool {
+        self.senders.is_empty() && !self.has_crashed
+    }
 }
 
 impl Refusing {
@@ -37,19 +50,20 @@ impl Refusing {
         *self.received.entry(sender).or_default() += events as u64;
     }
 
-    /// What was under way for a user is lost: whoever has sent anything to this actor may have had a part in it.
-    pub(super) fn crashed(&mut self, user: UserId) {
-        let all = self.received.iter().map(|(sender, received)| (*sender, *received)).collect();
-        self.users.insert(user, all);
+    /// What was under way for a user is lost: whoever has sent anything to this actor may have had a part in it. If the
+    /// user stays here, it has a successor.
+    pub(super) fn crashed(&mut self, user: UserId, stays: bool) {
+        let senders = self.received.iter().map(|(sender, received)| (*sender, *received)).collect();
+        self.users.insert(user, Pending { senders, has_crashed: stays });
         self.sweep();
     }
 
     /// An event of that sender was refused, as somebody else serves its user.
     pub(super) fn refused(&mut self, user: &UserId, sender: Sender) {
         let received = self.received.get(&sender).copied().unwrap_or_default();
-        let pending = self.users.entry(user.clone()).or_default();
-        pending.retain(|(one, _)| *one != sender);
-        pending.push((sender, received));
+        let Pending { senders, .. } = self.users.entry(user.clone()).or_default();
+        senders.retain(|(one, _)| *one != sender);
+        senders.push((sender, received));
         self.sweep();
     }
 
@@ -60,34 +74,41 @@ impl Refusing {
         }
         let Some(pending) = self.users.get_mut(user) else { return false };
         if is_first {
-            pending.retain(|(one, _)| *one != sender);
+            pending.senders.retain(|(one, _)| *one != sender);
         }
-        if pending.is_empty() {
+        if let Some((_, at)) = pending.senders.iter_mut().find(|(one, _)| *one == sender) {
+            *at = self.received.get(&sender).copied().unwrap_or_default();
+            return true;
+        }
+        // It is taken, and with it comes a successor.
+        pending.has_crashed = false;
+        if pending.is_over() {
             self.users.remove(user);
-            return false;
         }
-        let Some((_, at)) = pending.iter_mut().find(|(one, _)| *one == sender) else { return false };
-        *at = self.received.get(&sender).copied().unwrap_or_default();
-        true
+        false
     }
 
-    /// Whether a user waits for somebody to begin again, or for its first event after a crash.
-    pub(super) fn has(&self, user: &UserId) -> bool {
-        self.users.contains_key(user)
+    /// Whether a user's actor has crashed, and none of its events has been taken since.
+    pub(super) fn has_crashed(&self, user: &UserId) -> bool {
+        self.users.get(user).is_some_and(|pending| pending.has_crashed)
     }
 
-    /// Users who go to another node are that one's.
-    pub(super) fn forget(&mut self, is_gone: impl Fn(&UserId) -> bool) {
-        self.users.retain(|user, _| !is_gone(user));
+    /// Somebody else serves these users: whoever does so next does not wait for an event. Their senders have to begin
+    /// again all the same.
+    pub(super) fn given_away(&mut self, is_theirs: impl Fn(&UserId) -> bool) {
+        self.users.retain(|user, pending| {
+            pending.has_crashed &= !is_theirs(user);
+            !pending.is_over()
+        });
     }
 
     /// Nothing comes from that sender any more: its link is broken, and the next one is another sender.
     pub(super) fn gone(&mut self, sender: Sender) {
         self.received.remove(&sender);
         self.users.retain(|_, pending| {
-            let was_waited_for = !pending.is_empty();
-            pending.retain(|(one, _)| *one != sender);
-            !(was_waited_for && pending.is_empty())
+            let was_waited_for = !pending.senders.is_empty();
+            pending.senders.retain(|(one, _)| *one != sender);
+            !(was_waited_for && pending.senders.is_empty())
         });
     }
 
@@ -96,8 +117,8 @@ impl Refusing {
             return;
         }
         self.users.retain(|_, pending| {
-            pending.retain(|(one, at)| self.received.get(one).is_some_and(|now| now - *at < HEARD_AFTER));
-            !pending.is_empty()
+            pending.senders.retain(|(one, at)| self.received.get(one).is_some_and(|now| now - *at < HEARD_AFTER));
+            !pending.senders.is_empty()
         });
         self.swept_at = 2 * self.users.len();
         self.users.shrink_to(self.swept_at.max(SWEPT_FROM));
@@ -119,7 +140,7 @@ mod tests {
         for sender in [0, 7] {
             refusing.received(sender, 1);
         }
-        refusing.crashed(one.clone());
+        refusing.crashed(one.clone(), true);
         refusing.received(8, 1);
         assert!(!refusing.refuses(&one, 8, false), "nothing of its was under way");
         for sender in [0, 7] {
@@ -127,7 +148,27 @@ mod tests {
             assert!(!refusing.refuses(&one, sender, true));
             assert!(!refusing.refuses(&one, sender, false));
         }
-        assert!(!refusing.has(&one));
+        assert!(refusing.users.is_empty());
+    }
+
+    #[test]
+    fn a_successor_comes_with_an_event_that_is_taken_or_with_the_shard() {
+        let mut refusing = Refusing::default();
+        let (one, other) = (user(1), user(2));
+        refusing.received(7, 1);
+        for user in [&one, &other] {
+            refusing.crashed(user.clone(), true);
+            assert!(refusing.refuses(user, 7, false) && refusing.has_crashed(user));
+        }
+        assert!(!refusing.refuses(&one, 7, true) && !refusing.has_crashed(&one));
+        refusing.given_away(|user| *user == other);
+        assert!(!refusing.has_crashed(&other) && refusing.refuses(&other, 7, false));
+        // Nothing was under way.
+        let mut quiet = Refusing::default();
+        quiet.crashed(one.clone(), true);
+        assert!(quiet.has_crashed(&one));
+        quiet.given_away(|_| true);
+        assert!(quiet.users.is_empty());
     }
 
     #[test]
@@ -141,7 +182,7 @@ mod tests {
         refusing.gone(7);
         assert!(refusing.refuses(&one, 8, false));
         refusing.gone(8);
-        assert!(!refusing.has(&one) && refusing.received.is_empty());
+        assert!(refusing.users.is_empty() && refusing.received.is_empty());
     }
 
     #[test]
@@ -158,7 +199,7 @@ mod tests {
         }
         // The last one may be under way still.
         assert!(refusing.refuses(&user(60 * round - 1), 7, false));
-        assert!(!refusing.has(&user(0)));
+        assert!(!refusing.users.contains_key(&user(0)));
     }
 
     #[test]

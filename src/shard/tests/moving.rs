@@ -79,6 +79,65 @@ async fn what_was_refused_comes_before_what_follows_it_however_late_the_shard_is
     assert_eq!(shard.reports.take(), [(0, Outcome::Settled), (1, Outcome::Settled)]);
 }
 
+/// Each of these ways to come back to a sender, and then the shard goes and comes back before the next event does.
+#[tokio::test(start_paused = true)]
+async fn what_came_back_is_missed_also_when_the_shard_has_been_away_meanwhile() {
+    let refused = async |shard: &Running| {
+        shard.give().await.unwrap();
+        shard.send_as(7, 1, false);
+        settled().await;
+        shard.take(Vec::new()).await;
+        Outcome::Refused
+    };
+    let crashed = async |shard: &Running| {
+        shard.send(1, faulty(&fakes::user()), false);
+        settled().await;
+        Outcome::Crashed
+    };
+    let crashed_leaving = async |shard: &Running| {
+        shard.send(1, faulty(&fakes::user()), false);
+        Outcome::Crashed
+    };
+    let stopping = async |shard: &Running| {
+        shard.idle(1);
+        shard.send_as(7, 1, false);
+        Outcome::Refused
+    };
+    comes_back(refused).await;
+    comes_back(crashed).await;
+    comes_back(crashed_leaving).await;
+    comes_back(stopping).await;
+}
+
+async fn comes_back(way: impl AsyncFn(&Running) -> Outcome) {
+    let shard = newcomer().await;
+    shard.take(Vec::new()).await;
+    shard.send_as(7, 0, false);
+    settled().await;
+    assert_eq!(shard.reports.take(), [(0, Outcome::Settled)]);
+    let outcome = way(&shard).await;
+    shard.give().await.unwrap();
+    shard.take(Vec::new()).await;
+    shard.send_as(7, 2, false);
+    settled().await;
+    assert_eq!(shard.reports.take(), [(1, outcome), (2, Outcome::Refused)]);
+    shard.send_as(7, 1, true);
+    shard.send_as(7, 2, false);
+    settled().await;
+    assert_eq!(shard.reports.take(), [(1, Outcome::Settled), (2, Outcome::Settled)]);
+}
+
+/// Who has something waiting does not wait for its former sender, which may have nothing more for it.
+#[tokio::test(start_paused = true)]
+async fn a_user_that_was_refused_is_served_when_the_shard_is_taken() {
+    let shard = newcomer().await;
+    shard.send_as(7, 0, false);
+    settled().await;
+    shard.take(vec![fakes::user()]).await;
+    settled().await;
+    assert_eq!(shard.store.made(Call::Backlog), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_sender_that_begins_again_does_not_begin_for_another() {
     let shard = newcomer().await;

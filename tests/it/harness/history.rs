@@ -232,6 +232,7 @@ impl History {
             Fault::Skipped { client, from, .. } => (*client, *from),
             Fault::CursorFell { client, cursor, .. } => (*client, *cursor),
             Fault::Closed { client, .. } => (*client, u64::MAX),
+            Fault::StoredOutOfOrder { user, seq } => return self.explain_rows(user, *seq),
             _ => return,
         };
         for connection in self.connections.iter().filter(|connection| connection.client == client) {
@@ -244,6 +245,18 @@ impl History {
                 connection.saw.iter().filter(near).map(|(at, saw)| (*at - connection.since, saw)).collect();
             let Connection { begins_after, cursor, .. } = connection;
             eprintln!("    connection after {begins_after}, cursor {cursor}: {saw:?}");
+        }
+    }
+
+    /// Prints the rows around one, who wrote them, and who took shards between.
+    fn explain_rows(&self, user: &str, near: u64) {
+        let mut rows: Vec<_> = self.rows.iter().filter(|row| row.user == user && row.seq.abs_diff(near) <= 5).collect();
+        rows.sort_by_key(|row| row.seq);
+        for Row { seq, id, n, .. } in rows {
+            let wrote = self.writers.writes.iter().filter(|(_, of, number, _)| of == user && number == seq);
+            let wrote: Vec<_> = wrote.map(|(at, _, _, writer)| (at, writer)).collect();
+            let written = self.written.iter().find(|event| event.user == *user && event.n == *n);
+            eprintln!("    row {seq}: event {n}, {id}, noted {wrote:?}, sent at {:?}", written.map(|event| event.at));
         }
     }
 
