@@ -290,8 +290,8 @@ impl router::Links for Links {
         self.0.peers.read().get(&node)?.life()
     }
 
-    fn send(&self, node: Incarnation, events: Vec<InFlight>) {
-        self.order(node, Order::Events(events));
+    fn send(&self, node: Incarnation, life: u64, events: Vec<InFlight>) {
+        self.order(node, Order::Events(life, events));
     }
 }
 

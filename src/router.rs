@@ -18,7 +18,7 @@ use crate::{
         owners::{Map, Owner},
     },
     settlement::{Outcome, Permit, RecordRef, Report},
-    shard::{Msg, Shards},
+    shard::{Msg, ShardRef, Shards},
 };
 
 /// Events of one message to a shard actor.
@@ -33,8 +33,8 @@ pub trait Links: Send + Sync + 'static {
     /// `None`: there is none now.
     fn life(&self, node: Incarnation) -> Option<u64>;
 
-    /// Sends events, in order. If they are lost on their way, their permits say so.
-    fn send(&self, node: Incarnation, events: Vec<InFlight>);
+    /// Sends events, in order, in that life of the link or not at all. If they are lost on their way, their permits say so.
+    fn send(&self, node: Incarnation, life: u64, events: Vec<InFlight>);
 }
 
 /// The sender's side of the way to the shards. Owned by one thread.
@@ -66,6 +66,27 @@ struct Lane {
 enum To {
     Actor(usize),
     Node(Incarnation),
+}
+
+/// Whom a lane reaches now, in one life: whoever has taken its place meanwhile gets nothing that was meant for it.
+enum Target<'l> {
+    Actor(ShardRef),
+    Node(&'l dyn Links, Incarnation),
+}
+
+impl<'l> Target<'l> {
+    fn of(to: To, shards: &Shards, links: Option<&'l dyn Links>) -> Option<(Self, u64)> {
+        match to {
+            To::Actor(actor) => {
+                let (actor, life) = shards.get(actor);
+                Some((Self::Actor(actor), life))
+            }
+            To::Node(node) => {
+                let links = links?;
+                Some((Self::Node(links, node), links.life(node)?))
+            }
+        }
+    }
 }
 
 impl Lane {
@@ -220,11 +241,7 @@ impl Router {
         if lane.batch.is_empty() {
             return;
         }
-        let life = match lane.to {
-            To::Actor(actor) => Some(self.shards.get(actor).1),
-            To::Node(node) => self.links.as_ref().and_then(|links| links.life(node)),
-        };
-        let Some(life) = life else { return };
+        let Some((target, life)) = Target::of(lane.to, &self.shards, self.links.as_deref()) else { return };
         if life != lane.life {
             // A successor must not get newer events before the lost ones are known to be lost.
             if lane.unanswered > 0 {
@@ -243,14 +260,10 @@ impl Router {
             }
         }
         lane.unanswered += events.len();
-        match lane.to {
+        match target {
             // An actor that is gone drops the message; every permit in it says so.
-            To::Actor(actor) => _ = self.shards.get(actor).0.cast(Msg::Events(events)),
-            To::Node(node) => {
-                if let Some(links) = &self.links {
-                    links.send(node, events);
-                }
-            }
+            Target::Actor(actor) => _ = actor.cast(Msg::Events(events)),
+            Target::Node(links, node) => links.send(node, life, events),
         }
     }
 

@@ -43,7 +43,8 @@ const SAID_EVERY: Duration = Duration::from_secs(30);
 
 /// What the task of a link can be told.
 pub(super) enum Order {
-    Events(Vec<InFlight>),
+    /// For that life of the link.
+    Events(u64, Vec<InFlight>),
     Attach(Box<Attach>),
     /// The connection of a line has something to say.
     Line(u64, Msg),
@@ -95,6 +96,7 @@ impl Peer {
             queue,
             weak: orders.downgrade(),
             waiting: VecDeque::new(),
+            last: 0,
         };
         tokio::spawn(task.run());
         Self { addresses, orders, life, failure }
@@ -126,6 +128,8 @@ struct Task {
     weak: mpsc::WeakUnboundedSender<Order>,
     /// Wishes and marks that came while there was no link.
     waiting: VecDeque<Order>,
+    /// The last number that was given to anything, on any link.
+    last: u64,
 }
 
 /// Why there is no link any more.
@@ -266,9 +270,10 @@ impl Task {
         let (identity, addresses, peer) = (self.identity.clone(), self.addresses.clone(), self.peer);
         let straight = straight(&identity, peer, &addresses);
         tokio::pin!(straight);
-        let mut link = Link::new(self.peer, self.weak.clone(), self.watched.clone());
+        let life = self.life.load(Ordering::Acquire) + 1;
+        let mut link = Link::new(self.peer, (life, self.last), self.weak.clone(), self.watched.clone());
         self.waiting.drain(..).for_each(|order| link.order(order));
-        self.life.fetch_add(1, Ordering::AcqRel);
+        self.life.store(life, Ordering::Release);
         metric::opened(through.is_some());
         self.watched.heard(self.peer);
         let mut orders = Vec::with_capacity(BATCH_MAX);
@@ -302,7 +307,8 @@ impl Task {
             }
         };
         // Before permits and attachments say that they are lost: nothing more goes out under this number.
-        self.life.fetch_add(1, Ordering::AcqRel);
+        self.life.store(life + 1, Ordering::Release);
+        self.last = link.last;
         metric::closed(through.is_some(), matches!(ended, Ended::Broken(_)));
         ended
     }

@@ -58,15 +58,21 @@ struct Edge {
     watched: Arc<Unheard>,
     /// What connections say to their sessions.
     orders: mpsc::UnboundedReceiver<Order>,
-    _alive: mpsc::UnboundedSender<Order>,
+    alive: mpsc::UnboundedSender<Order>,
 }
 
 impl Edge {
     fn new() -> Self {
         let watched = Arc::new(Unheard::default());
         let (sender, orders) = mpsc::unbounded_channel();
-        let link = Link::new(Incarnation::random(), sender.downgrade(), watched.clone());
-        Self { link, watched, orders, _alive: sender }
+        let link = Link::new(Incarnation::random(), (1, 0), sender.downgrade(), watched.clone());
+        Self { link, watched, orders, alive: sender }
+    }
+
+    /// The link breaks, and there is another one.
+    fn again(&mut self) {
+        let (life, last) = (3, self.link.last);
+        self.link = Link::new(Incarnation::random(), (life, last), self.alive.downgrade(), self.watched.clone());
     }
 
     /// A connection asks for a session.
@@ -121,7 +127,7 @@ fn each_outcome_ends_the_permit_of_its_number_once_and_a_link_that_ends_loses_th
         let event = transient(&fakes::user(), &number.to_string());
         InFlight { first: number == 0, ..reports.in_flight(number, event) }
     });
-    edge.link.order(Order::Events(events.collect()));
+    edge.link.order(Order::Events(1, events.collect()));
     let forwarded = edge.said().into_iter().map(|kind| match kind {
         to_owner::Kind::Event(forwarded) => (forwarded.number, forwarded.first),
         other => panic!("{other:?}"),
@@ -133,6 +139,34 @@ fn each_outcome_ends_the_permit_of_its_number_once_and_a_link_that_ends_loses_th
     assert_eq!(reports.take(), [(2, Settled), (0, Refused), (1, Buried), (4, Lost), (3, Crashed)]);
     drop(edge);
     assert_eq!(reports.take(), [(5, Lost)]);
+}
+
+/// They waited in the queue, behind events that went out and are lost.
+#[test]
+fn events_that_were_meant_for_a_former_link_are_lost_with_it() {
+    let (mut edge, reports) = (Edge::new(), Reports::new());
+    let event = |number| vec![reports.in_flight(number, transient(&fakes::user(), &number.to_string()))];
+    edge.link.order(Order::Events(1, event(0)));
+    edge.again();
+    edge.link.order(Order::Events(1, event(1)));
+    assert_eq!(edge.said(), []);
+    edge.link.order(Order::Events(3, event(2)));
+    assert_eq!(edge.said().len(), 1);
+    assert_eq!(reports.take(), [(0, settlement::Outcome::Lost), (1, settlement::Outcome::Lost)]);
+}
+
+/// What was said for a line of the former link must not reach the session of whoever has a line now.
+#[tokio::test]
+async fn what_a_connection_said_on_a_former_link_meets_no_line_of_another() {
+    let mut edge = Edge::new();
+    let _former = edge.attach();
+    edge.again();
+    let now = edge.attach();
+    edge.said();
+    for late in [Msg::Acknowledged(50), Msg::Drained, Msg::Disconnected] {
+        edge.link.order(Order::Line(LINE, late));
+    }
+    assert_eq!((edge.said(), now.lost_count()), (vec![], 0));
 }
 
 #[test]

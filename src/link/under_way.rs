@@ -32,9 +32,13 @@ pub(super) struct Link {
     peer: Incarnation,
     weak: mpsc::WeakUnboundedSender<Order>,
     watched: Arc<dyn Watched>,
+    /// Which life of the link it is: events for another one are lost.
+    life: u64,
     /// What is to be sent, in order.
     pub(super) out: VecDeque<ToOwner>,
-    next: u64,
+    /// The last number that was given to anything. They go on from link to link: what a connection still says to its
+    /// session of a former one must not meet another connection's line.
+    pub(super) last: u64,
     permits: HashMap<u64, Permit>,
     cancels: HashMap<u64, CancelReply>,
     queries: HashMap<u64, oneshot::Sender<Answer>>,
@@ -60,13 +64,19 @@ enum What {
 }
 
 impl Link {
-    pub(super) fn new(peer: Incarnation, weak: mpsc::WeakUnboundedSender<Order>, watched: Arc<dyn Watched>) -> Self {
+    pub(super) fn new(
+        peer: Incarnation,
+        (life, last): (u64, u64),
+        weak: mpsc::WeakUnboundedSender<Order>,
+        watched: Arc<dyn Watched>,
+    ) -> Self {
         Self {
             peer,
             weak,
             watched,
+            life,
             out: VecDeque::new(),
-            next: 0,
+            last,
             permits: HashMap::new(),
             cancels: HashMap::new(),
             queries: HashMap::new(),
@@ -79,13 +89,15 @@ impl Link {
     }
 
     fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+        self.last += 1;
+        self.last
     }
 
     pub(super) fn order(&mut self, order: Order) {
         match order {
-            Order::Events(events) => {
+            // They were sent behind others that are lost by now, and must not come before those.
+            Order::Events(life, _) if life != self.life => {}
+            Order::Events(_, events) => {
                 metric::sent(events.len());
                 for InFlight { event, permit, first, .. } in events {
                     let number = self.number();

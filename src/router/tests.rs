@@ -64,8 +64,10 @@ impl Links for Peers {
         Some(self.actors.get(self.place(node)).1)
     }
 
-    fn send(&self, node: Incarnation, events: Vec<InFlight>) {
-        let _ = self.actors.get(self.place(node)).0.cast(Msg::Events(events));
+    fn send(&self, node: Incarnation, life: u64, events: Vec<InFlight>) {
+        let (actor, now) = self.actors.get(self.place(node));
+        assert_eq!(life, now, "nothing has happened since");
+        let _ = actor.cast(Msg::Events(events));
     }
 }
 
