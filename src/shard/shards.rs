@@ -1,7 +1,8 @@
 //! The shard actors of a node as others reach them: one for each user, here, or the way to another node.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use parking_lot::RwLock;
 use ractor::ActorId;
 use tokio::sync::oneshot;
@@ -18,6 +19,9 @@ use crate::{
     store::{claims::Epoch, journal::Cancelled, writer::CancelReply},
     user::Attach,
 };
+
+/// How often to look for the successor of an actor that crashed.
+const SUCCESSOR_LOOK: Duration = Duration::from_millis(5);
 
 /// Which of so many shard actors runs the user's shard, of so many shards.
 #[must_use]
@@ -82,35 +86,37 @@ impl Shards {
 
     /// Lets go of shards: answers when nothing is done for their users any more.
     pub async fn seal(&self, shards: &[ShardId]) {
-        let mut waits = Vec::new();
-        for (index, shards) in self.by_actor(shards, |shard| *shard) {
-            let (done, wait) = oneshot::channel();
-            let _ = self.get(index).0.cast(Msg::Seal(shards, done));
-            waits.push(wait);
-        }
-        for wait in waits {
-            // An actor that crashed has nobody left either.
-            let _ = wait.await;
-        }
+        let by_actor = self.by_actor(shards, |shard| *shard).into_iter();
+        join_all(by_actor.map(|(index, shards)| self.told(index, move |done| Msg::Seal(shards.clone(), done)))).await;
     }
 
     /// Serves shards from here on.
     pub async fn unseal(&self, unsealing: Unsealing) {
-        let mut waits = Vec::new();
         let Unsealing { shards, waiting, marks } = unsealing;
-        for (index, shards) in self.by_actor(&shards, |(shard, _)| *shard) {
+        let of_actor = |(index, shards): (usize, Vec<(ShardId, Epoch)>)| {
             let is_theirs = |user: &&UserId| {
                 let its = self.owners.shard(user);
                 shards.iter().any(|(shard, _)| *shard == its)
             };
             let waiting = waiting.as_ref().map(|users| users.iter().filter(is_theirs).cloned().collect());
-            let (done, wait) = oneshot::channel();
             let unsealing = Unsealing { shards, waiting, marks: marks.clone() };
-            let _ = self.get(index).0.cast(Msg::Unseal(unsealing, done));
-            waits.push(wait);
-        }
-        for wait in waits {
-            let _ = wait.await;
+            self.told(index, move |done| Msg::Unseal(unsealing.clone(), done))
+        };
+        join_all(self.by_actor(&shards, |(shard, _)| *shard).into_iter().map(of_actor)).await;
+    }
+
+    /// Tells an actor until it, or the successor of one that crashed meanwhile, has answered.
+    async fn told(&self, index: usize, msg: impl Fn(oneshot::Sender<()>) -> Msg) {
+        loop {
+            let (actor, life) = self.get(index);
+            let (done, answered) = oneshot::channel();
+            let _ = actor.cast(msg(done));
+            if answered.await.is_ok() {
+                return;
+            }
+            while self.get(index).1 == life {
+                tokio::time::sleep(SUCCESSOR_LOOK).await;
+            }
         }
     }
 

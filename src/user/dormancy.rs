@@ -81,10 +81,11 @@ impl State {
         may_sleep && self.pending == 0 && !self.is_recovering()
     }
 
-    /// Keeps one timer going while nothing is under way; who is to leave does so then.
+    /// Keeps one timer going while nothing is under way; who is to leave does so then. What is held back has been taken,
+    /// too: it is done before.
     pub(super) fn watch_idleness(&mut self, myself: &UserRef) {
         if self.leaving {
-            if self.pending == 0 {
+            if self.pending == 0 && self.held.is_empty() && !self.is_recovering() {
                 self.leave(myself);
             }
             return;

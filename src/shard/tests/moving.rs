@@ -308,3 +308,54 @@ async fn what_was_handed_to_sessions_reaches_their_clients_before_the_shard_goes
         assert_eq!((outlet.ids().len(), outlet.lost_count()), (50, 1));
     }
 }
+
+/// It sleeps, or the store has not said what waits for it: what it was given meanwhile is taken, and must not be lost
+/// unnoticed.
+#[tokio::test(start_paused = true)]
+async fn what_a_leaving_user_holds_back_is_done_before_it_leaves() {
+    let shard = newcomer().await;
+    shard.take(Vec::new()).await;
+    let outlet = FakeOutlet::new();
+    shard.shard.cast(Msg::Attach(attach("101", &outlet))).unwrap();
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert_eq!(shard.users(), 0, "asleep");
+    shard.send_as(0, 0, false);
+    shard.give().await.unwrap();
+    assert_eq!((shard.reports.take(), outlet.numbers()), (vec![(0, Outcome::Settled)], vec![1]));
+
+    let shard = newcomer().await;
+    shard.store.delay(Call::Backlog, Duration::from_secs(1));
+    shard.take(vec![fakes::user()]).await;
+    shard.send_as(0, 0, false);
+    shard.give().await.unwrap();
+    assert_eq!(shard.reports.take(), [(0, Outcome::Settled)]);
+}
+
+/// A shard actor that crashes as it is told, and its successor.
+#[tokio::test(start_paused = true)]
+async fn shards_that_go_or_come_while_their_actor_crashes_do_so_with_its_successor() {
+    for comes in [true, false] {
+        let (dead, _) = fakes::Collector::<Msg>::spawn().await;
+        let shards = Shards::new(vec![dead.clone()], 1);
+        dead.stop_and_wait(None, None).await.unwrap();
+        let told = tokio::spawn({
+            let shards = shards.clone();
+            async move {
+                if comes {
+                    shards.unseal(Unsealing { shards: vec![(SHARD, 1)], ..Unsealing::default() }).await;
+                } else {
+                    shards.seal(&[SHARD]).await;
+                }
+            }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!told.is_finished());
+        let successor = newcomer().await;
+        shards.replace(0, successor.shard.clone());
+        told.await.unwrap();
+        successor.send_as(0, 0, false);
+        settled().await;
+        let outcome = if comes { Outcome::Settled } else { Outcome::Refused };
+        assert_eq!(successor.reports.take(), [(0, outcome)]);
+    }
+}
