@@ -90,7 +90,6 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     };
     let is_lost = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<store::Error>().is_some_and(|error| matches!(error, store::Error::Lost { .. }))
-            || matches!(cause.downcast_ref(), Some(JoinError::Unlinked { .. }))
     };
     match error {
         error if error.chain().any(is_refused) => 2,

@@ -268,8 +268,17 @@ impl Links {
     }
 
     /// Tells a node that it has been sent all of them.
-    pub fn listed(&self, owner: Incarnation, shards: Vec<Held>) {
-        self.order(owner, Order::Listed(shards));
+    ///
+    /// `life`: of the link that they went out on ([`Self::coming_life`]). If that is over, so may they be, and nothing is
+    /// told.
+    pub fn listed(&self, owner: Incarnation, life: u64, shards: Vec<Held>) {
+        self.order(owner, Order::Listed(life, shards));
+    }
+
+    /// Which life of the link to a node what is sent now goes out in: this one, or else the next.
+    #[must_use]
+    pub fn coming_life(&self, node: Incarnation) -> Option<u64> {
+        Some(self.0.peers.read().get(&node)?.coming_life())
     }
 
     fn tell_all(&self, order: impl Fn() -> Order) {

@@ -12,7 +12,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -65,14 +65,6 @@ pub enum JoinError {
     /// The same.
     #[error("node {0} is of a release that is too far from this one: {1}")]
     Versions(NodeId, String),
-    /// It was in the view, and could not become active.
-    #[error("{reason}; it could not be linked with enough others before: {failures}")]
-    Unlinked {
-        /// Why it is in the view no more.
-        reason: String,
-        /// With whom it could not be linked, and why.
-        failures: String,
-    },
     /// The store does not answer.
     #[error(transparent)]
     Store(#[from] Error),
@@ -117,8 +109,8 @@ pub struct Member {
     /// Who wants which connections.
     wanted: Mutex<Vec<Wanted>>,
     is_leaving: AtomicBool,
-    /// Why it is over with this node.
-    over: OnceLock<String>,
+    /// It may own something.
+    is_active: AtomicBool,
 }
 
 impl Member {
@@ -129,7 +121,7 @@ impl Member {
         let solitude = Mutex::new(Solitude::new(Instant::now()));
         let (view, heard, look) = (watch::Sender::new(Arc::default()), Mutex::default(), Notify::new());
         let (callers, wanted) = (Mutex::default(), Mutex::default());
-        let (is_leaving, over) = (false.into(), OnceLock::new());
+        let (is_leaving, is_active) = (false.into(), false.into());
         Arc::new(Self {
             common,
             node,
@@ -143,7 +135,7 @@ impl Member {
             look,
             wanted,
             is_leaving,
-            over,
+            is_active,
         })
     }
 
@@ -257,10 +249,16 @@ impl Member {
     }
 
     fn died(&self, reason: &str) {
-        if !self.is_leaving.load(Ordering::Relaxed) {
-            let _ = self.over.set(reason.to_owned());
-            let _ = self.lost.send(Error::Lost { reason: reason.to_owned() });
+        if self.is_leaving.load(Ordering::Relaxed) {
+            return;
         }
+        let was_active = self.is_active.load(Ordering::Relaxed);
+        let failures = if was_active { String::new() } else { self.failures(&self.view()) };
+        let reason = match failures.as_str() {
+            "" => reason.to_owned(),
+            failures => format!("{reason}; it could not be linked with enough others before: {failures}"),
+        };
+        let _ = self.lost.send(Error::Lost { reason });
     }
 
     async fn watch_others(self: &Arc<Self>) {

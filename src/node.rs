@@ -182,7 +182,7 @@ impl Node {
                     health: health.clone(),
                     attach_again,
                 };
-                Some(newcomer.begin(parts).await?)
+                Some(newcomer.begin(parts))
             }
             None => None,
         };

@@ -57,8 +57,8 @@ pub(super) enum Order {
     Look,
     /// The connections of these shards are wanted.
     List(Vec<Held>),
-    /// They have all gone before this.
-    Listed(Vec<Held>),
+    /// They have all gone before this, in that life of the link.
+    Listed(u64, Vec<Held>),
     Query(Question, oneshot::Sender<Answer>),
 }
 
@@ -104,6 +104,10 @@ impl Peer {
 
     pub(super) fn life(&self) -> Option<u64> {
         Some(self.life.load(Ordering::Acquire)).filter(|life| life % 2 == 1)
+    }
+
+    pub(super) fn coming_life(&self) -> u64 {
+        self.life.load(Ordering::Acquire) | 1
     }
 
     pub(super) fn order(&self, order: Order) {
@@ -242,7 +246,7 @@ impl Task {
 
     /// Events and questions are lost, and say so; lines are of a link that is broken.
     fn keep(&mut self, order: Order) {
-        if matches!(order, Order::Attach(_) | Order::List(_) | Order::Listed(_)) {
+        if matches!(order, Order::Attach(_) | Order::List(_) | Order::Listed(..)) {
             self.waiting.push_back(order);
         }
     }

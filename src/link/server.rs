@@ -221,17 +221,27 @@ impl Peer {
                     let in_flight = self.in_flight(forwarded)?;
                     events.entry(self.shards.actor_of(&in_flight.event.user)).or_default().push(in_flight);
                 }
-                Some(other) => self.take_other(other)?,
+                Some(other) => {
+                    // It is about what came before.
+                    if let to_owner::Kind::Cancel(_) = other {
+                        self.pass(&mut events);
+                    }
+                    self.take_other(other)?;
+                }
                 // Of a later release, which knows that this one does not understand it.
                 None => {}
             }
         }
-        for (index, events) in events {
+        self.pass(&mut events);
+        Ok(())
+    }
+
+    fn pass(&mut self, events: &mut HashMap<usize, Vec<InFlight>>) {
+        for (index, events) in events.drain() {
             metric::received(events.len());
             let (actor, life) = self.shards.get(index);
             let _ = actor.cast(Msg::Events(self.lives.admit(index, life, events)));
         }
-        Ok(())
     }
 
     fn in_flight(&self, Forwarded { number, first, event }: Forwarded) -> Result<InFlight, Unreadable> {

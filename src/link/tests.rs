@@ -155,6 +155,19 @@ fn events_that_were_meant_for_a_former_link_are_lost_with_it() {
     assert_eq!(reports.take(), [(0, settlement::Outcome::Lost), (1, settlement::Outcome::Lost)]);
 }
 
+/// The connections before it were lost with the former one, and attach again behind it.
+#[test]
+fn a_mark_goes_out_on_the_link_of_what_it_marks_or_not_at_all() {
+    let mut edge = Edge::new();
+    let marks =
+        |said: Vec<to_owner::Kind>| said.iter().filter(|kind| matches!(kind, to_owner::Kind::Listed(_))).count();
+    edge.link.order(Order::Listed(1, Vec::new()));
+    assert_eq!(marks(edge.said()), 1);
+    edge.again();
+    edge.link.order(Order::Listed(1, Vec::new()));
+    assert_eq!(marks(edge.said()), 0);
+}
+
 /// What was said for a line of the former link must not reach the session of whoever has a line now.
 #[tokio::test]
 async fn what_a_connection_said_on_a_former_link_meets_no_line_of_another() {

@@ -122,7 +122,9 @@ impl Link {
             }
             Order::Look => self.send(to_owner::Kind::Look(Look {})),
             Order::List(shards) => self.send(to_owner::Kind::List(wire::list(&shards))),
-            Order::Listed(shards) => self.send(to_owner::Kind::Listed(wire::listed(&shards))),
+            // Connections that went out before, and were lost, attach again behind this.
+            Order::Listed(life, _) if life != self.life => {}
+            Order::Listed(_, shards) => self.send(to_owner::Kind::Listed(wire::listed(&shards))),
             Order::Query(question, reply) => {
                 // Those whose callers wait no more, and which a peer of another release may never answer.
                 self.queries.retain(|_, reply| !reply.is_closed());

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -87,25 +87,21 @@ async fn is_gone(common: &Common, member: &Member) -> bool {
 }
 
 impl super::Member {
-    /// It is ready to own something, and becomes active as soon as it is linked with enough of the others. Cancel safe.
-    ///
-    /// # Errors
-    /// When it is declared dead before.
-    pub async fn activate(self: &Arc<Self>) -> Result<(), JoinError> {
+    /// It is ready to own something, and becomes active as soon as it is linked with enough of the others, if it is not
+    /// declared dead before. Cancel safe.
+    pub(super) async fn activate(self: &Arc<Self>) {
         let me = self.me();
         let mut say_at = Instant::now() + SAID_EVERY;
         loop {
             let view = self.view();
-            if let Some(reason) = self.over.get() {
-                return Err(JoinError::Unlinked { reason: reason.clone(), failures: self.failures(&view) });
-            }
             if arrival::may_own(&view, me, |elder| self.is_linked(elder)) {
-                // It is active, then, or dead.
-                let Ok(change) = view.activate(me) else { return Ok(()) };
+                // It is active, then, or it leaves, or is dead.
+                let Ok(change) = view.activate(me) else { return };
                 let changed = timeout(ANSWER, self.common.membership.change(&change)).await;
                 let _ = self.refresh().await;
                 if matches!(changed, Ok(Ok(Changed::Done(_)))) {
-                    return Ok(());
+                    self.is_active.store(true, Ordering::Relaxed);
+                    return;
                 }
             } else {
                 self.keep_links();
@@ -125,7 +121,7 @@ impl super::Member {
     }
 
     /// With whom it is not linked, and why.
-    fn failures(&self, view: &View) -> String {
+    pub(super) fn failures(&self, view: &View) -> String {
         let unlinked = arrival::elders(view, self.me()).filter(|elder| !self.is_linked(elder.node.incarnation));
         let failure = |elder: &Member| {
             let Node { id, incarnation, addresses, .. } = &elder.node;

@@ -23,7 +23,6 @@ use crate::{
         handover::{self, Moves, Pace},
         owners::{Map, Owner},
     },
-    router::Links as _,
     shard::{Shards, Unsealing},
     store::{Error, Store, claims::ShardClaim, writer::Writer},
 };
@@ -99,8 +98,9 @@ impl Ownership {
         Self { member, links, shards, store, writer, ingest, topic, health, attach_again, alive, held, assigned, pace }
     }
 
-    /// Moves towards what should be, for ever.
+    /// Waits until this node may own something, and then moves towards what should be, for ever.
     pub async fn run(mut self) {
+        self.member.activate().await;
         let mut views = self.member.view.subscribe();
         loop {
             match self.turn().await {
@@ -182,14 +182,11 @@ impl Ownership {
                 continue;
             }
             let links = self.links.clone();
-            let life = links.life(owner);
+            let Some(life) = links.coming_life(owner) else { continue };
             let attached = self.attach_again_of(&known, Some(owner));
             tokio::spawn(async move {
                 attached.await;
-                // What was lost with a link comes after a mark that went over the next one.
-                if life.is_none() || links.life(owner) == life {
-                    links.listed(owner, known);
-                }
+                links.listed(owner, life, known);
             });
         }
     }

@@ -17,7 +17,7 @@ use crate::{
     edge::tls::{Listener, announce_expiry},
     ids::{Incarnation, NodeId},
     link::{Identity, Limits, Links, Tls},
-    member::{JoinError, Member, Ownership, Parts},
+    member::{Member, Ownership, Parts},
     placement::owners::Owners,
     router,
     shard::Shards,
@@ -149,10 +149,9 @@ impl Newcomer {
     }
 
     /// Begins to take what this node should own.
-    pub(super) async fn begin(mut self, parts: Parts) -> Result<Running, JoinError> {
-        self.member.activate().await?;
+    pub(super) fn begin(mut self, parts: Parts) -> Running {
         self.tasks.push(tokio::spawn(Ownership::new(self.member.clone(), parts).run()));
-        Ok(Running { member: self.member, owners: self.owners, tasks: self.tasks })
+        Running { member: self.member, owners: self.owners, tasks: self.tasks }
     }
 }
 
