@@ -210,7 +210,12 @@ impl Partitions {
         // What others do from here on may be news.
         self.shown.waits.store(self.waits(&surplus, &missing), Ordering::SeqCst);
         self.give(&surplus)?;
-        for (partition, start, end) in self.starts(&missing)? {
+        let starts = self.starts(&missing);
+        if starts.is_err() {
+            // Some may have been taken, and by the next view be another node's.
+            self.unreleased.extend(&missing);
+        }
+        for (partition, start, end) in starts? {
             tracing::info!(partition, start, "partition assigned");
             self.inbox.command(Command::Assign { partition, start, end });
             self.held.insert(partition);
@@ -394,6 +399,7 @@ impl Partitions {
     fn stop(mut self, deadline: Instant, orders: &mpsc::Receiver<Control>) {
         let left = || deadline.saturating_duration_since(Instant::now());
         while !self.held.is_empty() && !left().is_zero() {
+            self.release_left_over();
             let held: Vec<i32> = self.held.iter().copied().collect();
             self.shown.waits.store(true, Ordering::SeqCst);
             if self.give(&held).is_err() {
@@ -413,6 +419,7 @@ impl Partitions {
             tracing::warn!(partitions = ?rest.keys(), "not everything was settled in time");
         }
         self.commit(&rest);
+        self.release_left_over();
     }
 }
 
