@@ -21,6 +21,8 @@ use self::{
     scene::Scene,
     schedule::{Fault, Length, Schedule, Strike},
 };
+#[cfg(feature = "mutants")]
+use crate::harness::history::Fault as Broken;
 use crate::harness::{history::Delay, node};
 
 /// What each run of all tests has: together every kind of fault that there is time for, on three, four and five nodes.
@@ -199,25 +201,34 @@ fn cluster_chaos() {
     all(seeds(5), Length::Long);
 }
 
+/// What a schedule finds in nodes that make a mistake on purpose, or none.
 #[cfg(feature = "mutants")]
-/// What a schedule finds in nodes that make a mistake on purpose.
-async fn found(seed: u64, mutant: &str) -> Vec<crate::harness::history::Fault> {
+async fn found(seed: u64, mutant: Option<&str>) -> Vec<Broken> {
     let schedule = Schedule::for_mutants(seed);
-    let damaged = damage(&schedule, |builder| builder.env("NOTIFIER_MUTANT", mutant));
+    let damaged = damage(&schedule, |builder| match mutant {
+        Some(mutant) => builder.env("NOTIFIER_MUTANT", mutant),
+        None => builder,
+    });
     let (Scene { cluster, traffic, .. }, _) =
         tokio::time::timeout(RUN_MAX, damaged).await.expect("a schedule ends in time");
     let history = traffic.end(&cluster, Duration::from_secs(10)).await;
     history.faults()
 }
 
-/// Each schedule finds the mistake. Nodes with it have to be built: `tests/run --long` does.
+/// Each schedule finds the mistake, by what it breaks. Nodes with it have to be built: `tests/run --long` does.
 #[cfg(feature = "mutants")]
-fn always_found(mutant: &str) {
+fn always_found(mutant: &str, is_it: impl Fn(&Broken) -> bool) {
     let mut missed = Vec::new();
-    for (seed, found) in each(seeds(10), async |seed| found(seed, mutant).await) {
-        let found = found.expect("a schedule ends");
-        println!("{mutant}, seed {seed}: {} promises are broken, first {:?}", found.len(), found.first());
-        if found.is_empty() {
+    for (seed, found) in each(seeds(10), async |seed| found(seed, Some(mutant)).await) {
+        let all = found.expect("a schedule ends");
+        let its: Vec<_> = all.iter().filter(|broken| is_it(broken)).collect();
+        println!(
+            "{mutant}, seed {seed}: {} of {} broken promises are its, first {:?}",
+            its.len(),
+            all.len(),
+            its.first()
+        );
+        if its.is_empty() {
             missed.push(seed);
         }
     }
@@ -227,27 +238,37 @@ fn always_found(mutant: &str) {
 #[cfg(feature = "mutants")]
 #[test]
 #[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
+fn mutant_none_is_found_where_there_is_none() {
+    for (seed, found) in each(seeds(10), async |seed| found(seed, None).await) {
+        let found = found.expect("a schedule ends");
+        assert!(found.is_empty(), "seed {seed}: {} promises are broken, first {:?}", found.len(), found.first());
+    }
+}
+
+#[cfg(feature = "mutants")]
+#[test]
+#[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
 fn mutant_that_settles_before_the_commit_is_found() {
-    always_found("settles-early");
+    always_found("settles-early", |broken| matches!(broken, Broken::NotStored { .. }));
 }
 
 #[cfg(feature = "mutants")]
 #[test]
 #[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
 fn mutant_without_a_fence_is_found() {
-    always_found("unfenced");
+    always_found("unfenced", |broken| matches!(broken, Broken::Stranger { .. }));
 }
 
 #[cfg(feature = "mutants")]
 #[test]
 #[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
 fn mutant_that_skips_a_number_when_a_connection_comes_back_is_found() {
-    always_found("skips-one");
+    always_found("skips-one", |broken| matches!(broken, Broken::Skipped { .. }));
 }
 
 #[cfg(feature = "mutants")]
 #[test]
 #[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules"]
 fn mutant_that_takes_later_events_after_a_loss_is_found() {
-    always_found("takes-later");
+    always_found("takes-later", |broken| matches!(broken, Broken::StoredOutOfOrder { .. }));
 }

@@ -164,6 +164,7 @@ async fn each_of_three_brokers_is_restarted() {
     let mut brokers = Broker::three().await;
     let feed = Feed::on(&brokers[0].kafka(), PARTITIONS).await;
     let mut cluster = Cluster::start_on(feed, 3, Store::postgres().await, |_, builder| builder).await;
+    cluster.store.watch_writers().await;
     let traffic = Traffic::start_busy(&cluster, USERS).await;
     traffic.flow(CALM).await;
     for (at, broker) in brokers.iter_mut().enumerate() {

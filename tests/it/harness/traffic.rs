@@ -245,7 +245,10 @@ impl Traffic {
         let history = self.end(cluster, PATIENCE).await;
         let faults = history.faults();
         let (events, connections) = (history.written.len(), history.connections.len());
-        println!("{events} events, {connections} connections, {} rows", history.rows.len());
+        let stayed = history.delays().into_iter().filter(|delay| delay.closed.is_none());
+        let longest = stayed.map(|delay| delay.took()).max().unwrap_or_default();
+        let rows = history.rows.len();
+        println!("{events} events, {connections} connections, {rows} rows; to who stayed {longest:.1?} at the most");
         for fault in faults.iter().take(SHOWN) {
             eprintln!("{fault:?}");
             history.explain(fault);
