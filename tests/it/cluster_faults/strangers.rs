@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::PathBuf};
 use serde_json::Value;
 
 use super::*;
-use crate::harness::{certs::Certs, command::json_lines, process::Finished};
+use crate::harness::{certs::Certs, command::json_lines, process::Finished, wait::eventually};
 
 const KEY: &str = "operator-key";
 
@@ -67,6 +67,24 @@ async fn who_shows_no_certificate_that_others_trust_has_no_link_and_no_shard_and
     }
     cluster.settled().await;
     traffic.check(&cluster).await;
+}
+
+#[tokio::test]
+async fn who_waits_for_links_can_be_seen_and_stopped() {
+    let (certs, foreign) = (Certs::new().await, Certs::new().await);
+    let configure = |_, builder: Builder| showing(builder, &certs, &certs);
+    let mut cluster = Cluster::start_with(1, PARTITIONS, Store::postgres().await, configure).await;
+    let mut stranger = showing(cluster.builder(), &foreign, &foreign).set("node.id", "stranger").start_unready();
+    eventually("it lives, and is not ready", async || {
+        let (lives, ready) = (stranger.try_admin("/livez").await?, stranger.try_admin("/readyz").await?);
+        (lives.status() == 200 && ready.status() == 503 && format!("{ready:?}").contains("joining")).then_some(())
+    })
+    .await;
+    stranger.process().signal("TERM");
+    let ended = stranger.take().finish(END).await;
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    cluster.all_run("a stranger harms nobody");
+    cluster.settled().await;
 }
 
 /// Of two members each may say alone that the other one is dead; but not who has never been active.
