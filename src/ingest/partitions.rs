@@ -210,12 +210,7 @@ impl Partitions {
         // What others do from here on may be news.
         self.shown.waits.store(self.waits(&surplus, &missing), Ordering::SeqCst);
         self.give(&surplus)?;
-        let starts = self.starts(&missing);
-        if starts.is_err() {
-            // Some may have been taken, and by the next view be another node's.
-            self.unreleased.extend(&missing);
-        }
-        for (partition, start, end) in starts? {
+        for (partition, start, end) in self.starts(&missing)? {
             tracing::info!(partition, start, "partition assigned");
             self.inbox.command(Command::Assign { partition, start, end });
             self.held.insert(partition);
