@@ -78,16 +78,7 @@ impl Edge {
     /// A connection asks for a session.
     fn attach(&mut self) -> Arc<FakeOutlet> {
         let outlet = FakeOutlet::new();
-        let attach = Attach {
-            user: fakes::user(),
-            session: SessionId::random(),
-            device: None,
-            from: user::Origin::Cursor,
-            began: Instant::now(),
-            counts_acknowledgements: true,
-            attachment: Attachment::new(outlet.clone(), 1),
-        };
-        self.link.order(Order::Attach(Box::new(attach)));
+        self.link.order(wish(Attachment::new(outlet.clone(), 1)));
         outlet
     }
 
@@ -100,6 +91,18 @@ impl Edge {
     fn said(&mut self) -> Vec<to_owner::Kind> {
         self.link.out.drain(..).filter_map(|message| message.kind).collect()
     }
+}
+
+fn wish(attachment: Attachment) -> Order {
+    Order::Attach(Box::new(Attach {
+        user: fakes::user(),
+        session: SessionId::random(),
+        device: None,
+        from: user::Origin::Cursor,
+        began: Instant::now(),
+        counts_acknowledgements: true,
+        attachment,
+    }))
 }
 
 fn push(line: u64, seq: u64) -> to_edge::Kind {
@@ -260,15 +263,7 @@ async fn a_wish_that_another_one_has_replaced_is_not_sent() {
     let outlet = FakeOutlet::new();
     let attachment = Attachment::new(outlet.clone(), 1);
     outlet.next_attachment();
-    edge.link.order(Order::Attach(Box::new(Attach {
-        user: fakes::user(),
-        session: SessionId::random(),
-        device: None,
-        from: user::Origin::Cursor,
-        began: Instant::now(),
-        counts_acknowledgements: true,
-        attachment,
-    })));
+    edge.link.order(wish(attachment));
     assert_eq!(edge.said(), []);
 }
 

@@ -167,12 +167,7 @@ impl Store {
         let waiting = "select count(*) from pg_stat_activity a \
                        join members m on a.application_name = 'notifier ' || m.incarnation \
                        where m.node_id = $1 and a.wait_event_type = 'Lock' and a.query like '%update shard_claims%'";
-        let mut connection = self.session().await;
-        super::eventually("a take that waits", async || {
-            let waiting = sqlx::query_scalar::<_, i64>(waiting).bind(node).fetch_one(&mut connection);
-            (waiting.await.expect("an answer") > 0).then_some(())
-        })
-        .await;
+        self.counts_some("a take that waits", waiting, node).await;
     }
 
     /// How many rows a table has.
@@ -236,10 +231,14 @@ impl Store {
     /// Waits until a node of that name is dead in the table of members.
     pub async fn declares_dead(&self, node: &str) {
         let dead = "select count(*) from members where node_id = $1 and state = 3";
+        self.counts_some("a death in the table of members", dead, node).await;
+    }
+
+    async fn counts_some(&self, what: &str, count: &'static str, node: &str) {
         let mut connection = self.session().await;
-        super::eventually("a death in the table of members", async || {
-            let dead = sqlx::query_scalar::<_, i64>(dead).bind(node).fetch_one(&mut connection);
-            (dead.await.expect("an answer") > 0).then_some(())
+        super::eventually(what, async || {
+            let count = sqlx::query_scalar::<_, i64>(count).bind(node).fetch_one(&mut connection);
+            (count.await.expect("an answer") > 0).then_some(())
         })
         .await;
     }
