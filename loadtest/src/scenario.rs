@@ -153,6 +153,7 @@ const BUNDLED: &[(&str, &str)] = &[
     ("growth-nodes", include_str!("../scenarios/growth-nodes.toml")),
     ("growth-to-60000", include_str!("../scenarios/growth-to-60000.toml")),
     ("hops", include_str!("../scenarios/hops.toml")),
+    ("frozen-node", include_str!("../scenarios/frozen-node.toml")),
     ("reconnect-storm", include_str!("../scenarios/reconnect-storm.toml")),
     ("rolling-restart", include_str!("../scenarios/rolling-restart.toml")),
     ("soak", include_str!("../scenarios/soak.toml")),
@@ -278,7 +279,7 @@ impl Scenario {
                 arrivals.resize(rate.map_or(1.0, |rate| rate / old.peak()), factor);
                 events.warmup.0 = events.warmup.0.mul_f64(factor.min(1.0));
                 if let Some(fault) = self.nodes.as_mut().and_then(|nodes| nodes.fault.as_mut()) {
-                    fault.after().0 = fault.after().0.mul_f64(factor);
+                    fault.stretch(factor);
                 }
                 if let Some(disturbance) = &mut self.disturbance {
                     disturbance.after.0 = disturbance.after.0.mul_f64(factor);

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use super::costs::Moment;
 use super::{Bench, TICK};
 use crate::latency;
+use crate::process::Paused;
 use crate::report::Report;
 use crate::scenario::Fault;
 use crate::target::Target;
@@ -22,7 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Course {
     fault: Fault,
     state: State,
-    /// When the first node was killed or told to stop, and what all had cost by then.
+    /// A node that stands still.
+    frozen: Option<Paused>,
+    /// When the first node was killed, stopped or told to end, and what all had cost by then.
     began: Option<(u64, Moment)>,
     /// When every session was open again after a kill.
     settled: Option<Moment>,
@@ -35,6 +38,8 @@ pub struct Course {
 enum State {
     /// Until then.
     Waiting(Instant),
+    /// A node stands still until then.
+    Frozen(Instant),
     /// A node was told to stop then.
     Stopping(Instant),
     /// It was started then.
@@ -48,6 +53,7 @@ impl Course {
         Self {
             fault,
             state: State::Waiting(at),
+            frozen: None,
             began: None,
             settled: None,
             restarted: 0,
@@ -67,6 +73,16 @@ impl Course {
             (State::Waiting(at), _) if now < at => return Ok(()),
             (State::Waiting(_), Fault::Kill { .. }) => {
                 target.kill(target.nodes() - 1)?;
+                State::Done(now)
+            }
+            (State::Waiting(_), Fault::Freeze { length, .. }) => {
+                self.frozen = Some(target.freeze(target.nodes() - 1)?);
+                State::Frozen(now + length.0)
+            }
+            (State::Frozen(until), _) if now < until => return Ok(()),
+            (State::Frozen(_), _) => {
+                target.kill(target.nodes() - 1)?;
+                self.frozen = None;
                 State::Done(now)
             }
             (State::Waiting(_), Fault::Restart { .. }) => {

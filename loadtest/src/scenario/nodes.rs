@@ -1,5 +1,7 @@
 //! Several nodes behind one database, and what happens to them.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use serde::Deserialize;
 
@@ -37,6 +39,8 @@ pub enum Hops {
 pub enum Fault {
     /// The last node is killed, and does not come back.
     Kill { after: Length },
+    /// The last node stands still, for so long, and is killed then.
+    Freeze { after: Length, length: Length },
     /// One node after the other is told to stop and started again; `pause`: between one that is ready again and the next.
     Restart { after: Length, pause: Length },
 }
@@ -64,7 +68,23 @@ impl TryFrom<i64> for Hops {
 impl Fault {
     pub fn after(&mut self) -> &mut Length {
         match self {
-            Self::Kill { after } | Self::Restart { after, .. } => after,
+            Self::Kill { after } | Self::Freeze { after, .. } | Self::Restart { after, .. } => after,
+        }
+    }
+
+    /// The arrivals last so many times as long.
+    pub fn stretch(&mut self, factor: f64) {
+        self.after().0 = self.after().0.mul_f64(factor);
+        if let Self::Freeze { length, .. } = self {
+            length.0 = length.0.mul_f64(factor);
+        }
+    }
+
+    /// How long after the first thing the last one happens, as far as that is known before.
+    fn lasts(self) -> Duration {
+        match self {
+            Self::Freeze { length, .. } => length.0,
+            Self::Kill { .. } | Self::Restart { .. } => Duration::ZERO,
         }
     }
 }
@@ -125,7 +145,7 @@ impl Scenario {
         let durable = events.durability == Durability::Durable && events.acknowledges();
         ensure!(durable, "nodes.fault: needs events.durability = \"durable\", acknowledged: others may be lost");
         let rest = schedule.length().saturating_sub(events.warmup.0);
-        ensure!(fault.after().0 < rest, "nodes.fault: must be before the end of the arrivals");
+        ensure!(fault.after().0 + fault.lasts() < rest, "nodes.fault: must be over before the end of the arrivals");
         Ok(())
     }
 }

@@ -84,6 +84,11 @@ fn nodes_that_do_not_fit_the_rest_are_named() {
         ("count = 3", "count = 2\nhops = [0, 1]", "nodes.fault: not together"),
         ("durability = \"durable\"", "durability = \"transient\"", "others may be lost"),
         ("fault.kill.after = \"1s\"", "fault.kill.after = \"4s\"", "before the end of the arrivals"),
+        (
+            "fault.kill.after = \"1s\"",
+            "fault.freeze = { after = \"1s\", length = \"3s\" }",
+            "over before the end of the arrivals",
+        ),
         ("fault.kill.after = \"1s\"", "fault.kill.afetr = \"1s\"", "afetr"),
         ("arrivals.constant = { per_second = 100, length = \"4s\" }", "backlog = 5", "nodes: needs events.arrivals"),
     ] {

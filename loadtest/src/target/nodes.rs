@@ -9,6 +9,7 @@ use super::{PARTITIONS, Target};
 use crate::client::Protocol;
 use crate::membership::{self, View};
 use crate::meter::Gauge;
+use crate::process::Paused;
 use crate::scenario::Hops;
 
 /// How long the nodes may take to share everything out.
@@ -73,6 +74,13 @@ impl Target {
         }
         self.gauge(node, true);
         Ok(())
+    }
+
+    /// SIGSTOP, until the answer is dropped.
+    pub fn freeze(&mut self, node: usize) -> Result<Paused> {
+        // It would not answer.
+        self.meter.0[node].admin = None;
+        self.servers[node].process().pause()
     }
 
     /// SIGTERM, without waiting.
