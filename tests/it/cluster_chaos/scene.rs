@@ -8,9 +8,10 @@ use crate::harness::{
     broker::Broker,
     cluster::Cluster,
     node,
+    postgres::Stop,
     proxy::Proxy,
     traffic::{BUSY, Load, Traffic},
-    ways::{self, Links},
+    ways::{self, Links, Pair},
 };
 
 const USERS: usize = 24;
@@ -34,12 +35,17 @@ pub struct Scene {
     /// From one node to the store.
     to_store: Option<Proxy>,
     broker: Option<(Broker, Proxy)>,
+    server: Option<Pair>,
 }
 
 impl Scene {
     /// The cluster of a schedule, and busy traffic on it.
     pub async fn of(schedule: &Schedule, configure: impl Fn(node::Builder) -> node::Builder) -> Self {
-        let store = Store::postgres().await;
+        let server = if schedule.has_server { Some(Pair::started().await) } else { None };
+        let store = match &server {
+            Some(server) => Store::on(server.url()).await,
+            None => Store::postgres().await,
+        };
         let links = if schedule.has_ways { Some(Links::of(schedule.nodes).await) } else { None };
         let to_store = if schedule.has_ways { Some(ways::to_store(&store).await) } else { None };
         let broker = if schedule.has_broker { Some(ways::to_broker().await) } else { None };
@@ -71,7 +77,7 @@ impl Scene {
         let load = Load { has_sleepers: schedule.idle_after.is_some(), carriers: schedule.carriers, ..BUSY };
         let traffic = Traffic::start_with(&cluster, USERS, load).await;
         let to_store = to_store.map(|(way, _)| way);
-        Self { cluster, traffic, links: links.map_or_else(Vec::new, |links| links.to), to_store, broker }
+        Self { cluster, traffic, links: links.map_or_else(Vec::new, |links| links.to), to_store, broker, server }
     }
 
     /// Does one thing to it, and waits until all nodes are ready again.
@@ -184,6 +190,14 @@ impl Scene {
                 self.traffic.flow(pause).await;
                 broker.start().await;
             }
+            Fault::RestartServer(pause) => self.ends_and_starts(Stop::Fast, pause).await,
+            Fault::CrashServer(pause) => self.ends_and_starts(Stop::Immediate, pause).await,
+            Fault::FailOver(pause) => {
+                let server = self.server.as_mut().expect("drawn only with one");
+                server.primary.stop(Stop::Immediate).await;
+                self.traffic.flow(pause).await;
+                server.fail_over().await;
+            }
         }
         for (node, it) in self.cluster.nodes.iter().enumerate() {
             it.ready().await;
@@ -205,6 +219,13 @@ impl Scene {
 
     async fn flow(&self, time: Duration) {
         self.traffic.flow(time).await;
+    }
+
+    async fn ends_and_starts(&mut self, how: Stop, pause: Duration) {
+        let primary = &mut self.server.as_mut().expect("drawn only with one").primary;
+        primary.stop(how).await;
+        self.traffic.flow(pause).await;
+        primary.start().await;
     }
 
     fn has_no_store(&self, on: bool) {

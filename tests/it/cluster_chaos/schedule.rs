@@ -14,6 +14,8 @@ const TAKEN: Duration = Duration::from_secs(6);
 const SHORT: usize = 7;
 /// Of so many long schedules, one has a broker of its own.
 const BROKER: u32 = 4;
+/// The same of a PostgreSQL, and a standby.
+const SERVER: u32 = 3;
 
 /// How much time there is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Schedule {
     pub has_ways: bool,
     /// Whether it has a broker of its own, and one node its own way to that.
     pub has_broker: bool,
+    /// Whether it has a PostgreSQL of its own, with a synchronous standby.
+    pub has_server: bool,
     /// `sessions.idle_after` in seconds, and users who get something now and then only.
     pub idle_after: Option<u64>,
     /// What clients speak.
@@ -53,7 +57,6 @@ pub struct Strike {
     pub other: usize,
 }
 
-/// Restarts of PostgreSQL, and its failover, are left to the scripts (`cluster_faults`): schedules share the server.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     /// SIGKILL, and it starts again so much later.
@@ -94,6 +97,12 @@ pub enum Fault {
     NoKafka(Duration),
     /// Kafka's broker is killed, and starts again so much later.
     KillBroker(Duration),
+    /// PostgreSQL ends, and starts again so much later.
+    RestartServer(Duration),
+    /// PostgreSQL ends as in a crash and writes its log again as it starts, so much later.
+    CrashServer(Duration),
+    /// PostgreSQL ends as in a crash, and its standby takes its place so much later.
+    FailOver(Duration),
 }
 
 impl Fault {
@@ -112,6 +121,8 @@ impl Fault {
         match self {
             Self::Kill(_) | Self::KillDraining(_) => Some(refused),
             Self::KillBehindALock(time) => Some(*time + refused),
+            // A server needs a moment to start.
+            Self::RestartServer(time) | Self::CrashServer(time) | Self::FailOver(time) => Some(*time + silent),
             Self::KillTwo(_) => Some(if has_ways { longest } else { silent }),
             Self::Freeze(time) | Self::NoStore(time) => Some(*time + killed),
             // The others do not wait for it.
@@ -139,6 +150,7 @@ impl Schedule {
             nodes: dice.random_range(3..=5),
             has_ways: dice.random_ratio(2, 3),
             has_broker: dice.random_ratio(1, BROKER) && is_long,
+            has_server: is_long && dice.random_ratio(1, SERVER),
             idle_after: dice.random_bool(0.5).then(|| dice.random_range(1..=2)),
             carriers: &Carrier::ALL,
             strikes: Vec::new(),
@@ -175,6 +187,7 @@ impl Schedule {
             nodes: 3,
             has_ways: false,
             has_broker: false,
+            has_server: false,
             idle_after: None,
             carriers: &[Carrier::WebSocketJson],
             strikes: Vec::new(),
@@ -215,6 +228,10 @@ impl Schedule {
         }
         if self.has_broker {
             faults.extend([Fault::NoKafka(millis(dice, 2000..8000)), Fault::KillBroker(millis(dice, 0..2000))]);
+        }
+        if self.has_server {
+            let mut away = || millis(dice, 0..3000);
+            faults.extend([Fault::RestartServer(away()), Fault::CrashServer(away()), Fault::FailOver(away())]);
         }
         faults
     }

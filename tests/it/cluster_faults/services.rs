@@ -1,13 +1,13 @@
 //! What the nodes stand on is away, for all of them or for one: the store, Kafka.
 
-use std::{future::Future, net::SocketAddr};
+use std::future::Future;
 
 use super::*;
 use crate::harness::{
     broker::Broker,
     postgres::{PrivatePostgres, Stop},
     proxy::Proxy,
-    ways,
+    ways::{self, Pair},
 };
 
 #[tokio::test]
@@ -96,17 +96,13 @@ async fn a_node_that_does_not_reach_the_store_any_more_is_replaced_and_ends() {
 /// The primary ends as in a crash, and its synchronous standby takes its place under the same name.
 #[tokio::test]
 async fn the_store_fails_over_to_a_synchronous_standby() {
-    let mut primary = PrivatePostgres::started().await;
-    let standby = primary.synchronous_standby().await;
-    let proxy = Proxy::to(SocketAddr::from(([127, 0, 0, 1], primary.port()))).await;
-    let server = primary.url().replace(&primary.port().to_string(), &proxy.addr().port().to_string());
-    let mut cluster = three_with(Store::on(server).await, |_, builder| builder).await;
+    let mut server = Pair::started().await;
+    let mut cluster = three_with(Store::on(server.url()).await, |_, builder| builder).await;
     let traffic = traffic(&cluster).await;
-    primary.stop(Stop::Immediate).await;
+    server.primary.stop(Stop::Immediate).await;
     let failed = Instant::now();
     traffic.flow(CALM).await;
-    standby.promote().await;
-    proxy.aim(SocketAddr::from(([127, 0, 0, 1], standby.port())));
+    server.fail_over().await;
     goes_on(&traffic).await;
     cluster.all_run("a standby that has everything ends nobody");
     cluster.settled().await;
@@ -155,6 +151,31 @@ async fn one_node_does_not_reach_kafka_for_a_while() {
     cluster.nodes[2].ready().await;
     goes_on(&traffic).await;
     cluster.all_run("who does not reach Kafka lives");
+    traffic.check(&cluster).await;
+}
+
+/// Who cannot read takes nothing from those who can.
+#[tokio::test]
+async fn a_newcomer_that_does_not_reach_kafka_waits_and_the_others_read_on() {
+    let (mut cluster, _broker, proxy) = with_its_own_way_to_kafka().await;
+    let traffic = traffic(&cluster).await;
+    traffic.hurt(2);
+    let leaving = cluster.nodes[2].take();
+    leaving.signal("TERM");
+    leaving.finish(Duration::from_secs(60)).await.ok();
+    let taken = cluster.store.takes_of("n2").await;
+    proxy.freeze(true);
+    cluster.nodes[2].start_again();
+    cluster.nodes[2].unready("no broker answers").await;
+    goes_on(&traffic).await;
+    assert_eq!(cluster.store.takes_of("n2").await, taken, "{}", cluster.nodes[2].log());
+    cluster.nodes[2].unready("joining").await;
+    proxy.freeze(false);
+    cluster.nodes[2].ready().await;
+    traffic.well(2);
+    cluster.settled().await;
+    assert!(cluster.store.takes_of("n2").await > taken, "then it has its share");
+    goes_on(&traffic).await;
     traffic.check(&cluster).await;
 }
 

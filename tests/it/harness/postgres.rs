@@ -137,7 +137,7 @@ impl PrivatePostgres {
         let mut command = self.command("postgres");
         command.arg("-D").arg(self.data()).args(["-p", &self.port.to_string()]);
         let fixed =
-            ["listen_addresses=127.0.0.1,127.0.0.2", "unix_socket_directories=", "fsync=off", "max_connections=60"];
+            ["listen_addresses=127.0.0.1,127.0.0.2", "unix_socket_directories=", "fsync=off", "max_connections=100"];
         for setting in fixed.into_iter().chain(self.settings.iter().map(String::as_str)) {
             command.args(["-c", setting]);
         }

@@ -6,6 +6,7 @@ use super::{
     Store,
     broker::Broker,
     node::{Builder, free_ports},
+    postgres::PrivatePostgres,
     proxy::Proxy,
 };
 
@@ -43,6 +44,36 @@ pub async fn to_store(store: &Store) -> (Proxy, String) {
     let proxy = Proxy::to(server.parse().expect("an address")).await;
     let detour = format!("{before}@{}/{name}", proxy.addr());
     (proxy, detour)
+}
+
+/// A PostgreSQL and its synchronous standby: one address for whichever of both serves.
+pub struct Pair {
+    /// Who serves.
+    pub primary: PrivatePostgres,
+    standby: Option<PrivatePostgres>,
+    way: Proxy,
+}
+
+impl Pair {
+    /// Both run.
+    pub async fn started() -> Self {
+        let primary = PrivatePostgres::started().await;
+        let standby = Some(primary.synchronous_standby().await);
+        let way = Proxy::to(local(primary.port())).await;
+        Self { primary, standby, way }
+    }
+
+    /// Its address without a database.
+    pub fn url(&self) -> String {
+        self.primary.url().replace(&self.primary.port().to_string(), &self.way.addr().port().to_string())
+    }
+
+    /// The standby takes the place of the primary, which has ended. Only once.
+    pub async fn fail_over(&mut self) {
+        self.primary = self.standby.take().expect("nobody has taken its place yet");
+        self.primary.promote().await;
+        self.way.aim(local(self.primary.port()));
+    }
 }
 
 /// A running broker, and a way to it that whoever begins there stays on.
