@@ -235,6 +235,9 @@ impl Member {
         loop {
             ticks.tick().await;
             let Ok(Ok(renewed)) = tokio::time::timeout(ANSWER, self.common.membership.renew(self.me())).await else {
+                // Others count the seconds.
+                tokio::time::sleep(AGAIN).await;
+                ticks.reset_immediately();
                 continue;
             };
             self.solitude.lock().contact(Instant::now());
