@@ -72,6 +72,8 @@ pub struct Config {
 pub enum Assignment {
     /// All that the topic has.
     All,
+    /// These, of those that the topic has.
+    Only(BTreeSet<i32>),
     /// Of those that the topic has, the ones that this chooses.
     Chosen(Arc<dyn Choice>),
 }
@@ -85,21 +87,11 @@ pub trait Choice: Send + Sync {
     fn moves(&self, there: &[i32], owners: &[(i32, Option<Incarnation>)]) -> Option<Moves<i32>>;
 }
 
-/// Chooses for a node without others.
-impl<F: Fn(&[i32]) -> BTreeSet<i32> + Send + Sync> Choice for F {
-    fn mine(&self, there: &[i32]) -> BTreeSet<i32> {
-        self(there)
-    }
-
-    fn moves(&self, _: &[i32], _: &[(i32, Option<Incarnation>)]) -> Option<Moves<i32>> {
-        None
-    }
-}
-
 impl Assignment {
     fn of(&self, partitions: &[i32]) -> BTreeSet<i32> {
         match self {
             Self::All => partitions.iter().copied().collect(),
+            Self::Only(these) => partitions.iter().copied().filter(|one| these.contains(one)).collect(),
             Self::Chosen(choice) => choice.mine(partitions),
         }
     }
@@ -152,8 +144,7 @@ pub fn start(
     let keeper = Arc::new(Keeper::new(positions, lost));
     let (keeping, client) = (keeper.clone(), Arc::downgrade(&consumer));
     let keeping = tokio::spawn(async move { keeping.run(&client).await });
-    let first =
-        if links.is_some() { Assignment::Chosen(Arc::new(|_: &[i32]| BTreeSet::new())) } else { Assignment::All };
+    let first = if links.is_some() { Assignment::Only(BTreeSet::new()) } else { Assignment::All };
     let shown = Arc::<Shown>::default();
     let seen = (health.clone(), shown.clone());
     let partitions = Partitions::new((config.clone(), first), consumer.clone(), inbox.clone(), keeper.clone(), seen);
@@ -195,6 +186,12 @@ impl Ingest {
     #[must_use]
     pub fn partitions(&self) -> Vec<i32> {
         self.shown.held.lock().iter().copied().collect()
+    }
+
+    /// Whether a broker has said, when it was asked last, that the topic is there, and whatever should be read here was.
+    #[must_use]
+    pub fn reaches(&self) -> bool {
+        self.shown.reaches.load(Ordering::Relaxed)
     }
 
     /// Returns when this node has let go of partitions, or taken some: others may go on. Cancel safe.

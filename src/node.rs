@@ -269,10 +269,15 @@ impl Node {
         // Half of the time at the most for Kafka: clients must hear goodbye in any case.
         let kafka_deadline = began + self.drain.deadline / 2;
         let published = tokio::time::timeout_at(kafka_deadline.into(), self.api.settled());
+        let given = async {
+            if let Some(cluster) = &self.cluster {
+                cluster.give_away(kafka_deadline).await;
+            }
+        };
         if let Some(cluster) = &self.cluster {
             cluster.drain(kafka_deadline).await;
         }
-        let (_, published) = tokio::join!(self.ingest.drain(kafka_deadline), published);
+        let ((), (), published) = tokio::join!(given, self.ingest.drain(kafka_deadline), published);
         if published.is_err() {
             tracing::warn!("kafka did not confirm all events of services in time");
         }

@@ -1,7 +1,7 @@
 //! Positions on their way: into the store, beside the rows that they cover, and then to Kafka as a copy for lag tools.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -119,12 +119,13 @@ impl Keeper {
         self.wait(self.positions.write(self.log(), positions))
     }
 
-    /// Blocks. Others may take these partitions, whose positions are written.
-    pub(super) fn release(&self, partitions: &[i32]) -> Result<(), Error> {
+    /// Blocks. Others may take all partitions of this process but these; the positions of the others are written. How many
+    /// there were.
+    pub(super) fn keep_only(&self, held: &BTreeSet<i32>) -> Result<usize, Error> {
         self.wait(async {
             let _writing = self.writing.lock().await;
-            self.pending.lock().retain(|pending, _| !partitions.contains(pending));
-            self.positions.release(self.log(), partitions).await
+            self.pending.lock().retain(|pending, _| held.contains(pending));
+            self.positions.keep_only(self.log(), held).await
         })
     }
 

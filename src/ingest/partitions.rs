@@ -48,6 +48,8 @@ const LAST_COMMIT: Duration = Duration::from_secs(10);
 /// What others see of the thread.
 #[derive(Default)]
 pub(super) struct Shown {
+    /// When it looked last, all partitions that should be read here could be.
+    pub(super) reaches: AtomicBool,
     /// The partitions that are read, among them those that are about to be let go.
     pub(super) held: Mutex<BTreeSet<i32>>,
     /// It goes on when another node has let go of partitions, or taken some.
@@ -65,6 +67,8 @@ pub(super) struct Partitions {
     wanted: Assignment,
     /// The partitions that the topic had when the broker was asked last.
     there: Vec<i32>,
+    /// Those of them that no broker led.
+    leaderless: BTreeSet<i32>,
     /// When that was. `None`: it has to be asked now.
     asked: Option<Instant>,
     held: BTreeSet<i32>,
@@ -78,8 +82,9 @@ pub(super) struct Partitions {
     release_done: (mpsc::Sender<Position>, mpsc::Receiver<Position>),
     /// Where partitions stood that were let go, in case the commit did not get through.
     released: BTreeMap<i32, i64>,
-    /// Partitions that were let go without the store's having heard of it: nobody else takes them before it has.
-    unreleased: BTreeSet<i32>,
+    /// The store may have more partitions as this node's than it reads, which nobody else takes: an answer was lost, or
+    /// reading them did not begin.
+    may_have_more: bool,
     /// The topic was there and is not now.
     is_gone: bool,
     /// The first look round is over: partitions that appear later are new.
@@ -95,6 +100,8 @@ enum Obstacle {
     NoBroker { brokers: String },
     #[error("topic {topic} (kafka.topic) does not exist")]
     NoTopic { topic: String },
+    #[error("no broker leads partitions {partitions:?} of topic {topic}")]
+    NoLeader { topic: String, partitions: Vec<i32> },
     #[error("asking the broker failed: {0}")]
     Broker(#[from] KafkaError),
     #[error(transparent)]
@@ -117,6 +124,7 @@ impl Partitions {
             health,
             wanted,
             there: Vec::new(),
+            leaderless: BTreeSet::new(),
             asked: None,
             held: BTreeSet::new(),
             shown,
@@ -125,7 +133,7 @@ impl Partitions {
             releasing: BTreeSet::new(),
             release_done: mpsc::channel(),
             released: BTreeMap::new(),
-            unreleased: BTreeSet::new(),
+            may_have_more: false,
             is_gone: false,
             knows_topic: false,
             connected: false,
@@ -142,8 +150,9 @@ impl Partitions {
                         tracing::info!(topic = self.config.topic, "kafka is back");
                     }
                     self.health.ready(HEALTH_PART);
+                    self.shown.reaches.store(true, Ordering::Relaxed);
                     // Another node has not let go of partitions yet, or not taken any, or this one has not.
-                    if self.shown.waits.load(Ordering::Relaxed) || !self.unreleased.is_empty() {
+                    if self.shown.waits.load(Ordering::Relaxed) || self.may_have_more {
                         ASK_AGAIN
                     } else {
                         self.config.partition_refresh
@@ -151,6 +160,7 @@ impl Partitions {
                 }
                 Err(obstacle) => {
                     self.asked = None;
+                    self.shown.reaches.store(false, Ordering::Relaxed);
                     let text = obstacle.to_string();
                     self.health.not_ready(HEALTH_PART, text.clone());
                     if last_obstacle.as_ref() != Some(&text) {
@@ -198,9 +208,12 @@ impl Partitions {
     /// far as nobody has it: it is not read meanwhile. Of a member that lives it is no more than a batch, for
     /// [`Self::give`] lets go of no more; of one that died it is all.
     fn look(&mut self) -> Result<(), Obstacle> {
-        self.release_left_over();
+        let is_due = self.asked.is_none_or(|at| at.elapsed() >= self.config.partition_refresh);
+        if self.may_have_more || is_due {
+            self.release_left_over();
+        }
         // A broker that has nothing to send answers a question behind a fetch, half a second later.
-        if self.asked.is_none_or(|at| at.elapsed() >= self.config.partition_refresh) {
+        if is_due {
             self.there = self.ask_for_partitions()?;
             self.asked = Some(Instant::now());
         }
@@ -210,7 +223,8 @@ impl Partitions {
         // What others do from here on may be news.
         self.shown.waits.store(self.waits(&surplus, &missing), Ordering::SeqCst);
         self.give(&surplus)?;
-        for (partition, start, end) in self.starts(&missing)? {
+        let (leaderless, led): (Vec<i32>, Vec<i32>) = missing.iter().partition(|one| self.leaderless.contains(one));
+        for (partition, start, end) in self.starts(&led)? {
             tracing::info!(partition, start, "partition assigned");
             self.inbox.command(Command::Assign { partition, start, end });
             self.held.insert(partition);
@@ -220,7 +234,10 @@ impl Partitions {
         self.knows_topic = true;
         let missing: Vec<i32> = wanted.difference(&self.held).copied().collect();
         self.shown.waits.store(self.waits(&surplus, &missing), Ordering::SeqCst);
-        Ok(())
+        if leaderless.is_empty() {
+            return Ok(());
+        }
+        Err(Obstacle::NoLeader { topic: self.config.topic.clone(), partitions: leaderless })
     }
 
     /// Whether another node has to do something first.
@@ -237,7 +254,7 @@ impl Partitions {
             return Ok(());
         }
         let moves = match &self.wanted {
-            Assignment::All => None,
+            Assignment::All | Assignment::Only(_) => None,
             Assignment::Chosen(choice) => {
                 let mut owners = self.keeper.owners()?;
                 // Already on its way, also what should be read here again by now.
@@ -276,6 +293,8 @@ impl Partitions {
         }
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let partitions: Vec<i32> = found.iter().flat_map(|found| found.partitions()).map(|p| p.id()).collect();
+        let leaderless = found.iter().flat_map(|found| found.partitions()).filter(|p| p.leader() < 0);
+        self.leaderless = leaderless.map(|p| p.id()).collect();
         if partitions.is_empty() {
             let topic = topic.clone();
             self.topic_is_gone()?;
@@ -341,13 +360,22 @@ impl Partitions {
         any
     }
 
-    /// Releases what was let go before, without the store's having heard of it.
+    /// Has the store know that this node has no more than it reads, if it knows of any.
     fn release_left_over(&mut self) {
-        self.unreleased.retain(|partition| !self.held.contains(partition));
-        let left_over: Vec<i32> = self.unreleased.iter().copied().collect();
-        if !left_over.is_empty() && self.keeper.release(&left_over).is_ok() {
-            self.unreleased.clear();
-            self.shown.moved.notify_one();
+        if !self.connected {
+            return;
+        }
+        match self.keeper.keep_only(&self.held) {
+            Ok(released) => {
+                self.may_have_more = false;
+                if released > 0 {
+                    self.shown.moved.notify_one();
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the claims of partitions were not released; trying again");
+                self.may_have_more = true;
+            }
         }
     }
 
@@ -361,22 +389,15 @@ impl Partitions {
         }
         let positions: Vec<(i32, i64)> = positions.iter().map(|(p, at)| (*p, *at)).collect();
         let give_up_at = Instant::now() + LAST_COMMIT;
-        let partitions: Vec<i32> = positions.iter().map(|(partition, _)| *partition).collect();
         while let Err(error) = self.keeper.write(&positions) {
             if Instant::now() >= give_up_at || matches!(error, store::Error::Lost { .. }) {
-                self.unreleased.extend(partitions);
+                self.may_have_more = true;
                 return tracing::error!(%error, "the last positions were not stored; what lies behind is read again");
             }
             std::thread::sleep(Duration::from_millis(200));
         }
         // Kafka's copy comes later: nobody waits for it.
-        match self.keeper.release(&partitions) {
-            Ok(()) => self.shown.moved.notify_one(),
-            Err(error) => {
-                tracing::warn!(%error, "the partitions' claims were not released; trying again");
-                self.unreleased.extend(partitions);
-            }
-        }
+        self.release_left_over();
         let offsets = list(&self.config.topic, positions.iter().copied());
         while let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync) {
             if self.others_read_on {
@@ -394,8 +415,15 @@ impl Partitions {
     fn stop(mut self, deadline: Instant, orders: &mpsc::Receiver<Control>) {
         let left = || deadline.saturating_duration_since(Instant::now());
         while !self.held.is_empty() && !left().is_zero() {
-            self.release_left_over();
-            let held: Vec<i32> = self.held.iter().copied().collect();
+            if self.may_have_more {
+                self.release_left_over();
+            }
+            let stays = match &self.wanted {
+                // As long as the view has this node as one that stays, nobody takes them.
+                Assignment::Chosen(choice) => choice.mine(&self.there),
+                Assignment::All | Assignment::Only(_) => BTreeSet::new(),
+            };
+            let held: Vec<i32> = self.held.difference(&stays).copied().collect();
             self.shown.waits.store(true, Ordering::SeqCst);
             if self.give(&held).is_err() {
                 // Without the store nobody takes anything either.
@@ -413,8 +441,11 @@ impl Partitions {
         if !rest.is_empty() {
             tracing::warn!(partitions = ?rest.keys(), "not everything was settled in time");
         }
+        self.held.clear();
         self.commit(&rest);
-        self.release_left_over();
+        if self.may_have_more {
+            self.release_left_over();
+        }
     }
 }
 

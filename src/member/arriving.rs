@@ -87,14 +87,16 @@ async fn is_gone(common: &Common, member: &Member) -> bool {
 }
 
 impl super::Member {
-    /// It is ready to own something, and becomes active as soon as it is linked with enough of the others, if it is not
-    /// declared dead before. Cancel safe.
-    pub(super) async fn activate(self: &Arc<Self>) {
+    /// It is ready to own something, and becomes active as soon as it is linked with enough of the others and can read
+    /// the topic, if it is not declared dead before. Cancel safe.
+    pub(super) async fn activate(self: &Arc<Self>, reads: impl Fn() -> bool) {
         let me = self.me();
         let mut say_at = Instant::now() + SAID_EVERY;
         loop {
             let view = self.view();
-            if arrival::may_own(&view, me, |elder| self.is_linked(elder)) {
+            let is_linked = arrival::may_own(&view, me, |elder| self.is_linked(elder));
+            // Alone, it owns what there is anyway.
+            if is_linked && (reads() || arrival::elders(&view, me).next().is_none()) {
                 // It is active, then, or it leaves, or is dead.
                 let Ok(change) = view.activate(me) else { return };
                 let changed = timeout(ANSWER, self.common.membership.change(&change)).await;
@@ -107,8 +109,12 @@ impl super::Member {
                 self.keep_links();
                 if Instant::now() >= say_at {
                     say_at += SAID_EVERY;
-                    let failures = self.failures(&view);
-                    tracing::warn!(failures, "waiting for links with more than half of the active nodes");
+                    if is_linked {
+                        tracing::warn!("waiting until kafka can be read: other nodes keep what they have");
+                    } else {
+                        let failures = self.failures(&view);
+                        tracing::warn!(failures, "waiting for links with more than half of the active nodes");
+                    }
                 }
             }
             tokio::time::sleep(LINKED_EVERY).await;

@@ -100,7 +100,8 @@ impl Ownership {
 
     /// Waits until this node may own something, and then moves towards what should be, for ever.
     pub async fn run(mut self) {
-        self.member.activate().await;
+        let ingest = self.ingest.clone();
+        self.member.activate(|| ingest.reaches()).await;
         let mut views = self.member.view.subscribe();
         loop {
             match self.turn().await {

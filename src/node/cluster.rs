@@ -163,15 +163,21 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Gives everything away, if there is anybody to take it.
+    /// Says that this node gives everything away.
     pub(super) async fn drain(&self, deadline: Instant) {
-        let draining = async {
-            self.member.drain().await;
+        if tokio::time::timeout_at(deadline.into(), self.member.drain()).await.is_err() {
+            tracing::warn!("the store did not hear in time that this node leaves");
+        }
+    }
+
+    /// Returns when all shards are given away, if there is anybody to take them.
+    pub(super) async fn give_away(&self, deadline: Instant) {
+        let given = async {
             while self.owners.serves_any() && !self.member.view().candidates().is_empty() {
                 tokio::time::sleep(DRAIN_LOOK).await;
             }
         };
-        if tokio::time::timeout_at(deadline.into(), draining).await.is_err() {
+        if tokio::time::timeout_at(deadline.into(), given).await.is_err() {
             tracing::warn!("not all shards were given away in time; others take them when this node is gone");
         }
     }

@@ -33,9 +33,7 @@ pub(super) fn routes(ingest: &Arc<Ingest>, health: &Health) -> axum::Router {
     let assign = async move |Json(body): Json<Body>| {
         ingest.assign(match body.partitions {
             Wanted::All(Everything::All) => Assignment::All,
-            Wanted::Only(wanted) => Assignment::Chosen(Arc::new(move |there: &[i32]| {
-                there.iter().copied().filter(|one| wanted.contains(one)).collect()
-            })),
+            Wanted::Only(wanted) => Assignment::Only(wanted),
         });
         StatusCode::NO_CONTENT
     };

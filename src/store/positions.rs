@@ -1,7 +1,7 @@
 //! How far each Kafka partition is settled, kept beside the rows that it covers. Engines that keep rows over a
 //! restart keep positions too; then they are the truth, and what is committed to Kafka is a copy for lag tools.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use parking_lot::Mutex;
 
@@ -37,9 +37,10 @@ pub trait Positions: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
-    /// Gives partitions away, whose positions are written: other nodes may read on from there.
-    fn release<'a>(&'a self, _log: &'a LogName, _partitions: &'a [i32]) -> Answer<'a, ()> {
-        Box::pin(std::future::ready(Ok(())))
+    /// Gives all partitions away that are this process's, but these: other nodes may read on where the others stand.
+    /// Also those of which this process does not know, because the answer to a take was lost. How many there were.
+    fn keep_only<'a>(&'a self, _log: &'a LogName, _held: &'a BTreeSet<i32>) -> Answer<'a, usize> {
+        Box::pin(std::future::ready(Ok(0)))
     }
 
     /// Forgets a topic that is gone.
@@ -89,12 +90,19 @@ impl Held {
     /// Why its position did not move, from the owner, the epoch and the position that are found.
     pub(super) fn explain(self, partition: i32, owner: &str, found: Option<(String, i64, i64)>) -> Unmoved {
         let lost = |reason| Error::Lost { reason };
-        match found.filter(|(found, epoch, _)| found == owner && *epoch >= self.epoch) {
+        let taken = |now: String| {
+            let held = format!("this process, {owner}, had it under epoch {}", self.epoch);
+            Unmoved::Taken(lost(format!("partition {partition} is not this process's any more: {now}; {held}")))
+        };
+        match found {
+            None => taken("nobody has it".to_owned()),
+            Some((found, epoch, _)) if found != owner || epoch < self.epoch => {
+                taken(format!("'{found}' has it under epoch {epoch}"))
+            }
             Some((_, epoch, position)) if epoch == self.epoch && position < self.position => {
                 Unmoved::WentBack(lost(format!("the store went back: partition {partition} was at {}", self.position)))
             }
             Some(_) => Unmoved::Passed,
-            None => Unmoved::Taken(lost(format!("partition {partition} is not this process's any more"))),
         }
     }
 }
@@ -127,9 +135,9 @@ impl HeldPartitions {
         self.0.lock().get(&partition).copied()
     }
 
-    /// It is not this process's any more.
-    pub(super) fn let_go(&self, partition: i32) -> Option<Held> {
-        self.0.lock().remove(&partition)
+    /// The others are not this process's any more.
+    pub(super) fn keep_only(&self, kept: &BTreeSet<i32>) {
+        self.0.lock().retain(|partition, _| kept.contains(partition));
     }
 
     /// The positions that are above the last ones written, with what they follow.

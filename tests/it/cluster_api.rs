@@ -121,6 +121,31 @@ async fn every_node_tells_of_all_and_who_does_not_answer_is_not_made_up() {
     .await;
 }
 
+/// A newcomer cannot take anything yet: what it should have is told of as on its way, by whoever is asked.
+#[tokio::test]
+async fn what_moves_to_another_node_is_told() {
+    let mut cluster = Cluster::start_each(1, 2, with_key).await;
+    let locked = cluster.store.lock("shard_claims").await;
+    let newcomer = cluster.builder().start_unready();
+    cluster.nodes.push(newcomer);
+    let moves = eventually("moves", async || {
+        let moves = told(&cluster.nodes[0]).await["moves"].as_array()?.clone();
+        (!moves.is_empty()).then_some(moves)
+    })
+    .await;
+    assert!(
+        moves.iter().all(|one| one["to"] == "n1" && (one["from"] == "n0" || one.get("from").is_none())),
+        "{moves:?}"
+    );
+    let shards: i64 = moves.iter().filter_map(|one| one["shards"].as_i64()).sum();
+    assert!((1..SHARDS).contains(&shards), "{moves:?}");
+    let printed = command::finish(cluster.nodes[0].command(&["cluster", "--api-key", KEY])).await.ok();
+    assert!(printed.contains(" to n1"), "{printed}");
+    drop(locked);
+    cluster.settled().await;
+    eventually("none", async || (told(&cluster.nodes[0]).await["moves"] == json!([])).then_some(())).await;
+}
+
 #[tokio::test]
 async fn the_command_follows_the_cluster_until_it_is_told_to_stop() {
     let mut cluster = Cluster::start_each(1, 2, with_key).await;

@@ -55,6 +55,39 @@ async fn a_broker_killed_and_restarted_under_load_loses_and_repeats_nothing() {
 }
 
 #[tokio::test]
+async fn partitions_that_no_broker_leads_are_named_and_hold_up_no_others() {
+    let mut brokers = Broker::three().await;
+    let feed = Feed::named(&brokers[0].kafka(), 6);
+    feed.kafka.create_topic_without_copies(&feed.topic, 6).await;
+    feed.kafka.create_topic(&feed.dead_letter_topic, 1, &[]).await;
+    brokers[1].stop().await;
+    let node = Node::builder(&feed).start_unready();
+    node.unready("no broker leads partitions [").await;
+    let said = node.admin("/readyz").await.body;
+    let (_, named) = said.split_once("partitions [").expect("just seen");
+    let named = named.split(']').next().expect("a list").split(", ");
+    let led: Vec<i32> = {
+        let leaderless: Vec<i32> = named.map(|number| number.parse().expect("a partition")).collect();
+        (0..6).filter(|partition| !leaderless.contains(partition)).collect()
+    };
+    assert_eq!(led.len(), 4, "{said}");
+    let users = (0..).map(|n| format!("user-{n}"));
+    let users: Vec<String> = users.filter(|user| led.contains(&feed.partition_of(user))).take(8).collect();
+    for user in &users {
+        let mut client = node.connect(user).await;
+        feed.send(&Event::new(user, "led")).await;
+        assert_eq!(client.one().await.kind, "led");
+    }
+    let without = (0..).map(|n| format!("user-{n}")).find(|user| !led.contains(&feed.partition_of(user)));
+    let without = without.expect("there are more users than partitions");
+    let mut client = node.connect(&without).await;
+    brokers[1].start().await;
+    node.ready().await;
+    feed.send(&Event::new(&without, "led again")).await;
+    assert_eq!(client.one().await.kind, "led again");
+}
+
+#[tokio::test]
 async fn a_missing_topic_is_named_and_works_once_it_exists() {
     let kafka = Kafka::shared();
     let feed = Feed::named(&kafka, 2);

@@ -1,33 +1,34 @@
 //! Where a partition begins: the position that the store has of it, as far as the log has that.
 
-use rdkafka::{Offset, consumer::Consumer as _};
+use std::collections::BTreeMap;
+
+use rdkafka::{Offset, TopicPartitionList, consumer::Consumer as _, error::KafkaError};
 
 use super::{ASK, Obstacle, Partitions};
 use crate::{ingest::consumer::list, store::positions::Known};
 
 impl Partitions {
-    /// Where each of these partitions begins for us, and where it ends now.
-    pub(super) fn starts(&self, partitions: &[i32]) -> Result<Vec<(i32, i64, i64)>, Obstacle> {
+    /// Where each of these partitions begins for us, and where it ends now; of those that nobody else has.
+    pub(super) fn starts(&mut self, partitions: &[i32]) -> Result<Vec<(i32, i64, i64)>, Obstacle> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        let topic = &self.config.topic;
-        let asked = list(topic, partitions.iter().map(|p| (*p, 0)));
-        let committed = self.consumer.committed_offsets(asked, ASK)?;
-        let copy = |partition| match committed.find_partition(topic, partition)?.offset() {
-            Offset::Offset(offset) => Some(offset),
-            _ => None,
-        };
+        let asked = list(&self.config.topic, partitions.iter().map(|p| (*p, 0)));
+        let copies = offsets(&self.consumer.committed_offsets(asked, ASK)?)?;
+        // What is taken and cannot begin should not be kept from others who can, once they are to read it.
+        self.may_have_more = true;
         let taken = self.keeper.take(partitions)?;
+        let copy = |partition| copies.get(&partition).copied();
         let ahead = taken.iter().filter_map(|(partition, known)| Some((*partition, ahead(*known, copy(*partition))?)));
         let ahead: Vec<_> = ahead.collect();
         if !ahead.is_empty() {
             tracing::error!(partitions = ?ahead, "positions committed to kafka are ahead of the store's: it has lost commits");
             self.keeper.went_back(&ahead)?;
         }
-        let mut starts = Vec::with_capacity(partitions.len());
+        let logs = self.logs(taken.iter().map(|(partition, _)| *partition))?;
+        let mut starts = Vec::with_capacity(taken.len());
         for (partition, known) in taken {
-            let (low, high) = self.consumer.fetch_watermarks(topic, partition, ASK)?;
+            let Some(&(low, high)) = logs.get(&partition) else { continue };
             let position = match known {
                 Known::At { position, .. } => Some(position),
                 Known::Foreign => {
@@ -45,9 +46,45 @@ impl Partitions {
         }
         let begin: Vec<_> = starts.iter().map(|(partition, start, _)| (*partition, *start)).collect();
         let begun = self.keeper.begin(&begin)?;
+        self.may_have_more = begun.len() < begin.len();
         starts.retain(|(partition, ..)| begun.contains(partition));
         Ok(starts)
     }
+
+    /// The first offset of each of these partitions, and the one behind the last. All in one question per broker: one
+    /// that has nothing to send answers behind a fetch, half a second later, and one by one that adds up.
+    fn logs(&self, partitions: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, (i64, i64)>, Obstacle> {
+        let mut first = TopicPartitionList::new();
+        partitions.for_each(|partition| _ = first.add_partition(&self.config.topic, partition));
+        if first.count() == 0 {
+            return Ok(BTreeMap::new());
+        }
+        let mut end = first.clone();
+        // Where a time is asked for, Kafka takes these two as well.
+        first.set_all_offsets(Offset::Beginning)?;
+        end.set_all_offsets(Offset::End)?;
+        let consumer = &self.consumer;
+        let ask = |which| offsets(&consumer.offsets_for_times(which, ASK)?);
+        let (first, end) = std::thread::scope(|scope| {
+            let first = scope.spawn(|| ask(first));
+            let end = ask(end);
+            (first.join().expect("it does not panic"), end)
+        });
+        let (first, end) = (first?, end?);
+        Ok(first.into_iter().filter_map(|(partition, low)| Some((partition, (low, *end.get(&partition)?)))).collect())
+    }
+}
+
+/// The partitions of an answer that have an offset in it.
+fn offsets(answer: &TopicPartitionList) -> Result<BTreeMap<i32, i64>, KafkaError> {
+    let mut offsets = BTreeMap::new();
+    for one in answer.elements() {
+        one.error()?;
+        if let Offset::Offset(offset) = one.offset() {
+            offsets.insert(one.partition(), offset);
+        }
+    }
+    Ok(offsets)
 }
 
 /// Kafka's copy, when it is ahead of what the store knows and that is news: it is written after the store's.

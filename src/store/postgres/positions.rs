@@ -1,5 +1,7 @@
 //! Positions of Kafka partitions in PostgreSQL.
 
+use std::collections::BTreeSet;
+
 use super::{PostgresStore, ask, fence::single, membership::PostgresMembership, unavailable};
 use crate::{
     event::unix_millis_now,
@@ -85,14 +87,18 @@ impl PostgresStore {
         Ok(claims.into_iter().map(|claim| (claim.partition, claim.owner)).collect())
     }
 
-    async fn release_held(&self, log: &LogName, partitions: &[i32]) -> Result<(), Error> {
-        let Some((me, common)) = &self.common else { return Ok(()) };
-        let held = partitions.iter().filter_map(|one| Some((*one, self.partitions.held(*one)?.epoch)));
-        let held: Vec<_> = held.collect();
-        Claims::release_partitions(common, *me, &log.topic, &held).await?;
-        // Not before: whoever fails asks again.
-        held.iter().for_each(|(partition, _)| _ = self.partitions.let_go(*partition));
-        Ok(())
+    async fn release_all_but(&self, log: &LogName, held: &BTreeSet<i32>) -> Result<usize, Error> {
+        let Some((me, common)) = &self.common else { return Ok(0) };
+        let claims = common.partitions(&log.topic).await?;
+        let is_left_over = |claim: &&PartitionClaim| claim.owner == Some(*me) && !held.contains(&claim.partition);
+        let left_over: Vec<_> =
+            claims.iter().filter(is_left_over).map(|claim| (claim.partition, claim.epoch)).collect();
+        if !left_over.is_empty() {
+            Claims::release_partitions(common, *me, &log.topic, &left_over).await?;
+        }
+        // Not before: who fails asks again.
+        self.partitions.keep_only(held);
+        Ok(left_over.len())
     }
 
     async fn begin_partitions(&self, log: &LogName, positions: &[(i32, i64)]) -> Result<Vec<i32>, Error> {
@@ -219,8 +225,8 @@ impl Positions for PostgresStore {
         Box::pin(self.owners_of(log))
     }
 
-    fn release<'a>(&'a self, log: &'a LogName, partitions: &'a [i32]) -> Answer<'a, ()> {
-        Box::pin(self.release_held(log, partitions))
+    fn keep_only<'a>(&'a self, log: &'a LogName, held: &'a BTreeSet<i32>) -> Answer<'a, usize> {
+        Box::pin(self.release_all_but(log, held))
     }
 
     fn write<'a>(&'a self, log: &'a LogName, positions: &'a [(i32, i64)]) -> Answer<'a, ()> {

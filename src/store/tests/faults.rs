@@ -34,7 +34,7 @@ async fn execute(connection: &mut PgConnection, sql: &'static str) {
     sqlx::raw_sql(sql).execute(connection).await.unwrap();
 }
 
-fn log_name() -> LogName {
+pub(super) fn log_name() -> LogName {
     LogName { cluster: "c".into(), topic: "t".into() }
 }
 

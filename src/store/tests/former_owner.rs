@@ -1,7 +1,7 @@
 //! What a process does that owns users no more: a device's first connection, retention; and that giving shards away in
 //! good order is no loss.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use sqlx::Connection as _;
 use tokio::sync::{mpsc, oneshot};
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     contract::{acknowledge, append, event, events, shape, user},
     databases::Place,
-    faults::until,
+    faults::{log_name, until},
     membership::join,
     states::{ended_all, hold},
 };
@@ -20,7 +20,8 @@ use crate::{
     placement::ShardId,
     store::{
         Appended, Config, Error, Opened, Opening, PageLimit, Store as _,
-        claims::Claims as _,
+        claims::{Beginning, Claims as _},
+        positions::Positions as _,
         postgres::{PostgresStore, membership::PostgresMembership, retention},
         sessions::Started,
         writer::Writer,
@@ -186,6 +187,34 @@ async fn a_log_that_is_opened_while_its_shard_is_given_away_is_no_loss() {
     store.hold_shards(&taken);
     store.open(&u, Some(&device(1))).await.unwrap();
     assert_eq!(count(&place, DEVICES).await, 2);
+}
+
+/// Also what the store says it has taken, and it does not know of: an answer was lost.
+#[tokio::test]
+async fn a_process_keeps_the_partitions_that_it_names_and_all_others_of_its_own_are_free() {
+    let place = Place::database().await;
+    let (store, table, me) = member(&place).await;
+    let other = join(&table, "b").await;
+    let log = log_name();
+    assert_eq!(store.begin(&log, &[(0, 7), (1, 8), (2, 9)]).await.unwrap().len(), 3);
+    assert_eq!(table.take_partitions(me, "t", &[(1, 1)]).await.unwrap()[0].epoch, 2, "nobody hears of it");
+    let of_another = Beginning { partition: 3, epoch: 0, position: 1 };
+    table.begin_partitions(other, &log, &[of_another]).await.unwrap();
+    assert_eq!(store.keep_only(&log, &BTreeSet::from([0])).await.unwrap(), 2);
+    assert_eq!(store.owners(&log).await.unwrap(), [(0, Some(me)), (1, None), (2, None), (3, Some(other))]);
+    assert_eq!(store.keep_only(&log, &BTreeSet::from([0])).await.unwrap(), 0, "there is no more");
+    let taken = table.take_partitions(other, "t", &[(1, 2), (2, 1)]).await.unwrap();
+    assert_eq!(taken.iter().map(|claim| claim.position).collect::<Vec<_>>(), [8, 9], "they stand where they stood");
+    store.write(&log, &[(0, 8), (1, 100), (2, 100)]).await.unwrap();
+    let read = table.partitions("t").await.unwrap();
+    assert_eq!(
+        read.iter().map(|claim| claim.position).collect::<Vec<_>>(),
+        [8, 8, 9, 1],
+        "a former owner moves nothing"
+    );
+    execute(&place, "update partition_claims set owner = 'x', epoch = 9 where partition = 0").await;
+    let lost = store.write(&log, &[(0, 20)]).await.unwrap_err();
+    assert!(matches!(lost, Error::Lost { .. }) && lost.to_string().contains("'x' has it under epoch 9"), "{lost}");
 }
 
 #[tokio::test]

@@ -56,14 +56,20 @@ impl Kafka {
 
     /// Creates a topic with properties such as `max.message.bytes`.
     pub async fn create_topic(&self, name: &str, partitions: i32, properties: &[(&str, &str)]) {
-        let mut topic = NewTopic::new(name, partitions, COPIES);
-        for (key, value) in properties {
-            topic = topic.set(key, value);
-        }
+        let topic = NewTopic::new(name, partitions, COPIES);
+        self.create(properties.iter().fold(topic, |topic, (key, value)| topic.set(key, value))).await;
+    }
+
+    /// Creates a topic of which each partition is on one broker only.
+    pub async fn create_topic_without_copies(&self, name: &str, partitions: i32) {
+        self.create(NewTopic::new(name, partitions, TopicReplication::Fixed(1))).await;
+    }
+
+    async fn create(&self, topic: NewTopic<'_>) {
         let admin = self.admin();
         let created = within("topic created", admin.create_topics([&topic], &options())).await;
         let results = created.expect("the broker answers");
-        assert!(results.iter().all(Result::is_ok), "cannot create {name}: {results:?}");
+        assert!(results.iter().all(Result::is_ok), "cannot create {}: {results:?}", topic.name);
     }
 
     /// Deletes a topic; returns when the broker has agreed.
