@@ -188,7 +188,7 @@ impl Ingest {
         self.shown.held.lock().iter().copied().collect()
     }
 
-    /// Whether a broker has said, when it was asked last, that the topic is there, and whatever should be read here was.
+    /// Whether all of the topic that a broker leads could be read here, when it was last looked.
     #[must_use]
     pub fn reaches(&self) -> bool {
         self.shown.reaches.load(Ordering::Relaxed)

@@ -279,7 +279,7 @@ impl Scenario {
                 arrivals.resize(rate.map_or(1.0, |rate| rate / old.peak()), factor);
                 events.warmup.0 = events.warmup.0.mul_f64(factor.min(1.0));
                 if let Some(fault) = self.nodes.as_mut().and_then(|nodes| nodes.fault.as_mut()) {
-                    fault.stretch(factor);
+                    fault.after().0 = fault.after().0.mul_f64(factor);
                 }
                 if let Some(disturbance) = &mut self.disturbance {
                     disturbance.after.0 = disturbance.after.0.mul_f64(factor);

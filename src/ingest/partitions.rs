@@ -48,7 +48,7 @@ const LAST_COMMIT: Duration = Duration::from_secs(10);
 /// What others see of the thread.
 #[derive(Default)]
 pub(super) struct Shown {
-    /// When it looked last, all partitions that should be read here could be.
+    /// When it looked last, all partitions could be read that a broker leads.
     pub(super) reaches: AtomicBool,
     /// The partitions that are read, among them those that are about to be let go.
     pub(super) held: Mutex<BTreeSet<i32>>,
@@ -67,8 +67,8 @@ pub(super) struct Partitions {
     wanted: Assignment,
     /// The partitions that the topic had when the broker was asked last.
     there: Vec<i32>,
-    /// Those of them that no broker led.
-    leaderless: BTreeSet<i32>,
+    /// The brokers that led them then, where one did.
+    leaders: BTreeMap<i32, i32>,
     /// When that was. `None`: it has to be asked now.
     asked: Option<Instant>,
     held: BTreeSet<i32>,
@@ -124,7 +124,7 @@ impl Partitions {
             health,
             wanted,
             there: Vec::new(),
-            leaderless: BTreeSet::new(),
+            leaders: BTreeMap::new(),
             asked: None,
             held: BTreeSet::new(),
             shown,
@@ -223,8 +223,12 @@ impl Partitions {
         // What others do from here on may be news.
         self.shown.waits.store(self.waits(&surplus, &missing), Ordering::SeqCst);
         self.give(&surplus)?;
-        let (leaderless, led): (Vec<i32>, Vec<i32>) = missing.iter().partition(|one| self.leaderless.contains(one));
-        for (partition, start, end) in self.starts(&led)? {
+        let (led, leaderless): (Vec<i32>, Vec<i32>) = missing.iter().partition(|one| self.leaders.contains_key(one));
+        if !self.shown.reaches.load(Ordering::Relaxed) && led.is_empty() {
+            self.try_all()?;
+        }
+        let (starts, unanswered) = self.starts(&led)?;
+        for (partition, start, end) in starts {
             tracing::info!(partition, start, "partition assigned");
             self.inbox.command(Command::Assign { partition, start, end });
             self.held.insert(partition);
@@ -234,6 +238,9 @@ impl Partitions {
         self.knows_topic = true;
         let missing: Vec<i32> = wanted.difference(&self.held).copied().collect();
         self.shown.waits.store(self.waits(&surplus, &missing), Ordering::SeqCst);
+        if let Some(error) = unanswered {
+            return Err(error.into());
+        }
         if leaderless.is_empty() {
             return Ok(());
         }
@@ -293,8 +300,8 @@ impl Partitions {
         }
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let partitions: Vec<i32> = found.iter().flat_map(|found| found.partitions()).map(|p| p.id()).collect();
-        let leaderless = found.iter().flat_map(|found| found.partitions()).filter(|p| p.leader() < 0);
-        self.leaderless = leaderless.map(|p| p.id()).collect();
+        let led = found.iter().flat_map(|found| found.partitions()).filter(|p| p.leader() >= 0);
+        self.leaders = led.map(|p| (p.id(), p.leader())).collect();
         if partitions.is_empty() {
             let topic = topic.clone();
             self.topic_is_gone()?;
@@ -360,12 +367,13 @@ impl Partitions {
         any
     }
 
-    /// Has the store know that this node has no more than it reads, if it knows of any.
+    /// Has the store know that this node has no more than it reads, or is to read.
     fn release_left_over(&mut self) {
         if !self.connected {
             return;
         }
-        match self.keeper.keep_only(&self.held) {
+        let kept = self.held.union(&self.wanted.of(&self.there)).copied().collect();
+        match self.keeper.keep_only(&kept) {
             Ok(released) => {
                 self.may_have_more = false;
                 if released > 0 {
@@ -373,8 +381,9 @@ impl Partitions {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "the claims of partitions were not released; trying again");
-                self.may_have_more = true;
+                if !std::mem::replace(&mut self.may_have_more, true) {
+                    tracing::warn!(%error, "claims of partitions cannot be looked at or released now; trying again");
+                }
             }
         }
     }
@@ -414,14 +423,15 @@ impl Partitions {
 
     fn stop(mut self, deadline: Instant, orders: &mpsc::Receiver<Control>) {
         let left = || deadline.saturating_duration_since(Instant::now());
+        let view_by = Instant::now() + left() / 2;
         while !self.held.is_empty() && !left().is_zero() {
             if self.may_have_more {
                 self.release_left_over();
             }
             let stays = match &self.wanted {
-                // As long as the view has this node as one that stays, nobody takes them.
-                Assignment::Chosen(choice) => choice.mine(&self.there),
-                Assignment::All | Assignment::Only(_) => BTreeSet::new(),
+                // As long as the view has this node as one that stays, nobody takes them. It comes soon, or not at all.
+                Assignment::Chosen(choice) if Instant::now() < view_by => choice.mine(&self.there),
+                _ => BTreeSet::new(),
             };
             let held: Vec<i32> = self.held.difference(&stays).copied().collect();
             self.shown.waits.store(true, Ordering::SeqCst);
@@ -437,11 +447,14 @@ impl Partitions {
         }
         let (done, rest) = mpsc::channel();
         self.inbox.command(Command::Stop { done });
-        let rest: BTreeMap<i32, i64> = rest.iter().collect();
+        let mut rest: BTreeMap<i32, i64> = rest.iter().collect();
         if !rest.is_empty() {
             tracing::warn!(partitions = ?rest.keys(), "not everything was settled in time");
         }
+        // Let go of in the last moment.
+        rest.extend(self.release_done.1.try_iter());
         self.held.clear();
+        self.wanted = Assignment::Only(BTreeSet::new());
         self.commit(&rest);
         if self.may_have_more {
             self.release_left_over();

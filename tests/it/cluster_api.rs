@@ -18,6 +18,7 @@ use crate::harness::{
     node::{Builder, NOTIFIER, free_ports},
     process::Process,
     sse::SseClient,
+    traffic::Traffic,
     wait::{DEADLINE, eventually},
     ws::WsClient,
 };
@@ -269,15 +270,20 @@ async fn sessions_of_a_node_that_was_killed_connect_at_another_and_get_what_wait
     const AFTER: u64 = 20;
     let mut cluster = Cluster::start_each(3, 3, with_key).await;
     let mut sessions = Vec::new();
-    for user in (0..USERS).map(|n| format!("user-{n}")) {
+    cluster.store.watch_writers().await;
+    let traffic = Traffic::start(&cluster, 3 * USERS).await;
+    traffic.flows().await;
+    for user in (0..USERS).map(|n| format!("started-{n}")) {
         sessions.push((started(&cluster.nodes[0], &user).await, user));
     }
     let events = |numbers: std::ops::Range<u64>| -> Vec<Event> {
         numbers.flat_map(|n| sessions.iter().map(move |(_, user)| Event::numbered(user, n))).collect()
     };
     cluster.feed.send_all(&events(0..BEFORE)).await;
-    eventually("stored", async || (cluster.store.count("log").await == (USERS as i64) * BEFORE as i64).then_some(()))
+    let stored = "log where user_id like 'started-%'";
+    eventually("stored", async || (cluster.store.count(stored).await == (USERS as i64) * BEFORE as i64).then_some(()))
         .await;
+    traffic.hurt(0);
     cluster.nodes[0].kill();
     cluster.feed.send_all(&events(BEFORE..AFTER)).await;
     let node = &cluster.nodes[1];
@@ -296,6 +302,7 @@ async fn sessions_of_a_node_that_was_killed_connect_at_another_and_get_what_wait
     for client in &mut clients {
         assert_eq!(client.expect(1).await[0].n(), AFTER, "{}", client.hello().user);
     }
+    traffic.check(&cluster).await;
 }
 
 #[tokio::test]

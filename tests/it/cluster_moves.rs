@@ -62,6 +62,7 @@ async fn a_node_that_joins_and_one_that_leaves_move_one_batch_at_a_time() {
     assert!(taken.iter().all(|shards| *shards <= TAKEN_AT_ONCE), "{taken:?}");
 
     cluster.store.watch_moves().await;
+    cluster.store.watch_writers().await;
     let began = Instant::now();
     cluster.add().await;
     traffic.joined(&cluster.nodes[2]);

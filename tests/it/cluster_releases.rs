@@ -33,6 +33,7 @@ async fn a_cluster_goes_to_the_next_release_and_back_node_by_node_and_nothing_is
         cluster.nodes[node].restart().await;
     }
     cluster.settled().await;
+    cluster.store.watch_writers().await;
     let traffic = Traffic::start(&cluster, USERS).await;
     traffic.flows().await;
     for (program, versions) in [(NOTIFIER.to_owned(), NEXT), (former(), FORMER)] {

@@ -62,8 +62,7 @@ async fn partitions_that_no_broker_leads_are_named_and_hold_up_no_others() {
     feed.kafka.create_topic(&feed.dead_letter_topic, 1, &[]).await;
     brokers[1].stop().await;
     let node = Node::builder(&feed).start_unready();
-    node.unready("no broker leads partitions [").await;
-    let said = node.admin("/readyz").await.body;
+    let said = node.unready("no broker leads partitions [").await;
     let (_, named) = said.split_once("partitions [").expect("just seen");
     let named = named.split(']').next().expect("a list").split(", ");
     let led: Vec<i32> = {

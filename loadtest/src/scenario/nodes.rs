@@ -72,14 +72,6 @@ impl Fault {
         }
     }
 
-    /// The arrivals last so many times as long.
-    pub fn stretch(&mut self, factor: f64) {
-        self.after().0 = self.after().0.mul_f64(factor);
-        if let Self::Freeze { length, .. } = self {
-            length.0 = length.0.mul_f64(factor);
-        }
-    }
-
     /// How long after the first thing the last one happens, as far as that is known before.
     fn lasts(self) -> Duration {
         match self {

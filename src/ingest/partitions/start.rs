@@ -1,23 +1,32 @@
 //! Where a partition begins: the position that the store has of it, as far as the log has that.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::{Offset, TopicPartitionList, consumer::Consumer as _, error::KafkaError};
 
 use super::{ASK, Obstacle, Partitions};
 use crate::{ingest::consumer::list, store::positions::Known};
 
+/// How long a broker may take to say where its partitions begin and end: those of others wait for it.
+const LEADER: Duration = Duration::from_secs(3);
+const NO_PANIC: &str = "a question does not panic";
+
+/// A partition, where it begins for us, and where it ends now.
+pub(super) type Start = (i32, i64, i64);
+
 impl Partitions {
-    /// Where each of these partitions begins for us, and where it ends now; of those that nobody else has.
-    pub(super) fn starts(&mut self, partitions: &[i32]) -> Result<Vec<(i32, i64, i64)>, Obstacle> {
+    /// Where each of these partitions begins for us, and where it ends now; of those that nobody else has. And why some
+    /// are missing of which no answer came.
+    pub(super) fn starts(&mut self, partitions: &[i32]) -> Result<(Vec<Start>, Option<KafkaError>), Obstacle> {
         if partitions.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), None));
         }
         let asked = list(&self.config.topic, partitions.iter().map(|p| (*p, 0)));
         let copies = offsets(&self.consumer.committed_offsets(asked, ASK)?)?;
         // What is taken and cannot begin should not be kept from others who can, once they are to read it.
-        self.may_have_more = true;
+        let had_more = std::mem::replace(&mut self.may_have_more, true);
         let taken = self.keeper.take(partitions)?;
+        let count = taken.len();
         let copy = |partition| copies.get(&partition).copied();
         let ahead = taken.iter().filter_map(|(partition, known)| Some((*partition, ahead(*known, copy(*partition))?)));
         let ahead: Vec<_> = ahead.collect();
@@ -25,7 +34,7 @@ impl Partitions {
             tracing::error!(partitions = ?ahead, "positions committed to kafka are ahead of the store's: it has lost commits");
             self.keeper.went_back(&ahead)?;
         }
-        let logs = self.logs(taken.iter().map(|(partition, _)| *partition))?;
+        let (logs, unanswered) = self.logs(taken.iter().map(|(partition, _)| *partition));
         let mut starts = Vec::with_capacity(taken.len());
         for (partition, known) in taken {
             let Some(&(low, high)) = logs.get(&partition) else { continue };
@@ -46,32 +55,51 @@ impl Partitions {
         }
         let begin: Vec<_> = starts.iter().map(|(partition, start, _)| (*partition, *start)).collect();
         let begun = self.keeper.begin(&begin)?;
-        self.may_have_more = begun.len() < begin.len();
+        self.may_have_more = had_more || begun.len() < count;
         starts.retain(|(partition, ..)| begun.contains(partition));
-        Ok(starts)
+        Ok((starts, unanswered))
     }
 
-    /// The first offset of each of these partitions, and the one behind the last. All in one question per broker: one
-    /// that has nothing to send answers behind a fetch, half a second later, and one by one that adds up.
-    fn logs(&self, partitions: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, (i64, i64)>, Obstacle> {
-        let mut first = TopicPartitionList::new();
-        partitions.for_each(|partition| _ = first.add_partition(&self.config.topic, partition));
-        if first.count() == 0 {
-            return Ok(BTreeMap::new());
-        }
-        let mut end = first.clone();
-        // Where a time is asked for, Kafka takes these two as well.
-        first.set_all_offsets(Offset::Beginning)?;
-        end.set_all_offsets(Offset::End)?;
-        let consumer = &self.consumer;
-        let ask = |which| offsets(&consumer.offsets_for_times(which, ASK)?);
-        let (first, end) = std::thread::scope(|scope| {
-            let first = scope.spawn(|| ask(first));
-            let end = ask(end);
-            (first.join().expect("it does not panic"), end)
+    /// Whether all that a broker leads could be read, without taking any of it.
+    pub(super) fn try_all(&self) -> Result<(), Obstacle> {
+        let asked = list(&self.config.topic, self.leaders.keys().map(|p| (*p, 0)));
+        offsets(&self.consumer.committed_offsets(asked, ASK)?)?;
+        self.logs(self.leaders.keys().copied()).1.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// The first offset of each of these partitions, and the one behind the last, as far as an answer comes; else why
+    /// not. One question per broker: one that has nothing to send answers behind a fetch, half a second later, and one by
+    /// one that adds up. A broker that does not answer keeps nobody from the others' partitions.
+    fn logs(&self, partitions: impl Iterator<Item = i32>) -> (BTreeMap<i32, (i64, i64)>, Option<KafkaError>) {
+        let mut brokers = BTreeMap::<_, Vec<i32>>::new();
+        partitions.for_each(|partition| brokers.entry(self.leaders.get(&partition)).or_default().push(partition));
+        let (consumer, topic) = (&self.consumer, &*self.config.topic);
+        // Where a time is asked for, Kafka takes the first and the last offset as well.
+        let ask = |partitions: &[i32], which: Offset| {
+            let mut times = TopicPartitionList::new();
+            for partition in partitions {
+                times.add_partition_offset(topic, *partition, which)?;
+            }
+            offsets(&consumer.offsets_for_times(times, LEADER)?)
+        };
+        let (mut logs, mut failure) = (BTreeMap::new(), None);
+        std::thread::scope(|scope| {
+            let asked = brokers.values().map(|partitions| {
+                let first = scope.spawn(|| ask(partitions, Offset::Beginning));
+                (first, scope.spawn(|| ask(partitions, Offset::End)))
+            });
+            for (first, end) in asked.collect::<Vec<_>>() {
+                match (first.join().expect(NO_PANIC), end.join().expect(NO_PANIC)) {
+                    (Ok(first), Ok(end)) => logs.extend(
+                        first
+                            .into_iter()
+                            .filter_map(|(partition, low)| Some((partition, (low, *end.get(&partition)?)))),
+                    ),
+                    (Err(error), _) | (_, Err(error)) => failure = Some(error),
+                }
+            }
         });
-        let (first, end) = (first?, end?);
-        Ok(first.into_iter().filter_map(|(partition, low)| Some((partition, (low, *end.get(&partition)?)))).collect())
+        (logs, failure)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::harness::{
     broker::Broker,
     postgres::{PrivatePostgres, Stop},
     proxy::Proxy,
+    wait::eventually,
     ways::{self, Pair},
 };
 
@@ -166,7 +167,10 @@ async fn a_newcomer_that_does_not_reach_kafka_waits_and_the_others_read_on() {
     let taken = cluster.store.takes_of("n2").await;
     proxy.freeze(true);
     cluster.nodes[2].start_again();
-    cluster.nodes[2].unready("no broker answers").await;
+    eventually("links to both others", async || {
+        (cluster.nodes[2].log().matches(r#""message":"link""#).count() == 2).then_some(())
+    })
+    .await;
     goes_on(&traffic).await;
     assert_eq!(cluster.store.takes_of("n2").await, taken, "{}", cluster.nodes[2].log());
     cluster.nodes[2].unready("joining").await;

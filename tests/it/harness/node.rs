@@ -246,12 +246,12 @@ impl Node {
     }
 
     /// Waits until the node runs and says that it is not ready, with `part` in its answer.
-    pub async fn unready(&self, part: &str) {
+    pub async fn unready(&self, part: &str) -> String {
         eventually(&format!("readiness that names {part}"), async || {
             let answer = self.try_admin("/readyz").await?;
-            (answer.status() == 503 && answer.body.contains(part)).then_some(())
+            (answer.status() == 503 && answer.body.contains(part)).then_some(answer.body)
         })
-        .await;
+        .await
     }
 
     /// The clients' address.

@@ -65,6 +65,8 @@ const DROWSY: Duration = Duration::from_millis(300);
 /// How long a client waits for a node's greeting, and before it tries the next one.
 const GREETING: Duration = Duration::from_secs(8);
 const RETRY: Duration = Duration::from_millis(200);
+/// What the names of its users begin with.
+const USER: &str = "user-";
 /// How long everybody may take to get everything when all is well again.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often to look whether everybody has everything.
@@ -236,6 +238,8 @@ impl Traffic {
         clients.iter().for_each(JoinHandle::abort);
         let mut history = std::mem::take(&mut *shared.history.lock());
         history.rows = cluster.store.rows().await;
+        // A script may have users of its own beside it.
+        history.rows.retain(|row| row.user.starts_with(USER));
         history.writers = cluster.store.writers().await;
         history
     }
@@ -288,7 +292,7 @@ impl Checked {
 }
 
 fn name(user: usize) -> String {
-    format!("user-{user}")
+    format!("{USER}{user}")
 }
 
 fn place(shared: &Shared, node: &Node) {
