@@ -1,6 +1,7 @@
 //! Random faults at random moments. The seed is printed; `NOTIFIER_CHAOS_SEED` runs that one again.
 //!
-//! Many runs: `NOTIFIER_CHAOS_SEEDS=100 tests/run --long cluster_chaos::cluster_chaos`
+//! A hundred of half a minute: `tests/run --long cluster_chaos::a_hundred`. Many that take minutes and have every kind of
+//! fault: `NOTIFIER_CHAOS_SEEDS=100 tests/run --long cluster_chaos::cluster_chaos`
 
 mod scene;
 mod schedule;
@@ -202,6 +203,12 @@ fn what_is_late_is_found_only_beyond_what_is_promised_of_all_faults_on_the_way()
 #[ignore = "takes minutes: NOTIFIER_CHAOS_SEEDS says how many schedules, NOTIFIER_CHAOS_SEED which one alone"]
 fn cluster_chaos() {
     all(seeds(5), Length::Long);
+}
+
+#[test]
+#[ignore = "takes half an hour"]
+fn a_hundred_schedules_of_half_a_minute() {
+    all(seeds(100), Length::Short);
 }
 
 /// What a schedule finds in nodes that make a mistake on purpose, or none.

@@ -7,8 +7,6 @@ use std::{
 
 use notifier::placement::shard;
 
-use super::cluster::SHARDS;
-
 #[cfg(test)]
 mod tests;
 
@@ -70,6 +68,8 @@ pub enum Saw {
 /// Who has written rows, in the order of the locks that the database gave out.
 #[derive(Debug, Default)]
 pub struct Writers {
+    /// Into how many shards the users are divided.
+    pub shards: u16,
     /// When, the shard, its next owner.
     pub takes: Vec<(i64, i32, Option<String>)>,
     /// When, the user, its number, the writer.
@@ -347,7 +347,7 @@ impl Writers {
             owners.entry(*shard).or_default().insert(*at, owner.as_ref());
         }
         for (at, user, seq, writer) in &self.writes {
-            let shard = shard(user, u16::try_from(SHARDS).expect("a few"));
+            let shard = shard(user, self.shards);
             let owners = owners.get(&i32::from(shard.0));
             let owner = owners.and_then(|owners| *owners.range(..at).next_back()?.1);
             if owner != Some(writer) {

@@ -263,7 +263,8 @@ impl Store {
             sqlx::query_as(writes).fetch_all(&mut session).await.expect("writes");
         assert!(!writes.is_empty(), "nobody was seen to write");
         let writes = writes.into_iter().map(|(at, user, seq, writer)| (at, user, seq.unsigned_abs(), writer)).collect();
-        Writers { takes, writes }
+        let shards = u16::try_from(self.count("shard_claims").await).expect("a number of shards");
+        Writers { shards, takes, writes }
     }
 
     /// From here on it is noted how many shards and partitions are nobody's, whenever some are let go.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Connection, Fault, History, Row, SHARDS, Saw, Writers, Written, shard};
+use super::{Connection, Fault, History, Row, Saw, Writers, Written, shard};
 
 const USER: &str = "u";
 
@@ -38,10 +38,12 @@ fn good() -> History {
 
 /// One has owned the shard while it wrote two rows, then another one, which wrote the third.
 fn writers() -> Writers {
-    let shard = i32::from(shard(USER, u16::try_from(SHARDS).unwrap()).0);
+    let shards = 64;
+    let shard = i32::from(shard(USER, shards).0);
     let took = |at, owner: &str| (at, shard, Some(owner.to_owned()));
     let wrote = |at, seq, writer: &str| (at, USER.to_owned(), seq, writer.to_owned());
     Writers {
+        shards,
         takes: vec![took(1, "one"), took(4, "other")],
         writes: vec![wrote(2, 1, "one"), wrote(3, 2, "one"), wrote(5, 3, "other")],
     }
