@@ -224,7 +224,8 @@ impl Partitions {
         self.shown.waits.store(self.waits(&surplus, &missing), Ordering::SeqCst);
         self.give(&surplus)?;
         let (led, leaderless): (Vec<i32>, Vec<i32>) = missing.iter().partition(|one| self.leaders.contains_key(one));
-        if !self.shown.reaches.load(Ordering::Relaxed) && led.is_empty() {
+        // Before others give it any.
+        if matches!(self.wanted, Assignment::Only(_)) && !self.shown.reaches.load(Ordering::Relaxed) {
             self.try_all()?;
         }
         let (starts, unanswered) = self.starts(&led)?;
